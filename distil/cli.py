@@ -1,0 +1,313 @@
+"""Every flag once, and the commands: the `distil` command and the scripts beside this file share them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+
+from distil import __version__
+from distil.errors import DistilError, UsageError
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Door:
+    """One way to run a distillation: what it is for, and the defaults that make it different."""
+
+    command: str  # of `distil`
+    script: str
+    about: str
+    output_dir: str
+    tools: str = "zoom,rotate"
+    max_turns: int = 10
+    max_workers: int = 4
+    keep_pictures: bool = False
+
+
+DOORS: tuple[Door, ...] = (
+    Door(
+        "run",
+        "demo_concurrent.py",
+        "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
+        "traces_concurrent",
+    ),
+    Door(
+        "with-tools",
+        "demo_distillation_with_tools.py",
+        "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
+        "traces_with_tools",
+        max_workers=1,
+        keep_pictures=True,
+    ),
+    Door(
+        "one-turn",
+        "demo_distillation.py",
+        "The basic baseline: one turn a sample, no tools.",
+        "traces_demo",
+        tools="none",
+        max_turns=1,
+        max_workers=1,
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `distil` command."""
+    parser = argparse.ArgumentParser(
+        prog="distil",
+        description="Distil visual tool-use traces from a vision-language teacher.",
+        epilog="Without --api_base and key an embedded sign reader plays the teacher.",
+    )
+    parser.add_argument("--version", action="version", version=f"distil {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for door in DOORS:
+        add_run_flags(commands.add_parser(door.command, help=door.about, description=door.about), door)
+    for name, about, add_flags in (
+        ("view", "Show one trace, a folder of traces, or their totals.", add_view_flags),
+        ("verify", "Replay traces from dataset and stored actions, and compare.", add_verify_flags),
+        ("signs", "Draw a dataset of street signs for the embedded teacher.", add_signs_flags),
+    ):
+        add_flags(commands.add_parser(name, help=about, description=about))
+    return run_command(parser, arguments)
+
+
+def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
+    """One of the scripts that run a distillation."""
+    door = next(door for door in DOORS if door.script == script)
+    parser = argparse.ArgumentParser(
+        prog=door.script, description=door.about, epilog=f"The same as: distil {door.command}"
+    )
+    add_run_flags(parser, door)
+    return run_command(parser, arguments)
+
+
+def run_viewer_door(arguments: Sequence[str] | None = None) -> int:
+    """The viewer script."""
+    parser = argparse.ArgumentParser(
+        prog="view_traces_enhanced.py",
+        description="Show one trace, a folder of traces, or their totals.",
+        epilog="The same as: distil view",
+    )
+    add_view_flags(parser)
+    return run_command(parser, arguments)
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Parse, run and turn every error meant for the user into one message and an exit code."""
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except DistilError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(
+            f"\n{parser.prog}: interrupted; finished traces are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
+    """The flags of every door that runs a distillation, with the door's own defaults."""
+    parser.set_defaults(run=_run_distillation, keep_pictures=door.keep_pictures)
+    data = parser.add_argument_group("samples")
+    data.add_argument(
+        "--dataset_path",
+        metavar="PATH",
+        help="save_to_disk folder (PATH:split for a DatasetDict), parquet / JSONL / CSV file, folder of "
+        "pictures, or hub name (default: drawn street signs)",
+    )
+    data.add_argument("--num_samples", type=_count, default=10, metavar="N", help="0 for all (default: 10)")
+    data.add_argument(
+        "--order",
+        default="dataset",
+        metavar="ORDER",
+        help="dataset, random, COLUMN or COLUMN:desc; a trace keeps its true row number (default: dataset)",
+    )
+    data.add_argument("--seed", type=int, default=0, help="of random order and of every request (default: 0)")
+    data.add_argument("--output_dir", default=door.output_dir, metavar="DIR", help="(default: %(default)s)")
+    data.add_argument(
+        "--max_workers",
+        type=_positive,
+        default=door.max_workers,
+        metavar="K",
+        help="samples at once (default: %(default)s)",
+    )
+    teacher = parser.add_argument_group("teacher")
+    teacher.add_argument(
+        "--api_base",
+        metavar="URL",
+        help="OpenAI-compatible server, or 'embedded' (default: $OPENAI_BASE_URL; its key: $OPENAI_API_KEY; "
+        "with neither, the embedded sign reader)",
+    )
+    teacher.add_argument("--model", help="(default: the server's only model)")
+    teacher.add_argument("--temperature", type=_temperature, default=0.7, help="(default: 0.7)")
+    teacher.add_argument(
+        "--max_tokens", type=_positive, default=2048, metavar="N", help="of one turn (default: 2048)"
+    )
+    teacher.add_argument(
+        "--request_timeout_seconds",
+        type=_seconds,
+        default=600.0,
+        metavar="S",
+        help="of one request (default: 600)",
+    )
+    teacher.add_argument("--system_prompt", metavar="TEXT", help="(default: You are a helpful assistant.)")
+    teacher.add_argument(
+        "--user_prompt_file", metavar="FILE", help="a text file to ask instead of the standard prompt"
+    )
+    tools = parser.add_argument_group("tools")
+    tools.add_argument(
+        "--tools", default=door.tools, metavar="NAMES", help="zoom,rotate or none (default: %(default)s)"
+    )
+    tools.add_argument(
+        "--max_turns",
+        type=_positive,
+        default=door.max_turns,
+        metavar="N",
+        help="of one sample (default: %(default)s)",
+    )
+    tools.add_argument(
+        "--tool_mode",
+        choices=("auto", "native", "text"),
+        default="auto",
+        help="how tool calls are written; auto asks the server once (default: auto)",
+    )
+    tools.add_argument(
+        "--coordinates",
+        choices=("auto", "pixel", "rel1000", "rel1000_yx", "rel1"),
+        default="auto",
+        help="the frame of the teacher's boxes; auto goes by the model's name (default: auto)",
+    )
+    tools.add_argument(
+        "--crop_from",
+        choices=("current", "original"),
+        default="current",
+        help="the picture that boxes refer to (default: current)",
+    )
+    tools.add_argument(
+        "--image_max_pixels",
+        type=_positive,
+        metavar="N",
+        help="send pictures at no more than N pixels; crops are cut at full resolution all the same "
+        "(default: as the teacher's family needs)",
+    )
+
+
+def add_view_flags(parser: argparse.ArgumentParser) -> None:
+    """The viewer's flags."""
+    parser.set_defaults(run=_view)
+    parser.add_argument("path", metavar="PATH", type=Path, help="a trace file or a folder of them")
+    parser.add_argument("--batch", action="store_true", help="totals over the folder")
+    parser.add_argument(
+        "--verbose", action="store_true", help="nothing shortened; with --batch a line per trace"
+    )
+
+
+def add_verify_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distil verify`."""
+    parser.set_defaults(run=_verify)
+    parser.add_argument("path", metavar="PATH", type=Path, help="a trace file or a folder of them")
+    parser.add_argument(
+        "--dataset_path", metavar="PATH", help="where the dataset is now (default: as the traces say)"
+    )
+    parser.add_argument(
+        "--max_workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        metavar="K",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="a line per trace, matched ones too")
+
+
+def add_signs_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distil signs`."""
+    parser.set_defaults(run=_draw_signs)
+    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--num_rows", type=_positive, default=240, metavar="N", help="(default: 240)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+
+
+# The heavy imports wait until a command is run, so that --help and usage errors are quick.
+
+
+def _run_distillation(namespace: argparse.Namespace) -> int:
+    from distil.distillation import Options, run_distillation  # noqa: PLC0415
+
+    values = {field.name: getattr(namespace, field.name) for field in fields(Options)}
+    return run_distillation(Options(**values), Console())
+
+
+def _view(namespace: argparse.Namespace) -> int:
+    from distil.viewer.terminal import view  # noqa: PLC0415
+
+    return view(namespace.path, batch=namespace.batch, verbose=namespace.verbose, console=Console())
+
+
+def _verify(namespace: argparse.Namespace) -> int:
+    from distil.viewer.verification import verify  # noqa: PLC0415
+
+    console = Console()
+    return verify(namespace.path, namespace.dataset_path, namespace.max_workers, namespace.verbose, console)
+
+
+def _draw_signs(namespace: argparse.Namespace) -> int:
+    from distil.embedded import draw_signs  # noqa: PLC0415
+
+    if namespace.output_dir.exists():
+        raise UsageError(f"--output_dir {namespace.output_dir} exists already")
+    draw_signs(namespace.output_dir, namespace.num_rows, namespace.seed)
+    print(f"Drawn: --dataset_path {namespace.output_dir}")
+    return EXIT_DONE
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError("must be from 0 to 2")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

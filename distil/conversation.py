@@ -1,0 +1,127 @@
+"""The messages a teacher sees, built from records alone: a rollout and a replay get the same bytes.
+
+The two portable forms of field practice: native calls are answered by one `tool` message per call id
+and then one user message with the new pictures; text calls by one user message of `<tool_response>`
+blocks with the pictures in place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from distil.pictures import data_url
+from distil.records import Json, Prompt, RawCall, SentPicture, ToolCall, ToolMode, Turn
+
+Message = dict[str, Json]
+
+# The tools block of the Qwen2.5-VL and Qwen3-VL chat templates, so that text traces render as they do.
+_TOOLS_BLOCK = """\
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{schemas}
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+def opening_messages(prompt: Prompt, sent: SentPicture) -> list[Message]:
+    """The system message and the user message with the picture in front of the question."""
+    question = prompt.user
+    if prompt.states_size:
+        question += f"\n\nThe image is {sent.size[0]}×{sent.size[1]} pixels (width × height)."
+    return [
+        {"role": "system", "content": system_text(prompt)},
+        {"role": "user", "content": [_picture_part(sent), _text_part(question)]},
+    ]
+
+
+def system_text(prompt: Prompt) -> str:
+    """The system prompt; in text mode the description of the tools follows it."""
+    if prompt.tool_mode is not ToolMode.TEXT or not prompt.tools:
+        return prompt.system
+    schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in prompt.tools)
+    return f"{prompt.system}\n\n{_TOOLS_BLOCK.format(schemas=schemas)}"
+
+
+def turn_messages(turn: Turn) -> list[Message]:
+    """The teacher's own turn and the answers to its calls, as the next request carries them."""
+    if turn.reply.call_form is ToolMode.NATIVE:
+        return [_native_assistant(turn), *_native_results(turn)]
+    assistant = {"role": "assistant", "content": turn.reply.content}
+    return [assistant, *_text_results(turn.calls)]
+
+
+def call_ids(number: int, calls: Sequence[RawCall]) -> list[str]:
+    """The ids that a turn's native calls are answered under: the server's where they can be used."""
+    given = [call.call_id for call in calls]
+    if all(given) and len(set(given)) == len(given):
+        return [str(call_id) for call_id in given]
+    return [f"call_{number}_{position}" for position in range(1, len(given) + 1)]
+
+
+def _native_assistant(turn: Turn) -> Message:
+    ids = call_ids(turn.number, turn.reply.calls)
+    return {
+        "role": "assistant",
+        "content": turn.reply.content or None,
+        "tool_calls": [
+            {"id": call_id, "type": "function", "function": _native_function(call)}
+            for call_id, call in zip(ids, turn.reply.calls, strict=True)
+        ],
+    }
+
+
+def _native_function(call: RawCall) -> Json:
+    # Servers parse the history's arguments again and refuse the whole request where they are not an
+    # object; the tool message quotes what the teacher really wrote.
+    arguments = call.arguments if isinstance(call.arguments, dict) else {}
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64] or "unnamed"
+    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+
+
+def _native_results(turn: Turn) -> list[Message]:
+    ids = call_ids(turn.number, turn.reply.calls)
+    results: list[Message] = [
+        {"role": "tool", "tool_call_id": call_id, "content": call.observation.message}
+        for call_id, call in zip(ids, turn.calls, strict=True)
+    ]
+    pictures = [_picture_part(call.observation.sent) for call in turn.calls if call.observation.sent]
+    return [*results, {"role": "user", "content": pictures}] if pictures else results
+
+
+def _text_results(calls: Sequence[ToolCall]) -> list[Message]:
+    if not calls:
+        return []
+    parts: list[Json] = []
+    for call in calls:
+        parts += _tool_response(call)
+    return [{"role": "user", "content": parts}]
+
+
+def _tool_response(call: ToolCall) -> list[Json]:
+    observation = call.observation
+    if observation.sent is None:
+        return [_text_part(f"<tool_response>\n{observation.message}\n</tool_response>")]
+    return [
+        _text_part("<tool_response>\n"),
+        _picture_part(observation.sent),
+        _text_part(f"\n{observation.message}\n</tool_response>"),
+    ]
+
+
+def _text_part(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+def _picture_part(sent: SentPicture) -> Json:
+    return {"type": "image_url", "image_url": {"url": data_url(sent)}}

@@ -1,0 +1,347 @@
+"""One run from options to exit code: dataset, teacher, tools, folder, samples, summary."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import openai
+import PIL
+from rich.console import Console
+
+from distil import __version__
+from distil.embedded import TEACHER_NOTE, drawn_signs, embedded_teacher
+from distil.errors import UsageError
+from distil.pictures import Frame
+from distil.records import Failure, Json, Prompt, Reply, ToolMode
+from distil.report import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
+from distil.rollout import RolloutSettings, run_rollout
+from distil.sampler import run_samples
+from distil.source import Source, open_source
+from distil.store import RunFolder
+from distil.store.trace_file import RunFacts
+from distil.tasks import TASKS, Task
+from distil.teacher import (
+    ProbeResult,
+    Profile,
+    Teacher,
+    TeacherSettings,
+    check_reachable,
+    find_profile,
+    load_model_names,
+    probe_tool_mode,
+)
+from distil.teacher.client import base_url_text
+from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
+from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
+from distil.viewer.facts import TraceFacts, trace_facts
+
+EMBEDDED = "embedded"
+_MAX_LISTED_MODELS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of a run; the fields are the flags."""
+
+    dataset_path: str | None
+    output_dir: str
+    num_samples: int
+    max_turns: int
+    temperature: float
+    max_tokens: int
+    max_workers: int
+    api_base: str | None
+    model: str | None
+    tool_mode: str
+    coordinates: str
+    crop_from: str
+    order: str
+    seed: int
+    image_max_pixels: int | None
+    tools: str
+    system_prompt: str | None
+    user_prompt_file: str | None
+    request_timeout_seconds: float
+    keep_pictures: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on, before any teacher is asked."""
+
+    options: Options
+    task: Task
+    tools: tuple[Tool, ...]
+    user_prompt: str
+    source: Source
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is set up: all that was asked for, found and chosen."""
+
+    job: Job
+    teacher: TeacherSettings
+    profile: Profile
+    probe: ProbeResult
+    rollout: RolloutSettings
+    facts: RunFacts
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the teacher is, and a note on what it is where it is not a real one."""
+
+    api_base: str | None
+    api_key: str
+    note: str | None = None
+
+
+def run_distillation(options: Options, console: Console) -> int:
+    """Run it; returns 0 where every sample has a trace, 1 where some failed.
+
+    Raises UsageError, SourceError or TeacherRefused where nothing could be run.
+    """
+    job = _read_job(options, console)
+    with _find_teacher(options, console) as address:
+        run = _set_up(job, address, console)
+        with Teacher(run.teacher, _offered_natively(run.rollout.prompt)) as teacher:
+            return _run_samples(run, teacher, console)
+
+
+def _read_job(options: Options, console: Console) -> Job:
+    tools = load_tools(options.tools)  # before anything is opened, drawn or started
+    task = TASKS["geolocation"]
+    user_prompt = _read_prompt(options.user_prompt_file) or task.user_prompt
+    source = open_source(options.dataset_path or drawn_signs())
+    task.check_columns(source.columns)
+    indices = source.select(options.order, options.num_samples, options.seed)
+    if options.num_samples > len(source):
+        console.print(f"The dataset has {len(source)} rows: all of them are taken.", highlight=False)
+        if options.dataset_path is None:
+            console.print("More street signs: distil signs --output_dir DIR --num_rows N", highlight=False)
+    return Job(options, task, tools, user_prompt, source, indices)
+
+
+def _read_prompt(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--user_prompt_file {path}: {error}") from None
+
+
+@contextmanager
+def _find_teacher(options: Options, console: Console) -> Iterator[Address]:
+    """The teacher's address: the flag, the environment, or the embedded one, started for this run."""
+    api_key = os.environ.get("OPENAI_API_KEY") or ""
+    api_base = options.api_base or os.environ.get("OPENAI_BASE_URL") or None
+    if api_base not in (None, EMBEDDED) or (api_base is None and api_key):
+        yield Address(api_base, api_key or "EMPTY")
+        return
+    console.print(
+        "Teacher: the embedded sign reader (OCR and rules, for trying the pipeline, not for training). "
+        "A real one: --api_base URL --model NAME, its key in OPENAI_API_KEY.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with embedded_teacher() as embedded_base:
+        yield Address(embedded_base, "EMPTY", TEACHER_NOTE)
+
+
+def _set_up(job: Job, address: Address, console: Console) -> Run:
+    options = job.options
+    teacher = TeacherSettings(
+        api_base=address.api_base,
+        api_key=address.api_key,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        timeout_seconds=options.request_timeout_seconds,
+    )
+    teacher = replace(teacher, model=options.model or _only_model(teacher))
+    profile = _profile(teacher.model, options)
+    teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
+    boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
+    toolbox = Toolbox(job.tools, boxes, profile.rule, profile.states_size and bool(job.tools))
+    prompt = Prompt(
+        system=options.system_prompt or job.task.system_prompt,
+        user=job.user_prompt,
+        tools=toolbox.schemas(),
+        states_size=toolbox.states_size,
+    )
+    probe = _settle_tool_mode(options, teacher, prompt)
+    prompt = replace(prompt, tool_mode=probe.tool_mode)
+    rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
+    facts = RunFacts(
+        dataset=job.source.identity,
+        settings=_trace_settings(job, teacher.model, profile, rollout, address.note),
+        versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
+        keeps_pictures=options.keep_pictures,
+    )
+    _print_choices(teacher, profile, probe, console)
+    return Run(job, teacher, profile, probe, rollout, facts)
+
+
+def _only_model(teacher: TeacherSettings) -> str:
+    names = load_model_names(teacher)
+    if len(names) == 1:
+        return names[0]
+    listed = ", ".join(sorted(names)[:_MAX_LISTED_MODELS]) or "none"
+    if len(names) > _MAX_LISTED_MODELS:
+        listed += f", … ({len(names)} in all)"
+    raise UsageError(
+        f"--model is missing; {base_url_text(teacher)} offers: {listed}\n"
+        f"(for the embedded teacher: --api_base {EMBEDDED})"
+    )
+
+
+def _profile(model: str, options: Options) -> Profile:
+    frame = None if options.coordinates == "auto" else Frame(options.coordinates)
+    return with_max_area(with_frame(find_profile(model), frame), options.image_max_pixels)
+
+
+def _settle_tool_mode(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult:
+    if not prompt.tools:
+        check_reachable(teacher)
+        return ProbeResult(ToolMode.NONE, "no tools are offered", 0)
+    if options.tool_mode == "auto":
+        return probe_tool_mode(teacher, prompt)
+    check_reachable(teacher)
+    return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", 0)
+
+
+def _trace_settings(
+    job: Job, model: str, profile: Profile, rollout: RolloutSettings, note: str | None
+) -> dict[str, Json]:
+    """Everything that shapes a trace, and nothing that depends on the machine or the clock."""
+    options, prompt = job.options, rollout.prompt
+    settings: dict[str, Json] = {
+        "task": job.task.name,
+        "model": model,
+        "profile": profile.name,
+        "tool_mode": prompt.tool_mode.value,
+        "coordinates": profile.frame.value,
+        "crop_from": options.crop_from,
+        "temperature": options.temperature,
+        "max_tokens": options.max_tokens,
+        "max_turns": options.max_turns,
+        "seed": options.seed,
+        "view_rule": asdict(profile.rule),
+        "states_size": prompt.states_size,
+        "system_prompt": prompt.system,
+        "user_prompt": prompt.user,
+        "tool_schemas": list(prompt.tools),
+        "keep_pictures": options.keep_pictures,
+    }
+    if note is not None:
+        settings["teacher_note"] = note
+    return settings
+
+
+def _offered_natively(prompt: Prompt) -> Sequence[Json]:
+    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+
+
+def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResult, console: Console) -> None:
+    console.print(
+        f"Model: {teacher.model} at {base_url_text(teacher)}; tool calls: {probe.tool_mode.value} "
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
+        console.print(
+            "This model's family is not known: its boxes are taken as pixels (see --coordinates).",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class RolloutSolver:
+    """Solves one row at a time, in any thread, and writes its trace."""
+
+    def __init__(self, run: Run, teacher: Teacher, folder: RunFolder) -> None:
+        self._run = run
+        self._teacher = teacher
+        self._folder = folder
+
+    def solve(self, index: int) -> Solved:
+        """Load the row, run its rollout, write its trace."""
+        started = time.perf_counter()
+        turn_seconds: list[float] = []
+
+        def ask(messages: Sequence[bytes], seed: int) -> Reply:
+            asked = time.perf_counter()
+            reply = self._teacher.ask(messages, seed)
+            turn_seconds.append(round(time.perf_counter() - asked, 4))
+            return reply
+
+        sample = self._run.job.source.load(index, self._run.job.task)
+        trace = self._folder.write_trace(run_rollout(sample, ask, self._run.rollout))
+        self._folder.write_timing(index, round(time.perf_counter() - started, 4), turn_seconds)
+        return solved_from_trace(trace, trace_facts(trace))
+
+    def abort(self) -> None:
+        """Close the teacher's connections: requests in flight fail at once."""
+        self._teacher.close()
+
+
+def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
+    folder = RunFolder(Path(run.job.options.output_dir), run.facts)
+    done = folder.finished(run.job.indices)
+    todo = [index for index in run.job.indices if index not in done]
+    record = _start_record(run, len(done))
+    folder.write_run_record(record)
+    started = time.monotonic()
+    facts: list[TraceFacts] = []
+    failures: list[Failure] = []
+    tally = BoxTally(run.profile.frame)
+    solver = RolloutSolver(run, teacher, folder)
+    with Progress(len(run.job.indices), len(done)) as progress:
+        for outcome in run_samples(todo, solver, run.job.options.max_workers, progress.count):
+            if outcome.result is not None:
+                facts.append(outcome.result.facts)
+                tally.add(outcome.result)
+            elif outcome.failure is not None:
+                failures.append(outcome.failure)
+    folder.write_failures(todo, failures)
+    totals = RunTotals(folder.path, facts, failures, len(done), time.monotonic() - started)
+    folder.write_run_record(record | _end_record(totals, tally.warning()))
+    print_summary(totals, tally.warning(), console)
+    return 1 if failures else 0
+
+
+def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
+    """The run's record: the facts of the clock, the machine and the server, kept out of the traces."""
+    options = asdict(run.job.options)
+    return {
+        "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "options": options | {"api_base": base_url_text(run.teacher)},
+        "dataset": asdict(run.job.source.identity),
+        "tool_mode": {"chosen": run.probe.tool_mode.value, "reason": run.probe.reason},
+        "num_probe_requests": run.probe.num_requests,
+        "settings": dict(run.facts.settings),
+        "settings_sha256": run.facts.settings_sha256,
+        "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
+        "num_samples": len(run.job.indices),
+        "num_skipped": num_skipped,
+    }
+
+
+def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
+    return {
+        "seconds": round(totals.seconds, 3),
+        "num_finished": len(totals.facts),
+        "num_failed": len(totals.failures),
+        "warning": warning,
+    }

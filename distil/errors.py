@@ -1,0 +1,54 @@
+"""The error tree: what can go wrong, by who has to act on it.
+
+DistilError
+├── UsageError          the command line is wrong: nothing was run, exit code 2
+├── SourceError         a dataset cannot be opened, or lacks what the task needs
+│   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
+├── ToolError           a tool call cannot be carried out: its message goes to the teacher
+├── TeacherError        the teacher could not be asked, or its reply cannot be read
+│   └── TeacherRefused  wrong key, URL or model: every sample would fail, so the run stops
+├── SandboxUnavailable  model-written code cannot be contained here: code is not run
+└── TraceError          a trace file cannot be read, or is not a trace
+"""
+
+from __future__ import annotations
+
+
+class DistilError(Exception):
+    """Base of every error that distil raises on purpose; its text is meant for the user."""
+
+
+class UsageError(DistilError):
+    """The command line asks for something that does not exist or cannot work."""
+
+
+class SourceError(DistilError):
+    """A dataset cannot be opened or lacks a column; the text names the path and what to do."""
+
+
+class SampleError(SourceError):
+    """One row cannot be used; the text names the row and the field."""
+
+
+class ToolError(DistilError):
+    """A tool call cannot be carried out; the text is written for the teacher to act on."""
+
+
+class TeacherError(DistilError):
+    """The teacher could not be asked or its reply cannot be read; `status` is the HTTP status, if any."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TeacherRefused(TeacherError):
+    """The server refuses every request of this run: wrong key, URL, model or parameters."""
+
+
+class SandboxUnavailable(DistilError):
+    """This machine cannot contain model-written code; the text names what is missing and the remedy."""
+
+
+class TraceError(DistilError):
+    """A file is not a readable trace; the text names the path and the field."""

@@ -1,0 +1,76 @@
+"""Dataset values → JSON values, each form stated, nothing lost that JSON can say.
+
+| value                      | JSON                                                         |
+|----------------------------|--------------------------------------------------------------|
+| datetime, date, time       | ISO 8601 text                                                |
+| timedelta                  | seconds, a number                                            |
+| Decimal, UUID, path        | text                                                         |
+| bytes                      | `{"base64": "…"}`                                            |
+| a picture in another column| `{"picture_sha256": "…", "num_bytes": n, "path": … or null}` |
+| numpy scalar, array        | the number; nested lists                                     |
+| NaN, NaT                   | null                                                         |
+| infinity                   | the text `Infinity` or `-Infinity`                           |
+| set, tuple                 | list                                                         |
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distil.records import Json
+
+
+def to_json(value: Any) -> Json:  # noqa: PLR0911, PLR0912 - one line of the table each
+    """The JSON form of a dataset value, as the module's table states it; anything else as its text."""
+    match value:
+        case None | bool() | int() if not isinstance(value, np.generic):
+            return value
+        case float():
+            return _number(float(value))
+        case str():
+            return str(value).encode("utf-8", "replace").decode("utf-8")
+        case bytes() | bytearray() | memoryview():
+            return {"base64": base64.b64encode(bytes(value)).decode("ascii")}
+        case dt.datetime():
+            return None if value != value else value.isoformat()  # noqa: PLR0124 - NaT is not itself
+        case dt.date() | dt.time():
+            return value.isoformat()
+        case dt.timedelta():
+            return _number(value.total_seconds())
+        case np.datetime64():
+            return None if np.isnat(value) else str(value)
+        case np.timedelta64():
+            return None if np.isnat(value) else float(value / np.timedelta64(1, "s"))
+        case np.generic():
+            return to_json(value.item())
+        case np.ndarray():
+            return [to_json(item) for item in value]
+        case Mapping():
+            return _mapping(value)
+        case list() | tuple():
+            return [to_json(item) for item in value]
+        case set() | frozenset():
+            return sorted((to_json(item) for item in value), key=repr)
+        case _:
+            return str(value)
+
+
+def _number(value: float) -> Json:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def _mapping(value: Mapping[Any, Any]) -> Json:
+    if set(value) == {"bytes", "path"} and isinstance(value["bytes"], bytes):
+        data = value["bytes"]
+        digest = hashlib.sha256(data).hexdigest()
+        return {"picture_sha256": digest, "num_bytes": len(data), "path": value["path"]}
+    return {str(to_json(key)): to_json(item) for key, item in value.items()}

@@ -1,0 +1,234 @@
+"""Pictures: file bytes ↔ PIL ↔ data URL, their hashes, their sizes, and the frames boxes come in.
+
+Three pictures must not be mixed up. The *stored* picture is the file in the dataset row. The *picture*
+is what `datasets` decodes from it (EXIF orientation applied, mode kept): tools work on it at full
+resolution, so the restore recipe of the README gives the same pixels. The *sent* picture is what the
+teacher sees: RGB or grey, resized by its `ViewRule`. A teacher's box refers to the sent picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from distil.errors import SampleError, ToolError
+from distil.records import Box, PictureFacts, SentPicture, Size, StoredPicture
+
+JPEG_QUALITY = 90
+MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (their limits: 100 to 200)
+_ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
+_SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
+_ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an eighth pixel
+
+
+class Frame(StrEnum):
+    """The frame a teacher's boxes are in."""
+
+    PIXEL = "pixel"  # pixels of the sent picture, x1 y1 x2 y2
+    REL1000 = "rel1000"  # thousandths of its width and height, x1 y1 x2 y2
+    REL1000_YX = "rel1000_yx"  # the same as y1 x1 y2 x2
+    REL1 = "rel1"  # fractions of its width and height, x1 y1 x2 y2
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRule:
+    """How a picture is resized before it is sent, so that the server has nothing left to resize.
+
+    Limits are in pixels, None for no limit; `factor_px` makes both sides multiples of it.
+    """
+
+    max_area_px: int | None = None
+    min_area_px: int = 0
+    max_side_px: int | None = None
+    min_side_px: int = 32
+    factor_px: int = 1
+
+
+def decode_stored(data: bytes, mode: str | None = None) -> StoredPicture:
+    """Decode a picture file as `datasets.Image(mode=mode)` does: first frame, EXIF orientation applied.
+
+    Raises SampleError where the file is empty, broken, truncated, or too large to be decoded safely.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        file_format = image.format or "unknown"
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+        upright = image if orientation is None else ImageOps.exif_transpose(image)
+        if mode is not None and upright.mode != mode:
+            upright = upright.convert(mode)
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"the picture is too large to decode safely: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        struct.error,
+    ) as error:
+        raise SampleError(f"the picture cannot be decoded: {type(error).__name__}: {error}") from None
+    if 0 in upright.size:
+        raise SampleError(f"the picture is empty: {upright.width}×{upright.height} pixels")
+    exif_orientation = orientation if isinstance(orientation, int) else None
+    file_sha256 = hashlib.sha256(data).hexdigest()
+    return StoredPicture(data, file_sha256, file_format, exif_orientation, upright, picture_facts(upright))
+
+
+def picture_facts(image: Image.Image) -> PictureFacts:
+    """Size, mode and SHA-256 over mode, size, palette and raw pixels of a picture."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
+    if image.mode == "P":
+        digest.update(repr(image.getpalette("RGB")).encode())
+    digest.update(image.tobytes())
+    return PictureFacts(image.width, image.height, image.mode, digest.hexdigest())
+
+
+def sent_size(size: Size, rule: ViewRule) -> Size:
+    """The size a picture of `size` is sent at: `smart_resize` of the Qwen2-VL processor, plus side limits.
+
+    Both sides are rounded to multiples of the factor; width and height scale apart, so boxes must be
+    mapped per axis.
+    """
+    scale = _side_scale(size, rule)
+    width, height = (max(rule.factor_px, _to_multiple(side * scale, rule.factor_px)) for side in size)
+    if rule.max_area_px is not None and width * height > rule.max_area_px:
+        shrink = math.sqrt(size[0] * size[1] / rule.max_area_px)
+        width, height = (_floor_multiple(side / shrink, rule.factor_px) for side in size)
+    elif width * height < rule.min_area_px:
+        grow = math.sqrt(rule.min_area_px / (size[0] * size[1]))
+        width, height = (_ceil_multiple(side * grow, rule.factor_px) for side in size)
+    return width, height
+
+
+def _side_scale(size: Size, rule: ViewRule) -> float:
+    scale = 1.0
+    if rule.max_side_px is not None and max(size) > rule.max_side_px:
+        scale = rule.max_side_px / max(size)
+    if min(size) * scale < rule.min_side_px:
+        scale = rule.min_side_px / min(size)
+    return scale
+
+
+def _to_multiple(side: float, factor: int) -> int:
+    return round(side / factor) * factor
+
+
+def _floor_multiple(side: float, factor: int) -> int:
+    return max(factor, math.floor(side / factor) * factor)
+
+
+def _ceil_multiple(side: float, factor: int) -> int:
+    return math.ceil(side / factor) * factor
+
+
+def encode_sent(image: Image.Image, rule: ViewRule, stored: StoredPicture | None = None) -> SentPicture:
+    """Encode a picture as the teacher gets it: the stored file itself where nothing has to change."""
+    size = sent_size(image.size, rule)
+    if stored is not None and size == image.size and _can_send_as_stored(stored):
+        return _sent(_SENT_AS_STORED[stored.file_format], size, stored.data)
+    flat = to_rgb_or_grey(image)
+    if size != flat.size:
+        flat = flat.resize(size, Image.Resampling.BICUBIC)
+    return _sent("image/jpeg", size, _jpeg_bytes(flat))
+
+
+def _can_send_as_stored(stored: StoredPicture) -> bool:
+    turned = stored.exif_orientation not in (None, 1)
+    return stored.file_format in _SENT_AS_STORED and stored.image.mode in ("RGB", "L") and not turned
+
+
+def _sent(media_type: str, size: Size, data: bytes) -> SentPicture:
+    return SentPicture(media_type, size, data, hashlib.sha256(data).hexdigest())
+
+
+def to_rgb_or_grey(image: Image.Image) -> Image.Image:
+    """A picture that JPEG can hold: transparency on white, 16-bit and float grey scaled to 8 bits."""
+    if image.mode in ("RGB", "L"):
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scaled_to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = 255.0 if values.min() >= 0 and values.max() <= 255 else 65535.0
+    if values.min() < 0 or values.max() > 65535:  # no known full scale: stretch what is there
+        values, top = values - values.min(), float(np.ptp(values)) or 1.0
+    return Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
+
+
+def _jpeg_bytes(image: Image.Image) -> bytes:
+    """JPEG-encode; to a real file descriptor where there is one: Pillow then lets go of the GIL."""
+    if not hasattr(os, "memfd_create"):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        return buffer.getvalue()
+    with os.fdopen(os.memfd_create("distil-jpeg"), "w+b") as file:
+        image.save(file, "JPEG", quality=JPEG_QUALITY)
+        file.seek(0)
+        return file.read()
+
+
+def data_url(sent: SentPicture) -> str:
+    """The sent picture as a `data:` URL (RFC 2397)."""
+    return f"data:{sent.media_type};base64,{base64.b64encode(sent.data).decode('ascii')}"
+
+
+def box_to_pixels(box: Sequence[float], frame: Frame, sent: Size, size: Size) -> tuple[Box, bool]:
+    """Map a teacher's box to whole pixels of the picture it crops; also whether it had to be clamped.
+
+    `sent` and `size` are the sizes (width, height) of the picture as sent and in full resolution. Each
+    axis is mapped by itself, rounded outward and clamped to the picture. Raises ToolError, for the
+    teacher to read, where the box is empty.
+    """
+    x1, y1, x2, y2 = (box[i] for i in ((1, 0, 3, 2) if frame is Frame.REL1000_YX else (0, 1, 2, 3)))
+    if x2 <= x1 or y2 <= y1:
+        raise ToolError(f"the box is empty: it needs {_axes(frame)}, got {list(box)}")
+    units_x, units_y = {Frame.PIXEL: sent, Frame.REL1: (1, 1)}.get(frame, (1000, 1000))
+    left, right, clamped_x = _axis_to_pixels(x1, x2, units_x, size[0])
+    top, bottom, clamped_y = _axis_to_pixels(y1, y2, units_y, size[1])
+    if left >= right or top >= bottom:
+        raise ToolError(f"the box lies outside the image: {describe_range(frame, sent)}, got {list(box)}")
+    return (left, top, right, bottom), clamped_x or clamped_y
+
+
+def _axes(frame: Frame) -> str:
+    if frame is Frame.REL1000_YX:
+        return "[y1, x1, y2, x2] with y1 < y2 and x1 < x2"
+    return "[x1, y1, x2, y2] with x1 < x2 and y1 < y2"
+
+
+def describe_range(frame: Frame, sent: Size) -> str:
+    """What values a box may take in a frame, for a message to the teacher."""
+    if frame is Frame.PIXEL:
+        return f"x runs from 0 to {sent[0]} and y from 0 to {sent[1]} (pixels)"
+    return f"x and y run from 0 to {1 if frame is Frame.REL1 else 1000}"
+
+
+def _axis_to_pixels(low: float, high: float, units: float, length_px: int) -> tuple[int, int, bool]:
+    # Far-away values are cut first: 1e308 * length would be infinite.
+    near, far = (min(max(value, -units), 2 * units) * length_px / units for value in (low, high))
+    start, stop = math.floor(near + _ROUNDING_SLACK_PX), math.ceil(far - _ROUNDING_SLACK_PX)
+    clamped = start < 0 or stop > length_px
+    start, stop = max(0, start), min(length_px, stop)
+    if stop == start and 0 <= start < length_px and not clamped:
+        stop = start + 1  # a box thinner than the slack still has a pixel
+    return start, stop, clamped

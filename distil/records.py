@@ -1,0 +1,189 @@
+"""The nouns that travel between the rooms: frozen, without behaviour, importing nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from PIL import Image
+
+Json = Any  # a value that json.dumps writes as it is: dict, list, str, int, float, bool or None
+Size = tuple[int, int]  # width and height in pixels
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the far edge excluded
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended; a sample that ends in an error has no trace and so no stop reason."""
+
+    ANSWERED = "answered"  # a turn without tool calls; whether it parses is the score's business
+    MAX_TURNS = "max_turns"  # the last allowed turn still called tools
+    TRUNCATED = "truncated"  # the server cut the turn off (finish_reason "length")
+    REFUSED = "refused"  # the teacher or its content filter declined
+
+
+class ToolMode(StrEnum):
+    """How tool calls are written: the server's own field, `<tool_call>` text, or no tools at all."""
+
+    NATIVE = "native"
+    TEXT = "text"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A point on the globe in decimal degrees, latitude -90..90 and longitude -180..180."""
+
+    lat: float
+    lon: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetIdentity:
+    """What a trace records of its dataset; `path` is what `load_from_disk` or `load_dataset` takes."""
+
+    path: str
+    kind: str  # "saved" (save_to_disk), "file", "imagefolder" or "hub"
+    split: str | None
+    fingerprint: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What identifies a decoded picture: size in pixels, PIL mode, hash over mode, size and pixels."""
+
+    width_px: int
+    height_px: int
+    mode: str
+    pixel_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SentPicture:
+    """A picture as the teacher gets it: an encoded file of `size` pixels."""
+
+    media_type: str
+    size: Size
+    data: bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """The picture file of a dataset row, with its picture decoded exactly as `datasets` decodes it."""
+
+    data: bytes
+    file_sha256: str
+    file_format: str
+    exif_orientation: int | None
+    image: Image.Image = field(repr=False)
+    facts: PictureFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row to solve; `index` is its row number in the dataset, whatever the order or selection."""
+
+    index: int
+    data: Mapping[str, Json]  # every column but the image, as JSON values
+    picture: StoredPicture
+    truth: Place
+
+
+@dataclass(frozen=True, slots=True)
+class RawCall:
+    """A tool call as the teacher wrote it; `problem` says why it cannot be read, if so."""
+
+    name: str
+    arguments: Json  # the parsed object, or the text as it came where it cannot be parsed
+    call_id: str | None = None  # native calls only
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One teacher reply, read: what it said, thought and called, and what the server reported."""
+
+    content: str
+    reasoning: str | None
+    reasoning_field: str | None  # where the server put it: a message field's name, or "content"
+    finish_reason: str | None
+    calls: tuple[RawCall, ...]
+    call_form: ToolMode  # how the calls of this very turn were written
+    usage: Mapping[str, Json] | None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a tool call gave: a message for the teacher and, if it succeeded, a picture."""
+
+    success: bool
+    message: str
+    facts: PictureFacts | None = None
+    sent: SentPicture | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call with what came of it; `arguments` are resolved: whole pixels of the picture cropped."""
+
+    raw: RawCall
+    arguments: Mapping[str, Json]  # {} where the call could not be resolved
+    clamped: bool
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One teacher reply and the tool calls that followed from it; turns count from 1."""
+
+    number: int
+    reply: Reply
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The reward of an answer; without one: score 0, distance 20000 km, `parse_success` false."""
+
+    score: float
+    distance_km: float
+    points: float
+    parse_success: bool
+    accuracy_at_km: Mapping[int, float]  # 1.0 or 0.0 per radius
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A finished sample: everything that a trace is written from."""
+
+    sample: Sample
+    sent: SentPicture
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    answer: Place | None
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that has no trace: `kind` is the error's class, `message` is for the user."""
+
+    sample_index: int
+    kind: str
+    message: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What opens every conversation of a run, and the tools it offers."""
+
+    system: str
+    user: str
+    tools: tuple[Mapping[str, Json], ...] = ()  # function schemas, as the OpenAI API takes them
+    tool_mode: ToolMode = ToolMode.NONE
+    states_size: bool = False  # say each picture's size in words: boxes are pixels of it

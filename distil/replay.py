@@ -1,0 +1,205 @@
+"""A trace and its dataset row → every picture the teacher saw, checked against the stored hashes.
+
+Replay applies the stored actions with the same function that sampling used, so a trace that verifies
+is a trace from which everything can be recovered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+
+import PIL
+
+from distil.conversation import Message, opening_messages, turn_messages
+from distil.errors import SampleError, SourceError, ToolError, TraceError
+from distil.pictures import Frame, ViewRule, encode_sent
+from distil.records import (
+    Observation,
+    Prompt,
+    Sample,
+    SentPicture,
+    ToolCall,
+    ToolMode,
+    Turn,
+)
+from distil.source import Source, open_source
+from distil.store import StoredTrace, read_trace
+from distil.tasks import TASKS
+from distil.tools import TOOLS, BoxFrame, CropFrom, Scene, Toolbox
+
+
+class Verdict(StrEnum):
+    """What verifying one trace found."""
+
+    MATCHED = "matched"
+    EDITED_TRACE = "edited_trace"  # the trace is not what was written: its own hash differs
+    CHANGED_DATASET = "changed_dataset"  # the row's picture file is another one
+    CHANGED_PILLOW = "changed_pillow"  # same file and actions, other pixels, another Pillow version
+    CHANGED_RESULT = "changed_result"  # the same with the same Pillow version: another codec or machine
+    UNREADABLE = "unreadable"  # the trace, its dataset or its row cannot be read
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verdict on one trace file, with what differs."""
+
+    path: Path
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A trace with its pictures: the scene after each call that succeeded, and what was sent."""
+
+    trace: StoredTrace
+    sample: Sample
+    sent: SentPicture
+    observations: tuple[Observation, ...]  # one per stored call; a failed call's has no picture
+    scene: Scene
+
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns as the rollout had them."""
+        calls = [
+            (stored.turn, stored.with_observation(observation.sent))
+            for stored, observation in zip(self.trace.calls, self.observations, strict=True)
+        ]
+        by_turn: Mapping[int, tuple[ToolCall, ...]] = {
+            number: tuple(call for _, call in group)
+            for number, group in groupby(calls, key=lambda pair: pair[0])
+        }
+        return tuple(
+            Turn(number, reply, by_turn.get(number, ()))
+            for number, reply in enumerate(self.trace.replies, start=1)
+        )
+
+    def messages(self) -> list[Message]:
+        """The conversation exactly as the teacher saw it, with its own last turn at the end."""
+        messages = opening_messages(stored_prompt(self.trace), self.sent)
+        for turn in self.turns():
+            messages += turn_messages(turn)
+        return messages
+
+
+class Sources:
+    """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved)."""
+
+    def __init__(self, override: str | None = None) -> None:
+        self._override = override
+        self._opened: dict[str, Source] = {}
+
+    def of(self, trace: StoredTrace) -> Source:
+        """The dataset that a trace came from; raises SourceError."""
+        path = self._override or trace.dataset_path
+        if trace.dataset_kind in ("imagefolder", "hub") and trace.split and not self._override:
+            path = f"{path}:{trace.split}"
+        if path not in self._opened:
+            self._opened[path] = open_source(path)
+        return self._opened[path]
+
+
+def replay(trace: StoredTrace, source: Source) -> Replay:
+    """Apply a trace's stored actions to its row.
+
+    Raises SourceError where the row cannot be read and ToolError where an action no longer applies;
+    compares nothing.
+    """
+    if trace.sample_index >= len(source):
+        raise SampleError(
+            f"{source.identity.path} has {len(source)} rows, the trace is of row {trace.sample_index}"
+        )
+    sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
+    toolbox = stored_toolbox(trace)
+    sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
+    scene = Scene.start(sample.picture.image)
+    observations = []
+    for call in trace.calls:
+        observation = Observation(call.success, call.message)
+        if call.success:
+            observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
+        observations.append(observation)
+    return Replay(trace, sample, sent, tuple(observations), scene)
+
+
+def stored_prompt(trace: StoredTrace) -> Prompt:
+    """The prompt that a trace was made with."""
+    settings = trace.settings
+    return Prompt(
+        system=settings["system_prompt"],
+        user=settings["user_prompt"],
+        tools=tuple(settings["tool_schemas"]),
+        tool_mode=ToolMode(settings["tool_mode"]),
+        states_size=bool(settings["states_size"]),
+    )
+
+
+def stored_toolbox(trace: StoredTrace) -> Toolbox:
+    """Every tool there is, seeing pictures as the trace's teacher saw them."""
+    settings = trace.settings
+    boxes = BoxFrame(Frame(settings["coordinates"]), CropFrom(settings["crop_from"]))
+    tools = tuple(tool for _, tool in TOOLS)
+    return Toolbox(tools, boxes, ViewRule(**settings["view_rule"]), bool(settings["states_size"]))
+
+
+def verify_traces(
+    paths: Sequence[Path], dataset_path: str | None, max_workers: int
+) -> Iterator[Verification]:
+    """Replay every trace and compare; verdicts come in the order of `paths`."""
+    sources = Sources(dataset_path)
+    first, rest = paths[:1], paths[1:]
+    for path in first:  # alone, so that the dataset is opened once
+        yield verify_trace(path, sources)
+    with ThreadPoolExecutor(max_workers) as pool:
+        yield from pool.map(lambda path: verify_trace(path, sources), rest)
+
+
+def verify_trace(path: Path, sources: Sources) -> Verification:
+    """Replay one trace and compare all it stores of its pictures."""
+    try:
+        trace = read_trace(path)
+        if not trace.is_unedited:
+            return Verification(
+                path, Verdict.EDITED_TRACE, "the trace's content does not fit its integrity_sha256"
+            )
+        replayed = replay(trace, sources.of(trace))
+    except ToolError as error:
+        return Verification(path, Verdict.CHANGED_RESULT, f"a stored action cannot be applied: {error}")
+    except (TraceError, SourceError) as error:
+        return Verification(path, Verdict.UNREADABLE, str(error))
+    except (KeyError, ValueError, TypeError) as error:
+        return Verification(path, Verdict.UNREADABLE, f"{path}: settings cannot be read: {error!r}")
+    return _compare(replayed)
+
+
+def _compare(replayed: Replay) -> Verification:
+    trace, picture = replayed.trace, replayed.sample.picture
+    if picture.file_sha256 != trace.file_sha256:
+        detail = f"row {trace.sample_index} now holds another picture file"
+        return Verification(trace.path, Verdict.CHANGED_DATASET, detail)
+    difference = _first_difference(replayed)
+    if difference is None:
+        return Verification(trace.path, Verdict.MATCHED)
+    made_with = trace.json["metadata"]["versions"].get("pillow")
+    if made_with != PIL.__version__:
+        detail = f"{difference}; made with Pillow {made_with}, replayed with {PIL.__version__}"
+        return Verification(trace.path, Verdict.CHANGED_PILLOW, detail)
+    return Verification(trace.path, Verdict.CHANGED_RESULT, difference)
+
+
+def _first_difference(replayed: Replay) -> str | None:
+    trace = replayed.trace
+    if replayed.sample.picture.facts != trace.facts:
+        return "the photo decodes to other pixels"
+    if replayed.sent.sha256 != trace.sent_sha256:
+        return "the photo encodes to other bytes for the teacher"
+    for position, (call, seen) in enumerate(zip(trace.calls, replayed.observations, strict=True), start=1):
+        if seen.facts != call.facts:
+            return f"call {position} ({call.raw.name}) gives other pixels"
+        if seen.sent is not None and seen.sent.sha256 != call.sent_sha256:
+            return f"the picture of call {position} encodes to other bytes for the teacher"
+    return None

@@ -1,0 +1,119 @@
+"""One sample to one rollout: ask, run the calls, show what they gave, until the teacher answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from distil.conversation import Message, opening_messages, turn_messages
+from distil.pictures import encode_sent
+from distil.records import (
+    Place,
+    Prompt,
+    Reply,
+    Rollout,
+    Sample,
+    SentPicture,
+    StopReason,
+    ToolCall,
+    Turn,
+)
+from distil.tasks import Task
+from distil.tools import Scene, Toolbox
+
+Ask = Callable[[Sequence[bytes], int], Reply]  # encoded messages and a seed to a reply
+
+_STOPS = {"length": StopReason.TRUNCATED, "content_filter": StopReason.REFUSED}
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What every rollout of a run shares."""
+
+    task: Task
+    prompt: Prompt
+    toolbox: Toolbox
+    max_turns: int = 10
+    seed: int = 0
+
+
+def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
+    """Solve one sample; raises what `ask` raises."""
+    conversation = Conversation.start(sample, settings)
+    for number in range(1, settings.max_turns + 1):
+        reply = ask(conversation.messages, turn_seed(settings.seed, sample.index, number))
+        stop = stop_reason(reply)
+        calls = () if stop else conversation.run_calls(reply)
+        conversation.append(Turn(number, reply, calls))
+        if stop:
+            break
+    return _finish(conversation, stop or StopReason.MAX_TURNS, settings.task)
+
+
+def stop_reason(reply: Reply) -> StopReason | None:
+    """Why a reply ends the rollout, or None where its calls have to be run first."""
+    if reply.finish_reason in _STOPS:
+        return _STOPS[reply.finish_reason]
+    if reply.calls:
+        return None
+    return StopReason.REFUSED if reply.refusal and not reply.content else StopReason.ANSWERED
+
+
+def turn_seed(seed: int, sample_index: int, turn: int) -> int:
+    """The seed of one request: 31 bits that depend on the run's seed, the row and the turn alone."""
+    digest = hashlib.sha256(f"{seed}:{sample_index}:{turn}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+@dataclass
+class Conversation:
+    """A sample's state: what was said so far, encoded once, and the scene that the calls made."""
+
+    sample: Sample
+    toolbox: Toolbox
+    sent: SentPicture
+    scene: Scene
+    current_sent: SentPicture
+    messages: list[bytes] = field(repr=False)
+    turns: list[Turn] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, sample: Sample, settings: RolloutSettings) -> Conversation:
+        """The conversation before the first turn."""
+        image = sample.picture.image
+        sent = encode_sent(image, settings.toolbox.rule, sample.picture)
+        messages = [_encode(message) for message in opening_messages(settings.prompt, sent)]
+        return cls(sample, settings.toolbox, sent, Scene.start(image), sent, messages)
+
+    def run_calls(self, reply: Reply) -> tuple[ToolCall, ...]:
+        """Run the calls of a reply in order, each on the picture that the one before made."""
+        calls = []
+        for raw in reply.calls:
+            call, self.scene = self.toolbox.run(raw, self.scene, self.sent, self.current_sent)
+            self.current_sent = call.observation.sent or self.current_sent
+            calls.append(call)
+        return tuple(calls)
+
+    def append(self, turn: Turn) -> None:
+        """Add a turn whose calls have been run."""
+        self.turns.append(turn)
+        self.messages += [_encode(message) for message in turn_messages(turn)]
+
+
+def _encode(message: Message) -> bytes:
+    return json.dumps(message).encode()
+
+
+def _finish(conversation: Conversation, stop: StopReason, task: Task) -> Rollout:
+    answer = _answer(conversation.turns[-1].reply, stop, task)
+    score = task.score(answer, conversation.sample.truth)
+    return Rollout(conversation.sample, conversation.sent, tuple(conversation.turns), stop, answer, score)
+
+
+def _answer(reply: Reply, stop: StopReason, task: Task) -> Place | None:
+    """The answer in the last turn; a turn that was cut off or refused has none."""
+    if stop in (StopReason.ANSWERED, StopReason.MAX_TURNS):
+        return task.parse_answer(reply.content)
+    return None

@@ -1,0 +1,108 @@
+"""Many samples at once: a thread pool, a bounded window, outcomes in the order they were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from distil.errors import SampleError, TeacherError, TeacherRefused, ToolError
+from distil.records import Failure
+
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Solver(Protocol[ResultT_co]):
+    """What solves samples; `solve` runs in many threads, `abort` makes those in flight end soon."""
+
+    def solve(self, index: int) -> ResultT_co:
+        """Solve the row, write its trace, and return what the run's summary needs of it."""
+        ...
+
+    def abort(self) -> None:
+        """Break off what is in flight: called once when the run is given up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[ResultT_co]):
+    """What became of one sample: what `solve` returned, or a failure."""
+
+    sample_index: int
+    result: ResultT_co | None
+    failure: Failure | None
+
+
+def run_samples(
+    indices: Sequence[int],
+    solver: Solver[ResultT_co],
+    max_workers: int,
+    on_done: Callable[[Outcome[ResultT_co]], None],
+) -> Iterator[Outcome[ResultT_co]]:
+    """Solve every row with up to `max_workers` threads; yield the outcomes in the order of `indices`.
+
+    `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
+    samples are submitted than can be worked on, so a run's memory does not grow with its length. An
+    exception in one sample is its failure; TeacherRefused, which would meet every sample, ends the run.
+    """
+    with ThreadPoolExecutor(max_workers, thread_name_prefix="rollout") as pool:
+        try:
+            yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            solver.abort()
+            raise
+
+
+def _completed(
+    pool: ThreadPoolExecutor,
+    indices: Sequence[int],
+    solver: Solver[ResultT_co],
+    max_workers: int,
+    on_done: Callable[[Outcome[ResultT_co]], None],
+) -> Iterator[Outcome[ResultT_co]]:
+    """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
+    waiting = iter(indices)
+    in_flight: set[Future[Outcome[ResultT_co]]] = set()
+    while True:
+        for index in waiting:
+            in_flight.add(pool.submit(_attempt, index, solver))
+            if len(in_flight) > max_workers:
+                break
+        if not in_flight:
+            return
+        done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
+        for future in done:
+            outcome = future.result()
+            on_done(outcome)
+            yield outcome
+
+
+def _ordered(
+    outcomes: Iterator[Outcome[ResultT_co]], indices: Sequence[int]
+) -> Iterator[Outcome[ResultT_co]]:
+    early: dict[int, Outcome[ResultT_co]] = {}
+    expected = iter(indices)
+    following = next(expected, None)
+    for outcome in outcomes:
+        early[outcome.sample_index] = outcome
+        while following in early:
+            yield early.pop(following)
+            following = next(expected, None)
+
+
+def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
+    try:
+        return Outcome(index, solver.solve(index), None)
+    except TeacherRefused:
+        raise
+    except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
+        return Outcome(index, None, _failure(index, error))
+
+
+def _failure(index: int, error: Exception) -> Failure:
+    kinds = ((SampleError, "sample"), (TeacherError, "teacher"), (ToolError, "tool"), (OSError, "file"))
+    kind = next((kind for error_class, kind in kinds if isinstance(error, error_class)), "unexpected")
+    text = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+    return Failure(index, kind, text, getattr(error, "status", None))

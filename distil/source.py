@@ -1,0 +1,265 @@
+"""A dataset on disk or on the hub → samples, one row at a time.
+
+A row is decoded when its turn comes and nothing of it is kept: memory does not grow with the dataset.
+The row number is the identity of a sample: an order or a selection is a list of row numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from distil.errors import SampleError, SourceError
+from distil.jsonable import to_json
+from distil.pictures import decode_stored
+from distil.records import DatasetIdentity, Json, Sample, StoredPicture
+from distil.tasks import Task
+
+IMAGE_COLUMN = "image"
+_FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_ROWS_BETWEEN_TRIMS = 32
+_MADV_DONTNEED = 4  # asm-generic/mman-common.h
+
+
+class Source:
+    """The rows of one dataset; safe to load from many threads."""
+
+    def __init__(self, table: datasets.Dataset, identity: DatasetIdentity) -> None:
+        self.identity = identity
+        self._mode, self._folder = _image_feature(table, identity)
+        self._table = table.cast_column(IMAGE_COLUMN, datasets.Image(decode=False))
+        self._table = _without_decoding(self._table)
+        self._trim = _MappingTrimmer([file["filename"] for file in table.cache_files])
+
+    def __len__(self) -> int:
+        return self.identity.num_rows
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the dataset's columns."""
+        return list(self._table.column_names)
+
+    def load(self, index: int, task: Task) -> Sample:
+        """Read and decode row `index`; raises SampleError naming what is wrong with it."""
+        row = self._table[index]
+        self._trim.count_row()
+        try:
+            picture = self._picture(row[IMAGE_COLUMN])
+            data = {name: to_json(value) for name, value in row.items() if name != IMAGE_COLUMN}
+            return Sample(index, data, picture, task.truth(data))
+        except SampleError as error:
+            raise SampleError(f"row {index} of {self.identity.path}: {error}") from None
+
+    def select(self, order: str, num_samples: int, seed: int) -> list[int]:
+        """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.
+
+        A larger `num_samples` keeps the shorter selection as its beginning. Empty values come last.
+        """
+        rows = range(len(self))
+        if order == "random":
+            picked: Sequence[int] = sorted(
+                rows, key=lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest()
+            )
+        elif order == "dataset":
+            picked = rows
+        else:
+            picked = self._sorted_rows(order)
+        return list(picked[: num_samples or len(self)])
+
+    def _sorted_rows(self, order: str) -> list[int]:
+        column, _, direction = order.partition(":")
+        if (
+            column not in self._table.column_names
+            or column == IMAGE_COLUMN
+            or direction not in ("", "asc", "desc")
+        ):
+            columns = ", ".join(name for name in self._table.column_names if name != IMAGE_COLUMN)
+            raise SourceError(
+                f"--order {order!r}: use dataset, random, or COLUMN or COLUMN:desc of: {columns}"
+            )
+        values = [to_json(value) for value in self._table[column]]
+        filled = [row for row, value in enumerate(values) if value is not None]
+        try:
+            filled.sort(key=lambda row: values[row], reverse=direction == "desc")
+        except TypeError:
+            raise SourceError(f"--order {order!r}: the values of this column cannot be compared") from None
+        return filled + [row for row, value in enumerate(values) if value is None]
+
+    def _picture(self, value: Json) -> StoredPicture:
+        data = _picture_bytes(value, self._folder)
+        return decode_stored(data, self._mode)
+
+
+def open_source(dataset_path: str) -> Source:
+    """Open a `save_to_disk` folder (`PATH:split` for a DatasetDict), a parquet, JSONL, JSON or CSV file,
+    a folder of pictures, or a dataset of the hub (`NAME:split`); raises SourceError."""
+    path_text, split = _split_path(dataset_path)
+    path = Path(path_text).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return _open_saved_dict(path, split)
+        if (path / "state.json").is_file():
+            return _open_saved(path, None)
+        if path.is_file():
+            return _open_file(path)
+        if path.is_dir():
+            return _open_folder(path, split)
+        return _open_hub(path_text, split)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        pa.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        raise SourceError(f"cannot open the dataset {dataset_path!r}: {_one_line(error)}") from error
+
+
+def _split_path(dataset_path: str) -> tuple[str, str | None]:
+    if Path(dataset_path).exists():
+        return dataset_path, None
+    path, colon, split = dataset_path.rpartition(":")
+    if colon and "/" not in split and "\\" not in split:
+        return path, split
+    return dataset_path, None
+
+
+def _open_saved(path: Path, split: str | None) -> Source:
+    table = datasets.load_from_disk(str(path))
+    return _source(table, str(path.resolve()), "saved", split)
+
+
+def _open_saved_dict(path: Path, split: str | None) -> Source:
+    splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    chosen = _choose_split(str(path), splits, split)
+    return _open_saved(path / chosen, chosen)  # a split is a saved dataset itself: the recipe can open it
+
+
+def _open_file(path: Path) -> Source:
+    builder = _FILE_BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise SourceError(f"{path}: not a {', '.join(_FILE_BUILDERS)} file, nor a dataset folder")
+    table = datasets.load_dataset(builder, data_files=str(path), split="train")
+    return _source(table, str(path.resolve()), "file", None)
+
+
+def _open_folder(path: Path, split: str | None) -> Source:
+    names = [entry.name for entry in path.iterdir()]
+    if not any(Path(name).suffix.lower() in _PICTURE_SUFFIXES or (path / name).is_dir() for name in names):
+        raise SourceError(
+            f"{path} holds no dataset: expected state.json or dataset_dict.json (save_to_disk), or pictures"
+        )
+    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+    chosen = _choose_split(str(path), list(splits), split)
+    return _source(splits[chosen], str(path.resolve()), "imagefolder", chosen)
+
+
+def _open_hub(name: str, split: str | None) -> Source:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise SourceError(f"there is no dataset at {name!r}")
+    try:
+        splits = datasets.get_dataset_split_names(name)
+        chosen = _choose_split(name, splits, split)
+        return _source(datasets.load_dataset(name, split=chosen), name, "hub", chosen)
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"there is no folder or file {name!r}, and the hub has no such dataset or cannot be reached: "
+            f"{_one_line(error)}"
+        ) from error
+
+
+def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    if wanted not in splits:
+        raise SourceError(f"{path} has the splits {', '.join(splits)}: choose one as {path}:{splits[0]}")
+    return str(wanted)
+
+
+def _source(table: datasets.Dataset, path: str, kind: str, split: str | None) -> Source:
+    if IMAGE_COLUMN not in table.column_names:
+        raise SourceError(
+            f"{path} has no column {IMAGE_COLUMN!r}; its columns: {', '.join(table.column_names)}"
+        )
+    if len(table) == 0:
+        raise SourceError(f"{path} has no rows")
+    return Source(table, DatasetIdentity(path, kind, split, table._fingerprint, len(table)))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def _image_feature(table: datasets.Dataset, identity: DatasetIdentity) -> tuple[str | None, Path | None]:
+    """The mode that the image column is decoded to, and the folder that bare file names are relative to."""
+    folder = Path(identity.path).parent if identity.kind == "file" else None
+    feature = table.features[IMAGE_COLUMN]
+    return (feature.mode if isinstance(feature, datasets.Image) else None), folder
+
+
+def _without_decoding(table: datasets.Dataset) -> datasets.Dataset:
+    """The table with every other picture column left as stored bytes."""
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> bytes:
+    if not value or (value.get("bytes") is None and not value.get("path")):
+        raise SampleError(f"column {IMAGE_COLUMN!r} is empty")
+    data = value.get("bytes")
+    if data is not None:
+        return bytes(data)
+    path = str(value["path"])
+    try:
+        if "://" in path:
+            with datasets.utils.file_utils.xopen(path, "rb") as file:
+                return bytes(file.read())
+        return (folder / path if folder else Path(path)).read_bytes()
+    except OSError as error:
+        raise SampleError(f"the picture file cannot be read: {error}") from None
+
+
+class _MappingTrimmer:
+    """Gives pages of the dataset's mapped files back to the kernel every few rows.
+
+    Arrow files are mapped into memory, and every page that was ever read counts as the process's own
+    until it is let go: 2,000 photos would look like, and be limited as, half a gigabyte. Letting go of a
+    shared file mapping loses nothing: the page is read again when needed. Linux only; elsewhere no-op.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._files = {str(Path(file).resolve()) for file in files}
+        self._rows = 0
+        self._lock = threading.Lock()
+
+    def count_row(self) -> None:
+        """Count one read row, and trim when it is time."""
+        with self._lock:
+            self._rows += 1
+            due = self._rows % _ROWS_BETWEEN_TRIMS == 0
+        if due and self._files:
+            self._trim()
+
+    def _trim(self) -> None:
+        try:
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for line in maps.splitlines():
+            fields = line.split(maxsplit=5)  # address range, permissions, offset, device, inode, path
+            if len(fields) == 6 and fields[1] == "r--s" and fields[5] in self._files:
+                start, stop = (int(address, 16) for address in fields[0].split("-"))
+                madvise(start, stop - start, _MADV_DONTNEED)

@@ -1,0 +1,143 @@
+"""A run's folder: `trace_00000.json` …, `run_record.json`, `failed_samples.jsonl`, `timings.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from distil.errors import TraceError, UsageError
+from distil.records import Failure, Json, Rollout
+from distil.store.atomic import write_bytes, write_json
+from distil.store.trace_file import RunFacts, load_json, trace_json
+
+RUN_RECORD = "run_record.json"
+FAILED_SAMPLES = "failed_samples.jsonl"
+TIMINGS = "timings.jsonl"
+
+
+def find_trace_files(folder: Path) -> list[Path]:
+    """The trace files of a folder in the order of their sample index."""
+    return sorted(folder.glob("trace_*.json"), key=lambda path: (len(path.name), path.name))
+
+
+class RunFolder:
+    """Writes one run's files; safe to write from many threads."""
+
+    def __init__(self, path: Path, run: RunFacts) -> None:
+        self.path = path
+        self._run = run
+        self._lock = threading.Lock()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+        self._earlier_runs = _read_runs(path / RUN_RECORD)
+        self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
+
+    def trace_path(self, sample_index: int) -> Path:
+        """Where the trace of a row is."""
+        return self.path / f"trace_{sample_index:05d}.json"
+
+    def finished(self, indices: Sequence[int]) -> set[int]:
+        """The rows that already have a trace of these very settings.
+
+        Raises UsageError where the folder holds traces made with other settings: mixing them would
+        spoil the data.
+        """
+        done = set()
+        for index in indices:
+            path = self.trace_path(index)
+            if path.exists():
+                self._check_settings(path)
+                done.add(index)
+        return done
+
+    def write_trace(self, rollout: Rollout) -> dict[str, Json]:
+        """Write the trace of a finished rollout and return it."""
+        trace = trace_json(rollout, self._run)
+        write_json(self.trace_path(rollout.sample.index), trace)
+        return trace
+
+    def write_timing(self, sample_index: int, seconds: float, turn_seconds: Sequence[float]) -> None:
+        """Add a finished sample's wall-clock times, which have no place in its trace."""
+        line = {"sample_index": sample_index, "seconds": seconds, "turn_seconds": list(turn_seconds)}
+        self._append(TIMINGS, line)
+
+    def write_failure(self, failure: Failure) -> None:
+        """Add a failed sample as soon as it fails."""
+        self._append(FAILED_SAMPLES, asdict(failure))
+
+    def write_failures(self, attempted: Collection[int], failures: Sequence[Failure]) -> None:
+        """Put this run's failures in the place of what was known of the rows it attempted."""
+        path = self.path / FAILED_SAMPLES
+        kept = {failure.sample_index: failure for failure in self._earlier_failures}
+        kept = {index: failure for index, failure in kept.items() if index not in attempted}
+        kept |= {failure.sample_index: failure for failure in failures}
+        lines = [json.dumps(asdict(kept[index]), ensure_ascii=False) + "\n" for index in sorted(kept)]
+        if lines:
+            write_bytes(path, "".join(lines).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def write_run_record(self, record: Mapping[str, Json]) -> None:
+        """Write this run's record beside those of earlier runs in the folder."""
+        write_json(self.path / RUN_RECORD, {"runs": [*self._earlier_runs, dict(record)]})
+
+    def _append(self, name: str, value: Json) -> None:
+        with self._lock, (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def _check_settings(self, path: Path) -> None:
+        try:
+            trace = load_json(path)
+        except TraceError as error:
+            raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
+        metadata = trace.get("metadata") or {}
+        if metadata.get("settings_sha256") == self._run.settings_sha256:
+            return
+        raise UsageError(
+            f"{path} was made with other settings ({_differences(trace, self._run)}); "
+            "choose another --output_dir"
+        )
+
+
+def _read_runs(path: Path) -> list[Json]:
+    if not path.exists():
+        return []
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return list(runs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({error}); move it away, or choose another --output_dir"
+        ) from None
+
+
+def _read_failures(path: Path) -> list[Failure]:
+    if not path.exists():
+        return []
+    failures = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            failures.append(Failure(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue  # a line that a crash cut off; its row has no trace and is simply tried again
+    return failures
+
+
+def _differences(trace: Mapping[str, Json], run: RunFacts) -> str:
+    """The settings that differ, by name, for a message."""
+    theirs = trace.get("settings")
+    if not isinstance(theirs, dict):
+        return "or by another program"
+    names = [name for name in run.settings if theirs.get(name) != run.settings[name]]
+    texts = [f"{name}: {_short(theirs.get(name))} then, {_short(run.settings[name])} now" for name in names]
+    return "; ".join(texts) or "another dataset"
+
+
+def _short(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -1,0 +1,311 @@
+"""A rollout ↔ its trace file: the mission's fields, and ours beside them.
+
+Field by field in docs/trace-format.md. Nothing in a trace depends on the clock, the number of workers
+or the machine, so the same inputs and a deterministic teacher give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distil.errors import TraceError
+from distil.pictures import data_url
+from distil.records import (
+    DatasetIdentity,
+    Json,
+    Observation,
+    PictureFacts,
+    RawCall,
+    Reply,
+    Rollout,
+    Score,
+    SentPicture,
+    ToolCall,
+    ToolMode,
+    Turn,
+)
+
+FORMAT = "distil-trace/1"
+CODE_TOOL = "python_code_tool"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What all traces of a run share: how it was made, as JSON, and what that hashes to."""
+
+    dataset: DatasetIdentity
+    settings: Mapping[str, Json]
+    versions: Mapping[str, str]
+    keeps_pictures: bool = False
+
+    @property
+    def settings_sha256(self) -> str:
+        """The hash of everything that shapes a trace; equal hashes mean comparable traces."""
+        return json_sha256({"settings": self.settings, "fingerprint": self.dataset.fingerprint})
+
+
+def json_sha256(value: Json) -> str:
+    """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
+    """The trace of a finished rollout, ready to be written."""
+    sample = rollout.sample
+    trace: dict[str, Json] = {
+        "format": FORMAT,
+        "dataset_path": run.dataset.path,
+        "sample_index": sample.index,
+        "sample_data": dict(sample.data),
+        "conversation_log": [_turn_json(turn) for turn in rollout.turns],
+        "tool_calls_log": [
+            _call_json(turn.number, call, run.keeps_pictures) for turn in rollout.turns for call in turn.calls
+        ],
+        "final_response": rollout.turns[-1].reply.content,
+        "reward_score": _score_json(rollout.score),
+        "metadata": _metadata_json(rollout, run),
+        "dataset": _dataset_json(run.dataset),
+        "image": {
+            "file_sha256": sample.picture.file_sha256,
+            "file_format": sample.picture.file_format,
+            "exif_orientation": sample.picture.exif_orientation,
+            **_facts_json(sample.picture.facts),
+            "sent": _sent_json(rollout.sent),
+        },
+        "settings": dict(run.settings),
+    }
+    trace["integrity_sha256"] = json_sha256(trace)
+    return trace
+
+
+def _turn_json(turn: Turn) -> Json:
+    reply = turn.reply
+    entry: dict[str, Json] = {
+        "turn": turn.number,
+        "assistant_response": reply.content,
+        "reasoning": reply.reasoning,
+        "reasoning_field": reply.reasoning_field,
+        "finish_reason": reply.finish_reason,
+        "call_form": reply.call_form.value if reply.calls else None,
+        "usage": reply.usage if reply.usage is None else dict(reply.usage),
+    }
+    if reply.refusal is not None:
+        entry["refusal"] = reply.refusal
+    if reply.calls and not turn.calls:  # a cut-off turn: what it wrote is kept, nothing was run
+        entry["calls_not_run"] = [{"name": call.name, "arguments": call.arguments} for call in reply.calls]
+    return entry
+
+
+def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
+    observation = call.observation
+    entry: dict[str, Json] = {"turn": turn, "tool_name": call.raw.name}
+    if call.raw.name == CODE_TOOL and "code" in call.arguments:
+        entry["code"] = call.arguments["code"]
+    else:
+        entry["tool_arguments"] = dict(call.arguments)
+    entry |= {
+        "raw_arguments": call.raw.arguments,
+        "success": observation.success,
+        "message": observation.message,
+        "clamped": call.clamped,
+    }
+    if call.raw.call_id is not None:
+        entry["call_id"] = call.raw.call_id
+    if observation.facts is not None and observation.sent is not None:
+        entry["result"] = {**_facts_json(observation.facts), "sent": _sent_json(observation.sent)}
+        if keeps_pictures:
+            entry["picture"] = data_url(observation.sent)
+    return entry
+
+
+def _facts_json(facts: PictureFacts) -> dict[str, Json]:
+    return {
+        "width_px": facts.width_px,
+        "height_px": facts.height_px,
+        "mode": facts.mode,
+        "pixel_sha256": facts.pixel_sha256,
+    }
+
+
+def _sent_json(sent: SentPicture) -> Json:
+    return {
+        "media_type": sent.media_type,
+        "width_px": sent.size[0],
+        "height_px": sent.size[1],
+        "num_bytes": len(sent.data),
+        "sha256": sent.sha256,
+    }
+
+
+def _score_json(score: Score) -> Json:
+    return {
+        "score": score.score,
+        "distance@km": score.distance_km,
+        "geoguessr@point": score.points,
+        "parse_success": score.parse_success,
+        **{f"acc@{radius}km": value for radius, value in score.accuracy_at_km.items()},
+    }
+
+
+def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
+    calls = [call for turn in rollout.turns for call in turn.calls]
+    answer = rollout.answer
+    return {
+        "total_turns": len(rollout.turns),
+        "num_tool_calls": len(calls),
+        "parse_success": rollout.score.parse_success,
+        "distance_km": rollout.score.distance_km,
+        "score": rollout.score.score,
+        "stop_reason": rollout.stop_reason.value,
+        "answer": None if answer is None else {"lat": answer.lat, "lon": answer.lon},
+        "truth": {"lat": rollout.sample.truth.lat, "lon": rollout.sample.truth.lon},
+        "num_failed_tool_calls": sum(not call.observation.success for call in calls),
+        "num_clamped_boxes": sum(call.clamped for call in calls),
+        "recipe_restores": all("crop_from" not in call.arguments for call in calls),
+        "tokens": total_tokens([turn.reply.usage for turn in rollout.turns]),
+        "settings_sha256": run.settings_sha256,
+        "versions": dict(run.versions),
+    }
+
+
+def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
+    """Prompt and completion tokens over all turns; null where a turn's server did not report them."""
+    totals: dict[str, Json] = {}
+    for name in ("prompt_tokens", "completion_tokens"):
+        counts = [usage.get(name) if usage else None for usage in usages]
+        known = [count for count in counts if isinstance(count, int)]
+        totals[name] = sum(known) if len(known) == len(counts) else None
+    return totals
+
+
+def _dataset_json(identity: DatasetIdentity) -> Json:
+    return {
+        "kind": identity.kind,
+        "split": identity.split,
+        "fingerprint": identity.fingerprint,
+        "num_rows": identity.num_rows,
+    }
+
+
+@dataclass(frozen=True)
+class StoredCall:
+    """A call read back from a trace, with the facts of the picture it made."""
+
+    turn: int
+    raw: RawCall
+    arguments: Mapping[str, Json]
+    success: bool
+    message: str
+    clamped: bool
+    facts: PictureFacts | None
+    sent_sha256: str | None
+
+    def with_observation(self, sent: SentPicture | None) -> ToolCall:
+        """The call as a rollout had it, given the picture that was sent."""
+        return ToolCall(
+            self.raw, self.arguments, self.clamped, Observation(self.success, self.message, self.facts, sent)
+        )
+
+
+@dataclass(frozen=True)
+class StoredTrace:
+    """A trace read back: the typed parts that a replay needs, and the whole JSON."""
+
+    path: Path
+    json: Mapping[str, Json] = field(repr=False)
+    dataset_path: str
+    dataset_kind: str
+    split: str | None
+    sample_index: int
+    file_sha256: str
+    facts: PictureFacts
+    sent_sha256: str
+    replies: tuple[Reply, ...]
+    calls: tuple[StoredCall, ...]
+    is_unedited: bool
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        """How the run was set up, as `RunFacts.settings`."""
+        settings: Mapping[str, Json] = self.json["settings"]
+        return settings
+
+
+def load_json(path: Path) -> dict[str, Json]:
+    """Read a trace file of any format as JSON; raises TraceError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+    if not isinstance(value, dict) or "sample_index" not in value:
+        raise TraceError(f"{path}: not a trace: the field 'sample_index' is missing")
+    return value
+
+
+def read_trace(path: Path) -> StoredTrace:
+    """Read a trace for replay; raises TraceError naming the file and the field."""
+    value = load_json(path)
+    if value.get("format") != FORMAT:
+        raise TraceError(f"{path}: field 'format' is {value.get('format')!r}, this version reads {FORMAT!r}")
+    try:
+        return _stored_trace(path, value)
+    except KeyError as error:
+        raise TraceError(f"{path}: the field {error} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TraceError(f"{path}: a field has the wrong form: {error}") from None
+
+
+def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
+    unsigned = {name: field for name, field in value.items() if name != "integrity_sha256"}
+    calls = tuple(_stored_call(entry) for entry in value["tool_calls_log"])
+    return StoredTrace(
+        path=path,
+        json=value,
+        dataset_path=value["dataset_path"],
+        dataset_kind=value["dataset"]["kind"],
+        split=value["dataset"]["split"],
+        sample_index=int(value["sample_index"]),
+        file_sha256=value["image"]["file_sha256"],
+        facts=_stored_facts(value["image"]),
+        sent_sha256=value["image"]["sent"]["sha256"],
+        replies=tuple(_stored_reply(entry, calls) for entry in value["conversation_log"]),
+        calls=calls,
+        is_unedited=value["integrity_sha256"] == json_sha256(unsigned),
+    )
+
+
+def _stored_facts(entry: Mapping[str, Json]) -> PictureFacts:
+    return PictureFacts(entry["width_px"], entry["height_px"], entry["mode"], entry["pixel_sha256"])
+
+
+def _stored_call(entry: Mapping[str, Json]) -> StoredCall:
+    result = entry.get("result")
+    arguments = {"code": entry["code"]} if "code" in entry else entry["tool_arguments"]
+    return StoredCall(
+        turn=entry["turn"],
+        raw=RawCall(entry["tool_name"], entry["raw_arguments"], entry.get("call_id")),
+        arguments=dict(arguments),
+        success=bool(entry["success"]),
+        message=entry["message"],
+        clamped=bool(entry["clamped"]),
+        facts=_stored_facts(result) if result else None,
+        sent_sha256=result["sent"]["sha256"] if result else None,
+    )
+
+
+def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Reply:
+    return Reply(
+        content=entry["assistant_response"],
+        reasoning=entry["reasoning"],
+        reasoning_field=entry["reasoning_field"],
+        finish_reason=entry["finish_reason"],
+        calls=tuple(call.raw for call in calls if call.turn == entry["turn"]),
+        call_form=ToolMode(entry["call_form"] or ToolMode.TEXT),
+        usage=entry["usage"],
+        refusal=entry.get("refusal"),
+    )

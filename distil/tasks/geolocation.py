@@ -1,0 +1,226 @@
+"""Where was this photo taken: the prompt, the answer parser and the reward."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from distil.errors import SampleError, SourceError
+from distil.records import Json, Place, Score
+from distil.spans import text_outside
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+USER_PROMPT = """\
+Where was this photo taken? Analyze the image and predict the location.
+
+Consider clues like:
+- Architecture and building styles
+- Vegetation and terrain
+- Text and language on signs
+- Road signs and road markings
+- Vehicles and the side of the road they drive on
+- Climate and weather
+- Cultural elements
+- Landmarks
+
+Give your final answer as coordinates in decimal degrees, in this form:
+\\boxed{latitude, longitude}"""
+
+EARTH_RADIUS_KM = 6371.0
+DECAY_KM = 1492.7
+NO_ANSWER_KM = 20000.0
+ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
+LAT_COLUMNS = ("lat", "latitude")
+LON_COLUMNS = ("lon", "longitude", "lng")
+
+_MAX_ANSWER_CHARS = 300  # an answer is two numbers; a longer box is prose
+
+
+class Task(Protocol):
+    """What a rollout needs to know of a task; every method is a pure function."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def system_prompt(self) -> str: ...
+    @property
+    def user_prompt(self) -> str: ...
+    def check_columns(self, columns: Collection[str]) -> None: ...
+    def truth(self, row: Mapping[str, Json]) -> Place: ...
+    def parse_answer(self, response: str) -> Place | None: ...
+    def score(self, answer: Place | None, truth: Place) -> Score: ...
+
+
+@dataclass(frozen=True)
+class Geolocation:
+    """The geolocation task of the mission."""
+
+    name: str = "geolocation"
+    system_prompt: str = SYSTEM_PROMPT
+    user_prompt: str = USER_PROMPT
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raise SourceError where a dataset with these columns cannot hold a true place."""
+        for names in (LAT_COLUMNS, LON_COLUMNS):
+            if not set(names) & set(columns):
+                raise SourceError(
+                    f"the dataset has no column {' or '.join(map(repr, names))} (degrees); "
+                    f"its columns: {', '.join(columns)}"
+                )
+
+    def truth(self, row: Mapping[str, Json]) -> Place:
+        """Read the row's true place; raises SampleError naming the field that is missing or bad."""
+        return Place(
+            _coordinate(row, LAT_COLUMNS, limit_degrees=90), _coordinate(row, LON_COLUMNS, limit_degrees=180)
+        )
+
+    def parse_answer(self, response: str) -> Place | None:
+        return parse_answer(response)
+
+    def score(self, answer: Place | None, truth: Place) -> Score:
+        return score(answer, truth)
+
+
+GEOLOCATION = Geolocation()
+
+
+def parse_answer(response: str) -> Place | None:
+    """Read the place that a reply answers with, in decimal degrees, or None.
+
+    The last `\\boxed{…}` that holds a digit decides, else the last `<answer>…</answer>`; thinking and
+    tool calls are not looked at. One number, four numbers or a value out of range is no answer.
+    Linear in the length of the reply.
+    """
+    text = text_outside(response, thinking=True, tool_calls=True)
+    attempts = [body for body in _boxed_bodies(text) if _has_digit(body)]
+    if not attempts:
+        attempts = [body for body in _answer_bodies(text) if _has_digit(body)]
+    return _place(attempts[-1]) if attempts else None
+
+
+def score(answer: Place | None, truth: Place) -> Score:
+    """Reward an answer: `exp(-d / 1492.7)` with d the great-circle distance in km (mission.md)."""
+    if answer is None:
+        return Score(0.0, NO_ANSWER_KM, 0.0, False, dict.fromkeys(ACCURACY_RADII_KM, 0.0))
+    distance_km = haversine_km(answer, truth)
+    value = math.exp(-distance_km / DECAY_KM)
+    accuracy = {radius: float(distance_km <= radius) for radius in ACCURACY_RADII_KM}
+    return Score(value, distance_km, 5000.0 * value, True, accuracy)
+
+
+def haversine_km(a: Place, b: Place) -> float:
+    """Great-circle distance in km on a sphere of R = 6371 km, by the haversine formula."""
+    lat_a, lat_b = math.radians(a.lat), math.radians(b.lat)
+    half_lat, half_lon = (lat_b - lat_a) / 2, math.radians(b.lon - a.lon) / 2
+    chord = math.sin(half_lat) ** 2 + math.cos(lat_a) * math.cos(lat_b) * math.sin(half_lon) ** 2
+    return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, chord)))
+
+
+def _coordinate(row: Mapping[str, Json], columns: tuple[str, ...], limit_degrees: int) -> float:
+    column = next((name for name in columns if name in row), None)
+    if column is None:
+        raise SampleError(f"the row has no column {' or '.join(map(repr, columns))}")
+    value = row[column]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        degrees = float(value)
+    except (TypeError, ValueError):
+        raise SampleError(f"column {column!r} is not a number: {value!r}") from None
+    if not abs(degrees) <= limit_degrees:  # NaN fails this too
+        raise SampleError(f"column {column!r} is not within ±{limit_degrees} degrees: {value!r}")
+    return degrees
+
+
+def _boxed_bodies(text: str) -> list[str]:
+    """What stands in each `\\boxed{…}`, braces matched; a body longer than an answer is left out."""
+    bodies = []
+    for start in re.finditer(r"\\boxed[ \t]{0,4}\{", text):
+        body = _braced(text, start.end())
+        if body is not None:
+            bodies.append(body)
+    return bodies
+
+
+def _braced(text: str, start: int) -> str | None:
+    depth = 1
+    for position in range(start, min(len(text), start + _MAX_ANSWER_CHARS)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return None
+
+
+def _answer_bodies(text: str) -> list[str]:
+    bodies = []
+    position = text.find("<answer>")
+    while position >= 0:
+        start = position + len("<answer>")
+        end = text.find("</answer>", start)
+        if end < 0:
+            break
+        if end - start <= _MAX_ANSWER_CHARS:
+            bodies.append(text[start:end])
+        position = text.find("<answer>", end)
+    return bodies
+
+
+def _has_digit(text: str) -> bool:
+    return any("0" <= letter <= "9" for letter in text)
+
+
+# TeX and typography that says nothing about the numbers, in the order it is replaced.
+_PLAIN = (
+    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|rm|bf)\b"), ""),
+    (re.compile(r"\^?\\circ\b|\\degree\b|\\textdegree\b|\^o(?![a-z])|º|˚"), "°"),
+    (re.compile(r"\\[,;:! ]|\\quad\b|[{}()\[\]$~]"), " "),
+    (re.compile(r"[−–‒]"), "-"),
+    (re.compile(r"[，、;；]"), ","),
+    (re.compile(r"[’′]"), "'"),
+    (re.compile(r"[”″]|''"), '"'),
+)
+# Matched against text whose runs of white space are single spaces: adjacent ` ?` cannot backtrack far.
+_ANGLE = re.compile(
+    r" ?(?:lat(?:itude)?|lon(?:g|gitude)?|lng)? ?[:=]? ?"
+    r"(?P<before>[NSEW])? ?"
+    r"(?P<sign>[+-])? ?(?P<degrees>\d{1,3}(?:\.\d{0,20})?|\.\d{1,20}) ?(?:°|deg(?:rees)?)? ?"
+    r"(?:(?P<minutes>\d{1,2}(?:\.\d{0,20})?) ?' ?(?:(?P<seconds>\d{1,2}(?:\.\d{0,20})?) ?\" ?)?)?"
+    r"(?P<after>[NSEW]|north|south|east|west)? ?\.? ?",
+    re.IGNORECASE,
+)
+
+
+def _place(body: str) -> Place | None:
+    for pattern, plain in _PLAIN:
+        body = pattern.sub(plain, body)
+    halves = " ".join(body.split()).split(",")
+    if len(halves) != 2:
+        return None
+    first, second = (_angle(half) for half in halves)
+    if first is None or second is None:
+        return None
+    if first[1] in "EW" and second[1] in "NS" and first[1] and second[1]:
+        first, second = second, first
+    if first[1] in ("E", "W") or second[1] in ("N", "S"):
+        return None
+    lat, lon = first[0], second[0]
+    return Place(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+
+
+def _angle(text: str) -> tuple[float, str] | None:
+    """Signed decimal degrees and the hemisphere letter ("" where none is written)."""
+    match = _ANGLE.fullmatch(text)
+    if match is None or (match["before"] and match["after"]):
+        return None
+    minutes, seconds = float(match["minutes"] or 0), float(match["seconds"] or 0)
+    if minutes >= 60 or seconds >= 60:
+        return None
+    degrees = float(match["degrees"]) + minutes / 60 + seconds / 3600
+    hemisphere = (match["before"] or match["after"] or "")[:1].upper()
+    if match["sign"] == "-" and hemisphere in ("N", "E"):
+        return None  # "-40 N" contradicts itself
+    negative = match["sign"] == "-" or hemisphere in ("S", "W")
+    return (-degrees if negative else degrees), hemisphere

@@ -1,0 +1,17 @@
+"""The teacher: any OpenAI-compatible server. The only room that imports `openai`."""
+
+from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
+from distil.teacher.probe import ProbeResult, probe_tool_mode
+from distil.teacher.profile import PROFILES, Profile, find_profile
+
+__all__ = [
+    "PROFILES",
+    "ProbeResult",
+    "Profile",
+    "Teacher",
+    "TeacherSettings",
+    "check_reachable",
+    "find_profile",
+    "load_model_names",
+    "probe_tool_mode",
+]

@@ -1,0 +1,207 @@
+"""Asking the teacher: one chat completion per call, over the `openai` client.
+
+A conversation only grows, so a request's body is joined from message parts that were encoded once, and
+`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import openai
+
+from distil.errors import TeacherError, TeacherRefused
+from distil.records import Json, Reply
+from distil.teacher.wire import parse_reply
+
+_REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
+_MAX_MESSAGE_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """Where the teacher is and how it is asked; `timeout_seconds` is per request."""
+
+    api_base: str | None
+    api_key: str = field(repr=False)
+    model: str = ""
+    temperature: float = 0.7
+    max_tokens: int = 2048
+    timeout_seconds: float = 600.0
+    max_retries: int = 5  # by the openai client, the one owner of retries
+    token_field: str = "max_tokens"
+    sends_temperature: bool = True
+
+
+class Teacher:
+    """A teacher that many threads may ask at once; a context manager that closes its connections."""
+
+    def __init__(self, settings: TeacherSettings, tools: Sequence[Mapping[str, Json]] = ()) -> None:
+        self.settings = settings
+        self._tools = tools
+        self._fields = _RequestFields(settings.token_field, settings.sends_temperature, sends_seed=True)
+        self._local = threading.local()
+        self._clients: list[openai.OpenAI] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Teacher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; requests in flight fail at once."""
+        with self._lock:
+            self._closed = True
+            clients, self._clients = self._clients, []
+        for client in clients:
+            client.close()
+
+    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
+        """Send the messages, each an encoded JSON object, and read the reply.
+
+        Raises TeacherRefused where every request would fail alike, else TeacherError.
+        """
+        for _ in range(4):  # at most one retry per field that a server does not know
+            fields = self._fields
+            try:
+                return parse_reply(self._post(self._head(fields, seed), messages))
+            except openai.APIStatusError as error:
+                adapted = fields.without(_error_text(error)) if error.status_code in (400, 422) else None
+                if adapted is None:
+                    raise self._status_error(error) from None
+                self._fields = adapted
+            except openai.APIConnectionError as error:
+                raise TeacherError(self._connection_text(error)) from None
+        raise TeacherError("the server refuses the request fields one after another", 400)
+
+    def _post(self, head: bytes, messages: Sequence[bytes]) -> bytes:
+        body = b"".join((head, b",".join(messages), b"]}"))
+        headers = {"Content-Type": "application/json"}
+        return self._client().post(
+            "/chat/completions", cast_to=bytes, content=body, options={"headers": headers}
+        )
+
+    def _head(self, fields: _RequestFields, seed: int) -> bytes:
+        settings = self.settings
+        request: dict[str, Json] = {"model": settings.model, fields.token_field: settings.max_tokens}
+        if fields.sends_temperature:
+            request["temperature"] = settings.temperature
+        if fields.sends_seed:
+            request["seed"] = seed
+        if self._tools:  # vLLM refuses an empty list
+            request["tools"] = list(self._tools)
+        return json.dumps(request)[:-1].encode() + b', "messages": ['
+
+    def _client(self) -> openai.OpenAI:
+        """This thread's own client: one shared connection pool becomes a lock above 100 threads."""
+        client: openai.OpenAI | None = getattr(self._local, "client", None)
+        if self._closed:
+            raise TeacherError("the run was given up")
+        if client is None:
+            client = open_client(self.settings)
+            self._local.client = client
+            with self._lock:
+                self._clients.append(client)
+        return client
+
+    def _status_error(self, error: openai.APIStatusError) -> TeacherError:
+        text = f"HTTP {error.status_code} from {base_url_text(self.settings)}: {_error_text(error)}"
+        kind = TeacherRefused if error.status_code in _REFUSED_STATUSES else TeacherError
+        return kind(without_key(text, self.settings.api_key), error.status_code)
+
+    def _connection_text(self, error: openai.APIConnectionError) -> str:
+        cause = error.__cause__ or error
+        text = f"no reply from {base_url_text(self.settings)}: {type(cause).__name__}: {cause}"
+        return without_key(text, self.settings.api_key)
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestFields:
+    """Which optional fields the server takes; it says so by refusing one by its name."""
+
+    token_field: str
+    sends_temperature: bool
+    sends_seed: bool
+
+    def without(self, error_text: str) -> _RequestFields | None:
+        """The fields without the one that an error complains about, or None where it names none."""
+        text = error_text.lower()
+        if not any(
+            word in text for word in ("unsupported", "not support", "unknown", "unrecognized", "extra")
+        ):
+            return None
+        if "max_tokens" in text and self.token_field == "max_tokens":
+            return _RequestFields("max_completion_tokens", self.sends_temperature, self.sends_seed)
+        if "max_completion_tokens" in text and self.token_field == "max_completion_tokens":
+            return _RequestFields("max_tokens", self.sends_temperature, self.sends_seed)
+        if "temperature" in text and self.sends_temperature:
+            return _RequestFields(self.token_field, False, self.sends_seed)
+        if "seed" in text and self.sends_seed:
+            return _RequestFields(self.token_field, self.sends_temperature, False)
+        return None
+
+
+def open_client(settings: TeacherSettings) -> openai.OpenAI:
+    """An openai client; requests to this very machine never go through a proxy."""
+    http_client = openai.DefaultHttpxClient(trust_env=False) if _is_loopback(settings.api_base) else None
+    return openai.OpenAI(
+        base_url=settings.api_base,
+        api_key=settings.api_key,
+        timeout=settings.timeout_seconds,
+        max_retries=settings.max_retries,
+        http_client=http_client,
+    )
+
+
+def load_model_names(settings: TeacherSettings) -> list[str]:
+    """The models that the server offers; raises TeacherRefused where it cannot be asked at all."""
+    with open_client(settings) as client:
+        try:
+            return [model.id for model in client.models.list()]
+        except openai.APIStatusError as error:
+            text = f"HTTP {error.status_code} from {base_url_text(settings)}/models: {_error_text(error)}"
+            raise TeacherRefused(without_key(text, settings.api_key), error.status_code) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            text = f"no reply from {base_url_text(settings)}: {type(cause).__name__}: {cause}"
+            raise TeacherRefused(without_key(text, settings.api_key)) from None
+
+
+def check_reachable(settings: TeacherSettings) -> None:
+    """Raise TeacherRefused where no server answers or the key is wrong; a missing model list is fine."""
+    try:
+        load_model_names(settings)
+    except TeacherRefused as error:
+        if error.status is None or error.status in (401, 403):
+            raise
+
+
+def base_url_text(settings: TeacherSettings) -> str:
+    """The server's address as it may be shown and stored: without user name, password and query."""
+    parts = urllib.parse.urlsplit(settings.api_base or "https://api.openai.com/v1")
+    host = parts.netloc.rpartition("@")[2]
+    return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def without_key(text: str, api_key: str) -> str:
+    """The text with the key blacked out: servers quote it in their error messages."""
+    return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def _error_text(error: openai.APIStatusError) -> str:
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else None
+    text = " ".join(str(message or error.message).split())
+    return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + "…"
+
+
+def _is_loopback(api_base: str | None) -> bool:
+    host = urllib.parse.urlsplit(api_base or "").hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,75 @@
+"""Finding out how a server wants tool calls, by asking it for one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw
+
+from distil.conversation import opening_messages
+from distil.errors import TeacherError, TeacherRefused
+from distil.pictures import ViewRule, encode_sent
+from distil.records import Prompt, Reply, SentPicture, ToolMode
+from distil.teacher.client import Teacher, TeacherSettings
+
+_PROBE_SEED = 0
+_CLIENT_ERRORS = range(400, 500)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The tool mode that a server can be asked in, with what was seen and how often it was asked."""
+
+    tool_mode: ToolMode
+    reason: str
+    num_requests: int
+
+
+def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
+    """Ask once for a native tool call: native if one comes back, text otherwise.
+
+    Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
+    model is told apart. Raises TeacherRefused where neither can be asked.
+    """
+    name = prompt.tools[0]["function"]["name"]
+    question = f"Call the tool {name} once, on the whole image. Write nothing else."
+    native = replace(prompt, user=question, tool_mode=ToolMode.NATIVE)
+    try:
+        reply = _ask(settings, native)
+    except TeacherRefused:
+        raise
+    except TeacherError as error:
+        if error.status not in _CLIENT_ERRORS:
+            raise TeacherRefused(str(error), error.status) from None
+        return _probe_text(settings, replace(native, tool_mode=ToolMode.TEXT), error)
+    return _judge(reply)
+
+
+def _judge(reply: Reply) -> ProbeResult:
+    if reply.calls and reply.call_form is ToolMode.NATIVE:
+        return ProbeResult(ToolMode.NATIVE, "the server answered with a native tool call", 1)
+    if reply.calls:
+        return ProbeResult(ToolMode.TEXT, "the server passes tool calls on as text", 1)
+    return ProbeResult(ToolMode.TEXT, "the teacher made no native tool call when asked for one", 1)
+
+
+def _probe_text(settings: TeacherSettings, prompt: Prompt, native_error: TeacherError) -> ProbeResult:
+    try:
+        _ask(settings, prompt)
+    except TeacherError as error:
+        raise TeacherRefused(str(error), error.status) from None
+    return ProbeResult(ToolMode.TEXT, f"the server takes no tools ({native_error})", 2)
+
+
+def _ask(settings: TeacherSettings, prompt: Prompt) -> Reply:
+    tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+    messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
+    with Teacher(settings, tools) as teacher:
+        return teacher.ask(messages, _PROBE_SEED)
+
+
+def _probe_picture() -> SentPicture:
+    image = Image.new("RGB", (320, 240), "lightgrey")
+    ImageDraw.Draw(image).rectangle((110, 70, 210, 170), fill="navy")
+    return encode_sent(image, ViewRule())

@@ -1,0 +1,115 @@
+"""What a tool is: a schema and a pure function from a picture and arguments to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from PIL import Image
+
+from distil.errors import ToolError
+from distil.pictures import Frame
+from distil.records import Box, Json, Size
+
+MAX_RESULT_PIXELS = 64_000_000  # a chain of slanted rotations doubles the area each time
+
+
+class CropFrom(StrEnum):
+    """Which picture a zoom box refers to."""
+
+    CURRENT = "current"  # the one that the previous call made
+    ORIGINAL = "original"  # the photo, whatever was done since (DeepEyes, verl, Thyme)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFrame:
+    """How a run's teacher states boxes."""
+
+    frame: Frame
+    crop_from: CropFrom = CropFrom.CURRENT
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The pictures that a call can work on.
+
+    `corner` is where the current picture's top left pixel lies in the original, None once a call has
+    done more than crop.
+    """
+
+    original: Image.Image = field(repr=False)
+    current: Image.Image = field(repr=False)
+    corner: tuple[int, int] | None = (0, 0)
+
+    @classmethod
+    def start(cls, image: Image.Image) -> Scene:
+        """The scene before the first call."""
+        return cls(image, image)
+
+    def cropped(self, box: Box) -> Scene:
+        """The scene after cropping the current picture."""
+        corner = self.corner and (self.corner[0] + box[0], self.corner[1] + box[1])
+        return Scene(self.original, self.current.crop(box), corner)
+
+    def recropped(self, box: Box) -> Scene:
+        """The scene after cropping the original picture."""
+        return Scene(self.original, self.original.crop(box), (box[0], box[1]))
+
+    def replaced(self, image: Image.Image) -> Scene:
+        """The scene after a call that made a picture in any other way."""
+        return Scene(self.original, image, None)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the teacher saw of a scene: the sizes its boxes refer to."""
+
+    scene: Scene
+    original_sent: Size
+    current_sent: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Arguments in whole pixels and degrees, fit to be stored and applied again."""
+
+    arguments: Mapping[str, Json]
+    clamped: bool = False
+
+
+class Tool(Protocol):
+    """One image tool. `resolve` and `apply` raise ToolError with a message for the teacher."""
+
+    @property
+    def name(self) -> str: ...
+
+    def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
+        """The function schema as the OpenAI API takes it, saying which frame boxes are in."""
+        ...
+
+    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+        """Turn the teacher's arguments into stored ones."""
+        ...
+
+    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Scene:
+        """Apply stored arguments: sampling and replay both call this."""
+        ...
+
+
+def function_schema(name: str, description: str, properties: Json, required: list[str]) -> Mapping[str, Json]:
+    """A function schema in the OpenAI form."""
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": parameters},
+    }
+
+
+def required_argument(raw: Mapping[str, Json], name: str, example: str) -> Json:
+    """The argument called `name`; raises ToolError that shows an example."""
+    if name not in raw:
+        given = ", ".join(sorted(map(str, raw))[:8]) or "none"
+        raise ToolError(f"the argument {name!r} is missing (given: {given}); example: {example}")
+    return raw[name]

@@ -1,0 +1,105 @@
+"""image_zoom_in_tool: crop a box out of the picture, at full resolution."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distil.errors import ToolError
+from distil.pictures import MAX_ASPECT_RATIO, Frame, box_to_pixels
+from distil.records import Box, Json
+from distil.tools.base import BoxFrame, CropFrom, Resolved, Scene, View, function_schema, required_argument
+
+_EXAMPLES = {Frame.PIXEL: "[120, 80, 520, 400]", Frame.REL1: "[0.12, 0.08, 0.52, 0.4]"}
+_FRAME_TEXTS = {
+    Frame.PIXEL: "[x1, y1, x2, y2] in pixels of {picture} as you see it",
+    Frame.REL1000: "[x1, y1, x2, y2], each from 0 to 1000 relative to the width and height of {picture}",
+    Frame.REL1000_YX: "[y1, x1, y2, x2], y first, each from 0 to 1000 relative to the size of {picture}",
+    Frame.REL1: "[x1, y1, x2, y2], each from 0 to 1 relative to the width and height of {picture}",
+}
+_PICTURE_TEXTS = {CropFrom.CURRENT: "the most recent image", CropFrom.ORIGINAL: "the original image"}
+
+
+@dataclass(frozen=True)
+class ZoomTool:
+    """Crop `bbox_2d` out of the current picture (or of the original, where the run says so)."""
+
+    name: str = "image_zoom_in_tool"
+
+    def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
+        box_text = _FRAME_TEXTS[boxes.frame].format(picture=_PICTURE_TEXTS[boxes.crop_from])
+        box_schema = {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": 4,
+            "maxItems": 4,
+            "description": f"The box to zoom in on, {box_text}.",
+        }
+        description = "Zoom in on a region of the image: returns the region at full resolution."
+        return function_schema(self.name, description, {"bbox_2d": box_schema}, ["bbox_2d"])
+
+    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+        """Stored `bbox_2d` is in whole pixels of the picture it crops.
+
+        With `crop_from` original, a box inside the current crop is stored relative to that crop, so that
+        re-applying the calls one after another still gives the same picture; any other box is stored with
+        `"crop_from": "original"`.
+        """
+        example = json.dumps({"bbox_2d": json.loads(_EXAMPLES.get(boxes.frame, "[120, 80, 520, 400]"))})
+        numbers = _four_numbers(required_argument(raw, "bbox_2d", example), example)
+        scene = view.scene
+        if boxes.crop_from is CropFrom.CURRENT:
+            box, clamped = box_to_pixels(numbers, boxes.frame, view.current_sent, scene.current.size)
+            _check_shape(box)
+            return Resolved({"bbox_2d": list(box)}, clamped)
+        box, clamped = box_to_pixels(numbers, boxes.frame, view.original_sent, scene.original.size)
+        _check_shape(box)
+        inner = _inside_current(box, scene)
+        if inner is not None:
+            return Resolved({"bbox_2d": list(inner)}, clamped)
+        return Resolved({"bbox_2d": list(box), "crop_from": CropFrom.ORIGINAL.value}, clamped)
+
+    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Scene:
+        x1, y1, x2, y2 = arguments["bbox_2d"]
+        from_original = arguments.get("crop_from") == CropFrom.ORIGINAL.value
+        return scene.recropped((x1, y1, x2, y2)) if from_original else scene.cropped((x1, y1, x2, y2))
+
+
+def _four_numbers(value: Json, example: str) -> list[float]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, list) or len(value) != 4:
+        raise ToolError(f"bbox_2d must be a list of four numbers; example: {example}")
+    return [_finite(number, example) for number in value]
+
+
+def _finite(value: Json, example: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ToolError(f"bbox_2d must be a list of four numbers; example: {example}")
+    return number
+
+
+def _check_shape(box: Box) -> None:
+    width, height = box[2] - box[0], box[3] - box[1]
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ToolError(f"the box is too thin ({width}×{height} pixels): make it wider or higher")
+
+
+def _inside_current(box: Box, scene: Scene) -> Box | None:
+    if scene.corner is None:
+        return None
+    x, y = scene.corner
+    inner = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+    fits = min(inner) >= 0 and inner[2] <= scene.current.width and inner[3] <= scene.current.height
+    return inner if fits else None

@@ -1,0 +1,85 @@
+"""Shared data: a small dataset of photos on disk, and runs of the doors as subprocesses."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+PACKAGE = Path(__file__).parent.parent / "distil"
+PLACES = [
+    (48.8566, 2.3522),
+    (35.6762, 139.6503),
+    (-33.8688, 151.2093),
+    (40.7128, -74.006),
+    (0.0, 0.0),
+    (64.1, -21.9),
+]
+
+
+def photo_bytes(seed: int, size: tuple[int, int] = (640, 480)) -> bytes:
+    """A JPEG with something to see everywhere."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def save_photos(folder: Path, pictures: list[bytes]) -> Path:
+    """A save_to_disk dataset of picture files with coordinates and some more columns."""
+    rows = {
+        "image": [{"bytes": data, "path": None} for data in pictures],
+        "lat": [PLACES[row % len(PLACES)][0] for row in range(len(pictures))],
+        "lon": [PLACES[row % len(PLACES)][1] for row in range(len(pictures))],
+        "city": [f"city {row}" for row in range(len(pictures))],
+        "locatability_score": [((row * 7) % 10) / 10 for row in range(len(pictures))],
+    }
+    features = datasets.Features(
+        image=datasets.Image(),
+        lat=datasets.Value("float64"),
+        lon=datasets.Value("float64"),
+        city=datasets.Value("string"),
+        locatability_score=datasets.Value("float64"),
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photos on disk."""
+    return save_photos(tmp_path_factory.mktemp("data") / "photos", [photo_bytes(seed) for seed in range(12)])
+
+
+RunDoor = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run_door() -> RunDoor:
+    """Run a script of `distil/` from inside that folder, as the README does."""
+
+    def run(
+        script: str, *arguments: object, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+        return subprocess.run(
+            [sys.executable, script, *map(str, arguments)],
+            cwd=PACKAGE,
+            env=environment | {"COLUMNS": "150"} | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,175 @@
+"""Reading replies: every form that a server was seen to send."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_teacher import calls, completion, says, text_call
+
+from distil.errors import TeacherError
+from distil.records import Reply, ToolMode
+from distil.teacher.wire import parse_reply, parse_text_calls
+
+BOX = {"bbox_2d": [1, 2, 3, 4]}
+
+
+def read(body: Any) -> Reply:
+    return parse_reply(json.dumps(body).encode())
+
+
+def test_native_calls_keep_order_ids_and_arguments() -> None:
+    reply = read(calls(("image_zoom_in_tool", BOX), ("image_rotate_tool", {"angle": 90})))
+    assert [(call.name, call.arguments, call.call_id) for call in reply.calls] == [
+        ("image_zoom_in_tool", BOX, "call-0"),
+        ("image_rotate_tool", {"angle": 90}, "call-1"),
+    ]
+    assert reply.call_form is ToolMode.NATIVE
+    assert reply.content == ""
+
+
+def test_native_arguments_may_be_an_object_or_missing() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "t", "arguments": BOX}}
+    bare = {"id": "b", "type": "function", "function": {"name": "t"}}
+    reply = read(completion({"content": "", "tool_calls": [call, bare]}))
+    assert [call.arguments for call in reply.calls] == [BOX, {}]
+
+
+@pytest.mark.parametrize("arguments", ["{bad", "[1, 2]", '"text"', "3"])
+def test_unreadable_native_arguments_are_a_problem_not_an_exception(arguments: str) -> None:
+    (call,) = read(calls(("image_zoom_in_tool", arguments))).calls
+    assert call.problem is not None and "image_zoom_in_tool" in call.problem
+
+
+def test_text_calls_are_all_read_in_order() -> None:
+    content = f"I look.\n{text_call('a', BOX)}\nand {text_call('b', {'angle': 1})}"
+    reply = read(says(content))
+    assert [(call.name, call.arguments) for call in reply.calls] == [("a", BOX), ("b", {"angle": 1})]
+    assert reply.call_form is ToolMode.TEXT
+    assert reply.content == content
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ('{"name": "t", "arguments": {"angle": 5}}', {"angle": 5}),
+        ('{"name": "t", "arguments": "{\\"angle\\": 5}"}', {"angle": 5}),
+        ('{"name": "t", "parameters": {"angle": 5}}', {"angle": 5}),
+        ('{"name": "t", "code": "x = 1"}', {"code": "x = 1"}),
+        ('{"name": "t", "arguments": {"code": "a\nb"}}', {"code": "a\nb"}),
+        ('{"name": "t"}', {}),
+    ],
+)
+def test_text_call_arguments_come_in_many_forms(body: str, arguments: Any) -> None:
+    (call,) = parse_text_calls(f"<tool_call>{body}</tool_call>")
+    assert (call.arguments, call.problem) == (arguments, None)
+
+
+def test_a_text_call_without_its_closing_tag_is_read() -> None:
+    (call,) = parse_text_calls('<tool_call>\n{"name": "t", "arguments": {"angle": 5}}\n')
+    assert (call.name, call.problem) == ("t", None)
+
+
+@pytest.mark.parametrize(
+    "body", ["{broken", "[]", '{"arguments": {}}', "", '{"name": 3}', '{"name": "t", "arguments": [1]}']
+)
+def test_a_broken_text_call_is_a_problem_that_quotes_it(body: str) -> None:
+    (call,) = parse_text_calls(f"<tool_call>{body}</tool_call>")
+    assert call.problem is not None
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_is_kept_from_its_own_field(field: str) -> None:
+    reply = read(says("done", **{field: "first I look"}))
+    assert (reply.reasoning, reply.reasoning_field, reply.content) == ("first I look", field, "done")
+
+
+@pytest.mark.parametrize("content", ["<think>I look</think>done", "I look</think>done"])
+def test_reasoning_inside_the_content_is_kept(content: str) -> None:
+    reply = read(says(content))
+    assert (reply.reasoning, reply.reasoning_field, reply.content) == ("I look", "content", content)
+
+
+def test_a_call_inside_thinking_is_a_thought() -> None:
+    content = f"<think>{text_call('t', BOX)}</think>no call"
+    assert read(says(content)).calls == ()
+    assert read(says(content.removeprefix("<think>"))).calls == ()
+
+
+def test_typed_content_parts_are_joined_and_their_thinking_kept() -> None:
+    parts = [
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b"},
+    ]
+    reply = read(completion({"content": parts}))
+    assert (reply.content, reply.reasoning) == ("ab", "hm")
+
+
+def test_finish_reason_refusal_and_usage_are_kept() -> None:
+    reply = read(completion({"content": None, "refusal": "no"}, "content_filter", usage=None))
+    assert (reply.finish_reason, reply.refusal, reply.usage, reply.content) == (
+        "content_filter",
+        "no",
+        None,
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{}]}',
+        b'{"choices": [{"message": null}]}',
+    ],
+)
+def test_a_body_without_a_message_is_a_teacher_error(body: bytes) -> None:
+    with pytest.raises(TeacherError):
+        parse_reply(body)
+
+
+def test_lone_surrogates_and_nan_do_not_get_through() -> None:
+    body = b'{"choices": [{"message": {"content": "a\\ud800b", "tool_calls": [{"function": {"name": "t", "arguments": {"angle": NaN}}}]}}]}'
+    reply = parse_reply(body)
+    json.dumps([reply.content, reply.calls[0].arguments], allow_nan=False).encode()
+    reply.content.encode()
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read(content: str) -> None:
+    reply = read(says(content))
+    reply.content.encode()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values, json_values)
+def test_any_message_is_read_or_a_teacher_error(content: Any, tool_calls: Any) -> None:
+    try:
+        reply = read(completion({"content": content, "tool_calls": tool_calls}))
+    except TeacherError:
+        return
+    assert isinstance(reply.content, str)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<tool_call>", "<think>", "</think>", "<tool_call>{", "</tool_call>", "<think><tool_call>"]
+)
+def test_a_megabyte_of_tags_is_read_in_time(piece: str) -> None:
+    started = time.monotonic()
+    read(says(piece * (1_000_000 // len(piece))))
+    assert time.monotonic() - started < 10
