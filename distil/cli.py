@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -116,10 +117,17 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
             f"\n{parser.prog}: interrupted; finished traces are kept, the same command goes on from there",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
+        _leave(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit without waiting for threads that are blocked in a request; the kernel closes their connections."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _interrupt(*_: object) -> None:

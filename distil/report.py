@@ -139,13 +139,12 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
         parts.append(f"{totals.num_skipped} were there already")
     console.print(f"{', '.join(parts)} in {totals.seconds:.1f} s ({rate:.1f} a minute)", highlight=False)
     for failure in totals.failures[:_SHOWN_FAILURES]:
-        console.print(
-            Text(f"  sample {failure.sample_index} ({failure.kind}): {failure.message}", style="red")
-        )
+        line = f"  sample {failure.sample_index} ({failure.kind}): {failure.message}"
+        console.print(Text(line, style="red"), soft_wrap=True)
     if len(totals.failures) > _SHOWN_FAILURES:
         console.print(f"  … all of them in {totals.folder / 'failed_samples.jsonl'}", highlight=False)
     if warning is not None:
-        console.print(Text(f"Warning: {warning}", style="yellow"))
+        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)
     if totals.facts or totals.num_skipped:
         console.print(f"Look at them: distil view {totals.folder} --batch", highlight=False, soft_wrap=True)

@@ -46,13 +46,15 @@ def run_samples(
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
     exception in one sample is its failure; TeacherRefused, which would meet every sample, ends the run.
     """
-    with ThreadPoolExecutor(max_workers, thread_name_prefix="rollout") as pool:
-        try:
-            yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            solver.abort()
-            raise
+    pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
+    try:
+        yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
+    except BaseException:
+        # Not waited for: a thread that is blocked in a request cannot be woken, only left behind.
+        pool.shutdown(wait=False, cancel_futures=True)
+        solver.abort()
+        raise
+    pool.shutdown()
 
 
 def _completed(

@@ -235,7 +235,7 @@ class _MappingTrimmer:
 
     Arrow files are mapped into memory, and every page that was ever read counts as the process's own
     until it is let go: 2,000 photos would look like, and be limited as, half a gigabyte. Letting go of a
-    shared file mapping loses nothing: the page is read again when needed. Linux only; elsewhere no-op.
+    read-only file mapping loses nothing: the page is read again when needed. Linux only; elsewhere no-op.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -260,6 +260,6 @@ class _MappingTrimmer:
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for line in maps.splitlines():
             fields = line.split(maxsplit=5)  # address range, permissions, offset, device, inode, path
-            if len(fields) == 6 and fields[1] == "r--s" and fields[5] in self._files:
+            if len(fields) == 6 and fields[1].startswith("r--") and fields[5] in self._files:
                 start, stop = (int(address, 16) for address in fields[0].split("-"))
                 madvise(start, stop - start, _MADV_DONTNEED)

@@ -34,6 +34,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+        for leftover in path.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         self._earlier_runs = _read_runs(path / RUN_RECORD)
         self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
 

@@ -10,7 +10,7 @@ import json
 import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import openai
 
@@ -160,9 +160,17 @@ def open_client(settings: TeacherSettings) -> openai.OpenAI:
     )
 
 
+_SETUP_RETRIES = 2  # a wrong address should be told within seconds, not after the retries of a long run
+
+
+def for_setup(settings: TeacherSettings) -> TeacherSettings:
+    """The settings for the few requests that come before a run."""
+    return replace(settings, max_retries=min(settings.max_retries, _SETUP_RETRIES))
+
+
 def load_model_names(settings: TeacherSettings) -> list[str]:
     """The models that the server offers; raises TeacherRefused where it cannot be asked at all."""
-    with open_client(settings) as client:
+    with open_client(for_setup(settings)) as client:
         try:
             return [model.id for model in client.models.list()]
         except openai.APIStatusError as error:

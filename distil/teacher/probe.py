@@ -11,7 +11,7 @@ from distil.conversation import opening_messages
 from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import ViewRule, encode_sent
 from distil.records import Prompt, Reply, SentPicture, ToolMode
-from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.client import Teacher, TeacherSettings, for_setup
 
 _PROBE_SEED = 0
 _CLIENT_ERRORS = range(400, 500)
@@ -65,7 +65,7 @@ def _probe_text(settings: TeacherSettings, prompt: Prompt, native_error: Teacher
 def _ask(settings: TeacherSettings, prompt: Prompt) -> Reply:
     tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
-    with Teacher(settings, tools) as teacher:
+    with Teacher(for_setup(settings), tools) as teacher:
         return teacher.ask(messages, _PROBE_SEED)
 
 

@@ -84,7 +84,7 @@ def call_succeeded(call: Mapping[str, Json]) -> bool:
 
 def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
     """The figures of one trace of either format."""
-    reward, metadata = _mapping(trace.get("reward_score")), _mapping(trace.get("metadata"))
+    reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
     calls = trace_calls(trace)
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
@@ -131,12 +131,13 @@ def _entries(value: Json) -> list[Mapping[str, Json]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _mapping(value: Json) -> Mapping[str, Json]:
+def mapping_of(value: Json) -> Mapping[str, Json]:
+    """The value if it is an object, else an empty one: traces of other programs hold surprises."""
     return value if isinstance(value, dict) else {}
 
 
 def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return _sum_or_none([_int(_mapping(turn.get("usage")).get(name)) for turn in turns])
+    return _sum_or_none([_int(mapping_of(turn.get("usage")).get(name)) for turn in turns])
 
 
 def _sum_or_none(counts: Sequence[int | None]) -> int | None:

@@ -25,6 +25,7 @@ from distil.viewer.facts import (
     add_up,
     call_name,
     call_succeeded,
+    mapping_of,
     trace_calls,
     trace_facts,
     trace_turns,
@@ -50,7 +51,7 @@ def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
         raise UsageError(f"{path} holds no trace_*.json")
     facts, broken = _load_facts(files)
     for message in broken:
-        console.print(Text(f"broken: {message}", style="red"))
+        console.print(_text(f"broken: {message}", style="red"), soft_wrap=True)
     if verbose or not batch:
         console.print(_list_table(facts))
     totals = add_up(facts)
@@ -143,45 +144,43 @@ def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> N
         console.print(_turn_panel(turn, number, calls, verbose))
     console.print(Panel(_result_table(trace, facts), title="result", title_align="left"))
     if verbose and "settings" in trace:
-        settings = json.dumps(trace["settings"], ensure_ascii=False, indent=2)
+        settings = _plain(json.dumps(trace["settings"], ensure_ascii=False, indent=2))
         console.print(Panel(Syntax(settings, "json", word_wrap=True), title="settings", title_align="left"))
 
 
 def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table = _plain_table()
-    table.add_row("dataset", Text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
-    image = trace.get("image")
-    if isinstance(image, dict):
+    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
+    image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
+    if image:
         size = (
             f"{image.get('width_px')}×{image.get('height_px')} {image.get('mode')} {image.get('file_format')}"
         )
-        sent = image.get("sent") or {}
-        table.add_row("photo", Text(f"{size}, sent as {sent.get('width_px')}×{sent.get('height_px')}"))
-    settings = trace.get("settings")
-    if isinstance(settings, dict):
-        table.add_row("teacher", Text(f"{settings.get('model')} ({settings.get('tool_mode')} calls)"))
-        if settings.get("teacher_note"):
-            table.add_row("", Text(str(settings["teacher_note"])))
-    data = trace.get("sample_data")
-    for name, value in data.items() if isinstance(data, dict) else ():
-        table.add_row(
-            name, Text(_short(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-        )
+        sent = mapping_of(image.get("sent"))
+        table.add_row("photo", _text(f"{size}, sent as {sent.get('width_px')}×{sent.get('height_px')}"))
+    if settings:
+        table.add_row("teacher", _text(f"{settings.get('model')} ({settings.get('tool_mode')} calls)"))
+    if settings.get("teacher_note"):
+        table.add_row("", _text(str(settings["teacher_note"])))
+    for name, value in mapping_of(trace.get("sample_data")).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(_text(name), _text(_short(text)))
     return table
 
 
 def _turn_panel(
     turn: Mapping[str, Json], number: int, calls: Sequence[Mapping[str, Json]], verbose: bool
 ) -> RenderableType:
-    number = int(turn.get("turn") or number)
+    stated = turn.get("turn")
+    number = stated if isinstance(stated, int) else number
     thinking, text = split_thinking(turn_text(turn))
     reasoning = turn.get("reasoning") or thinking
     shorten = (lambda value: value) if verbose else _short
     parts: list[RenderableType] = []
     if reasoning:
-        parts.append(Text(shorten(str(reasoning).strip()), style="dim italic"))
+        parts.append(_text(shorten(str(reasoning).strip()), style="dim italic"))
     if text.strip():
-        parts.append(Text(shorten(text.strip())))
+        parts.append(_text(shorten(text.strip())))
     parts += [_call_lines(call, verbose) for call in calls if call.get("turn") == number]
     title = f"turn {number}"
     if turn.get("finish_reason"):
@@ -192,8 +191,8 @@ def _turn_panel(
 
 
 def _usage_text(turn: Mapping[str, Json]) -> str | None:
-    usage = turn.get("usage")
-    if not isinstance(usage, dict) or not usage:
+    usage = mapping_of(turn.get("usage"))
+    if not usage:
         return None
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
@@ -208,17 +207,17 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
         ("→ " if succeeded else "✗ ", "green" if succeeded else "red"), (call_name(call), "bold")
     )
     if resolved is not None and code is None:
-        head.append(f" {json.dumps(resolved, ensure_ascii=False)}")
+        head.append_text(_text(f" {json.dumps(resolved, ensure_ascii=False)}"))
     raw = call.get("raw_arguments")
     lines: list[RenderableType] = [head]
     if code is not None:
-        lines.append(Padding(Syntax(str(code), "python", word_wrap=True), (0, 0, 0, 4)))
+        lines.append(Padding(Syntax(_plain(str(code)), "python", word_wrap=True), (0, 0, 0, 4)))
     elif raw is not None and raw != resolved:
-        lines.append(Text(f"    as written: {_short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
+        lines.append(_text(f"    as written: {_short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
     if call.get("clamped"):
         lines.append(Text("    the box was cut to the picture", style="yellow"))
     if call.get("message") and (verbose or not succeeded):
-        lines.append(Text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
+        lines.append(_text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
     result = call.get("result")
     if isinstance(result, dict):
         text = f"    gave {result.get('width_px')}×{result.get('height_px')} {result.get('mode')}"
@@ -228,11 +227,9 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
 
 def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table = _plain_table()
-    metadata = trace.get("metadata") if isinstance(trace.get("metadata"), dict) else {}
-    assert isinstance(metadata, dict)
-    if metadata.get("truth"):
-        table.add_row("truth", _place_text(metadata["truth"]))
-    answer = _place_text(metadata["answer"]) if metadata.get("answer") else "not stated"
+    metadata = mapping_of(trace.get("metadata"))
+    table.add_row("truth", _place_text(metadata.get("truth")))
+    answer = _place_text(metadata.get("answer"))
     table.add_row("answer", answer if facts.parse_success else "none that can be read")
     if facts.parse_success:
         table.add_row("distance", f"{facts.distance_km:,.2f} km")
@@ -244,8 +241,20 @@ def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     return table
 
 
-def _place_text(place: Mapping[str, Json]) -> str:
-    return f"{place['lat']:.5f}, {place['lon']:.5f}"
+def _place_text(place: Json) -> str:
+    lat, lon = mapping_of(place).get("lat"), mapping_of(place).get("lon")
+    if not isinstance(lat, int | float) or not isinstance(lon, int | float):
+        return "not stated"
+    return f"{lat:.5f}, {lon:.5f}"
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text of a teacher or a dataset: neither markup nor control characters of it reach the terminal."""
+    return Text(_plain(text), style=style)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,401 @@
+"""The doors as a user runs them: subprocesses from inside `distil/`, against a real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_pictures, num_turns, says, texts
+
+DOORS = ("demo_concurrent.py", "demo_distillation_with_tools.py", "demo_distillation.py")
+COMMANDS = ("run", "with-tools", "one-turn")
+
+
+def policy(request: dict[str, Any]) -> Any:
+    """One zoom, then an answer that depends on what was sent."""
+    if "tools" in request and (is_probe(request) or num_turns(request) == 0):
+        return calls(("image_zoom_in_tool", {"bbox_2d": [100, 100, 600, 600]}))
+    return says(f"It is \\boxed{{{request['seed'] % 90}, 2.35}}")
+
+
+def run_against(
+    run_door: RunDoor, script: str, photos: Path, folder: Path, *flags: object, teacher: Any = policy
+) -> Any:
+    with ScriptedTeacher(teacher) as server:
+        result = run_door(
+            script, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags
+        )
+    return result, server.requests
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("trace_*.json"))}
+
+
+@pytest.mark.parametrize("door", [*DOORS, "view_traces_enhanced.py"])
+def test_every_door_has_a_useful_help(door: str, run_door: RunDoor) -> None:
+    result = run_door(door, "--help")
+    assert result.returncode == 0
+    assert door in result.stdout and "distil " in result.stdout
+    if door in DOORS:
+        for flag in ("dataset_path", "output_dir", "num_samples", "max_turns", "temperature", "max_tokens",
+                     "max_workers", "api_base", "model", "tool_mode", "coordinates", "crop_from", "order", "seed",
+                     "image_max_pixels", "tools", "system_prompt", "user_prompt_file"):  # fmt: skip
+            assert f"--{flag}" in result.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "view", "verify", "signs"])
+def test_distil_has_the_same_as_commands(command: str, run_door: RunDoor) -> None:
+    assert run_door("cli.py", command, "--help").returncode == 0
+
+
+def test_the_distil_command_is_installed(tmp_path: Path) -> None:
+    command = Path(sys.executable).parent / "distil"
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert result.stdout.startswith("distil ")
+
+
+def test_the_defaults_are_the_missions(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert len(contents(tmp_path / "out")) == 10
+    assert {(request["temperature"], request["max_tokens"]) for request in requests} == {(0.7, 2048)}
+    (record,) = json.loads((tmp_path / "out" / "run_record.json").read_text())["runs"]
+    assert (record["options"]["max_workers"], record["options"]["max_turns"]) == (4, 10)
+    assert (record["num_finished"], record["num_failed"], record["tool_mode"]["chosen"]) == (10, 0, "native")
+    assert "10 finished, 0 failed" in result.stdout
+    assert "scripted-qwen3-vl" in result.stdout and "native" in result.stdout and "rel1000" in result.stdout
+
+
+def test_one_and_32_workers_write_the_same_bytes(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    for workers in (1, 32):
+        result, _ = run_against(
+            run_door, "demo_concurrent.py", photos, tmp_path / str(workers),
+            "--num_samples", 12, "--max_workers", workers, "--order", "random", "--seed", 3,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    one, many = contents(tmp_path / "1"), contents(tmp_path / "32")
+    assert len(one) == 12
+    assert one == many
+
+
+def test_workers_overlap_their_requests(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    barrier = threading.Barrier(6, timeout=60)
+
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 0:
+            barrier.wait()
+        return policy(request)
+
+    result, _ = run_against(
+        run_door,
+        "demo_concurrent.py",
+        photos,
+        tmp_path,
+        "--num_samples",
+        12,
+        "--max_workers",
+        6,
+        teacher=script,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_one_turn_door_offers_no_tools(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, requests = run_against(run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3)
+    assert result.returncode == 0, result.stderr
+    assert len(requests) == 3
+    for request in requests:
+        assert "tools" not in request
+        assert request["messages"][0]["content"] == "You are a helpful assistant."
+
+
+def test_prompts_can_be_replaced(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Où est-ce ?\n", encoding="utf-8")
+    _, requests = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path / "out", "--num_samples", 1, "--tool_mode", "native",
+        "--system_prompt", "Be brief.", "--user_prompt_file", tmp_path / "prompt.txt",
+    )  # fmt: skip
+    assert requests[0]["messages"][0]["content"] == "Be brief."
+    assert texts(requests[0]["messages"][1]) == "Où est-ce ?"
+
+
+def test_tools_can_be_chosen(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    _, requests = run_against(
+        run_door,
+        "demo_concurrent.py",
+        photos,
+        tmp_path,
+        "--num_samples",
+        1,
+        "--tools",
+        "rotate",
+        "--tool_mode",
+        "native",
+    )
+    assert [tool["function"]["name"] for tool in requests[0]["tools"]] == ["image_rotate_tool"]
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "words", "box"),
+    [
+        ("pixel", "pixels", [100, 100, 600, 480]),
+        ("rel1000", "from 0 to 1000", [64, 48, 384, 288]),
+        ("rel1000_yx", "y first", [64, 48, 384, 288]),
+    ],
+)
+def test_the_frame_is_said_in_the_schema_and_used(
+    coordinates: str, words: str, box: list[int], run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    result, requests = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 1, "--coordinates", coordinates
+    )
+    assert result.returncode == 0, result.stderr
+    assert words in json.dumps(requests[0]["tools"][0])
+    trace = json.loads((tmp_path / "trace_00000.json").read_text())
+    assert trace["tool_calls_log"][0]["tool_arguments"] == {"bbox_2d": box}
+    assert trace["tool_calls_log"][0]["clamped"] == (coordinates == "pixel")
+    assert trace["settings"]["coordinates"] == coordinates
+
+
+def test_many_clamped_boxes_end_with_a_warning(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--coordinates", "pixel")
+    assert "--coordinates rel1000" in result.stdout
+
+
+def test_fitting_boxes_end_without_a_warning(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--coordinates", "rel1000")
+    assert "Warning" not in result.stdout
+
+
+def test_large_pictures_are_sent_smaller_where_asked(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    _, requests = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 1, "--image_max_pixels", 320 * 240
+    )
+    assert num_pictures(requests[-1]) == 2
+    sent = json.loads((tmp_path / "trace_00000.json").read_text())["image"]["sent"]
+    assert (sent["width_px"], sent["height_px"]) == (320, 240)
+
+
+def test_a_second_run_asks_only_for_what_is_missing(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 4)
+    before = contents(tmp_path)
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 6)
+    assert "4 were there already" in result.stdout
+    assert len(requests) == 1 + 2 * 2
+    assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
+    assert len(json.loads((tmp_path / "run_record.json").read_text())["runs"]) == 2
+
+
+def test_traces_of_other_settings_are_not_mixed(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 2)
+    before = contents(tmp_path)
+    result, requests = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 2, "--max_turns", 3
+    )
+    assert result.returncode == 2
+    assert "max_turns: 10 then, 3 now" in result.stderr
+    assert len(requests) == 1, "only the probe"
+    assert contents(tmp_path) == before
+
+
+def test_bad_rows_are_failed_samples_with_their_reasons(run_door: RunDoor, tmp_path: Path) -> None:
+    rows = {
+        "image": [
+            {"bytes": photo_bytes(0), "path": None},
+            {"bytes": photo_bytes(1)[:2000], "path": None},
+            None,
+            {"bytes": photo_bytes(3), "path": None},
+            {"bytes": photo_bytes(4), "path": None},
+        ],
+        "lat": [1.0, 1.0, 1.0, float("nan"), 91.0],
+        "lon": [1.0] * 5,
+    }
+    features = datasets.Features(
+        image=datasets.Image(), lat=datasets.Value("float64"), lon=datasets.Value("float64")
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "data"))
+    result, requests = run_against(run_door, "demo_concurrent.py", tmp_path / "data", tmp_path / "out")
+    assert result.returncode == 1
+    assert list(contents(tmp_path / "out")) == ["trace_00000.json"]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
+    ]
+    assert [line["sample_index"] for line in lines] == [1, 2, 3, 4]
+    assert {line["kind"] for line in lines} == {"sample"}
+    for line, words in zip(
+        lines, ("decoded", "'image' is empty", "'lat' is not a number", "'lat' is not within"), strict=True
+    ):
+        assert f"row {line['sample_index']}" in line["message"] and words in line["message"]
+    assert "1 finished, 4 failed" in result.stdout
+    assert len(requests) == 3, "nothing is paid for a row that cannot be used"
+
+
+def test_a_failed_teacher_turn_is_one_failed_sample(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    broken = photo_bytes(2)
+
+    def script(request: dict[str, Any]) -> Any:
+        if base64.b64encode(broken).decode() in json.dumps(request):
+            return 400, {"error": {"message": "picture refused"}}
+        return policy(request)
+
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 5, teacher=script
+    )
+    assert result.returncode == 1
+    assert sorted(contents(tmp_path)) == [f"trace_0000{row}.json" for row in (0, 1, 3, 4)]
+    (line,) = [json.loads(line) for line in (tmp_path / "failed_samples.jsonl").read_text().splitlines()]
+    assert (line["sample_index"], line["kind"], line["status"]) == (2, "teacher", 400)
+    again, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 5)
+    assert again.returncode == 0
+    assert len(contents(tmp_path)) == 5
+    assert not (tmp_path / "failed_samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--num_samples", "-1"), "0 or more"),
+        (("--max_workers", "0"), "1 or more"),
+        (("--tools", "zoom,laser"), "known tools are zoom, rotate"),
+        (("--coordinates", "inches"), "invalid choice"),
+        (("--order", "height"), "locatability_score"),
+        (("--user_prompt_file", "/nowhere/prompt.txt"), "/nowhere/prompt.txt"),
+        (("--dataset_path", "/nowhere/data"), "/nowhere/data"),
+        (("--output_dir", "/proc/no"), "/proc/no"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message_and_exit_2(
+    flags: tuple[str, str], words: str, run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_model_stops_the_run_with_one_line(
+    status: int, run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    for mode in ("auto", "native"):
+        result, requests = run_against(
+            run_door, "demo_concurrent.py", photos, tmp_path, "--tool_mode", mode, "--num_samples", 12,
+            teacher=lambda _: (status, {"error": {"message": "no such thing"}}),
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert f"HTTP {status}" in result.stderr and "no such thing" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert len(requests) <= 6
+
+
+def test_no_server_stops_the_run_with_one_line(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    for mode in ("auto", "text"):
+        result = run_door(
+            "demo_concurrent.py", "--api_base", "http://127.0.0.1:9/v1", "--model", "m", "--tool_mode", mode,
+            "--dataset_path", photos, "--output_dir", tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert "no reply from http://127.0.0.1:9/v1" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_several_models_are_listed_and_none_is_guessed(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(policy, models=("small-vl", "large-vl")) as server:
+        result = run_door(
+            "demo_concurrent.py",
+            "--api_base",
+            server.api_base,
+            "--dataset_path",
+            photos,
+            "--output_dir",
+            tmp_path,
+        )
+    assert result.returncode == 2
+    assert "small-vl" in result.stderr and "large-vl" in result.stderr
+    assert server.requests == []
+
+
+def test_the_environment_names_the_server_and_the_key_is_in_no_file(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    key = "sk-secret-0123456789abcdef"
+    with ScriptedTeacher(policy) as server:
+        result = run_door(
+            "demo_concurrent.py", "--dataset_path", photos, "--output_dir", tmp_path, "--num_samples", 2,
+            env={"OPENAI_BASE_URL": server.api_base, "OPENAI_API_KEY": key},
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {key}"}
+    assert key not in result.stdout + result.stderr
+    for path in tmp_path.iterdir():
+        assert key not in path.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
+    number: int, photos: Path, tmp_path: Path
+) -> None:
+    stuck = threading.Event()
+
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and len(server.requests) > 8:
+            stuck.wait(60)
+        return policy(request)
+
+    with ScriptedTeacher(script) as server:
+        child = subprocess.Popen(
+            [sys.executable, "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", str(photos),
+             "--output_dir", str(tmp_path), "--num_samples", "12", "--max_workers", "2"],
+            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ),
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while len(contents(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        child.send_signal(number)
+        asked = time.monotonic()
+        _, stderr = child.communicate(timeout=30)
+        stuck.set()
+    assert time.monotonic() - asked < 15
+    assert child.returncode == 130
+    assert "finished traces are kept" in stderr
+    assert "Traceback" not in stderr
+    for data in contents(tmp_path).values():
+        json.loads(data)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    """The rows' bytes do not stay resident: a run over 40 MB of photos peaks as one over 4 MB."""
+    noisy = [photo_bytes(seed, (1600, 1200)) for seed in range(4)]
+    peaks = []
+    for rows in (20, 200):
+        folder = save_photos(tmp_path / str(rows), [noisy[row % 4] for row in range(rows)])
+        with ScriptedTeacher(lambda _: says("\\boxed{1, 2}")) as server:
+            code = (
+                "import re, sys; from distil.cli import run_door; "
+                "status = run_door('demo_distillation.py', sys.argv[1:]); "
+                "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]); sys.exit(status)"
+            )
+            result = subprocess.run(
+                [sys.executable, "-c", code, "--api_base", server.api_base, "--dataset_path", str(folder),
+                 "--output_dir", str(tmp_path / f"out{rows}"), "--num_samples", "0", "--max_workers", "2"],
+                capture_output=True, text=True, check=False, timeout=120,
+            )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout.split()[-1]))
+    assert peaks[1] < peaks[0] + 40_000, peaks
