@@ -48,10 +48,12 @@ def to_json(value: Any) -> Json:  # noqa: PLR0911, PLR0912 - one line of the tab
             return None if np.isnat(value) else str(value)
         case np.timedelta64():
             return None if np.isnat(value) else float(value / np.timedelta64(1, "s"))
+        case np.floating():  # np.longdouble.item() is a np.longdouble again
+            return _number(float(value))
         case np.generic():
             return to_json(value.item())
         case np.ndarray():
-            return [to_json(item) for item in value]
+            return [to_json(item) for item in value] if value.ndim else to_json(value[()])
         case Mapping():
             return _mapping(value)
         case list() | tuple():
@@ -72,5 +74,5 @@ def _mapping(value: Mapping[Any, Any]) -> Json:
     if set(value) == {"bytes", "path"} and isinstance(value["bytes"], bytes):
         data = value["bytes"]
         digest = hashlib.sha256(data).hexdigest()
-        return {"picture_sha256": digest, "num_bytes": len(data), "path": value["path"]}
+        return {"picture_sha256": digest, "num_bytes": len(data), "path": to_json(value["path"])}
     return {str(to_json(key)): to_json(item) for key, item in value.items()}

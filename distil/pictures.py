@@ -25,6 +25,7 @@ from distil.errors import SampleError, ToolError
 from distil.records import Box, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90
+_JPEG_MAX_SIDE_PX = 65_500  # libjpeg
 MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (their limits: 100 to 200)
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
@@ -110,6 +111,8 @@ def sent_size(size: Size, rule: ViewRule) -> Size:
     elif width * height < rule.min_area_px:
         grow = math.sqrt(rule.min_area_px / (size[0] * size[1]))
         width, height = (_ceil_multiple(side * grow, rule.factor_px) for side in size)
+    if max(width, height) > _JPEG_MAX_SIDE_PX:
+        raise SampleError(f"the picture of {size[0]}×{size[1]} pixels is too thin or too long to be sent")
     return width, height
 
 
@@ -170,6 +173,8 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = 255.0 if values.min() >= 0 and values.max() <= 255 else 65535.0
+    if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
+        top = 1.0
     if values.min() < 0 or values.max() > 65535:  # no known full scale: stretch what is there
         values, top = values - values.min(), float(np.ptp(values)) or 1.0
     return Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))

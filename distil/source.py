@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -36,7 +37,12 @@ class Source:
         self.identity = identity
         self._mode, self._folder = _image_feature(table, identity)
         self._table = table.cast_column(IMAGE_COLUMN, datasets.Image(decode=False))
-        self._table = _without_decoding(self._table)
+        self._rows = self._table.with_format("arrow")  # as stored: nothing is decoded, however nested
+        self._labels = {
+            name: feature
+            for name, feature in table.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
         self._trim = _MappingTrimmer([file["filename"] for file in table.cache_files])
 
     def __len__(self) -> int:
@@ -49,11 +55,11 @@ class Source:
 
     def load(self, index: int, task: Task) -> Sample:
         """Read and decode row `index`; raises SampleError naming what is wrong with it."""
-        row = self._table[index]
+        row = self._rows[index].to_pylist()[0]
         self._trim.count_row()
         try:
             picture = self._picture(row[IMAGE_COLUMN])
-            data = {name: to_json(value) for name, value in row.items() if name != IMAGE_COLUMN}
+            data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
             return Sample(index, data, picture, task.truth(data))
         except SampleError as error:
             raise SampleError(f"row {index} of {self.identity.path}: {error}") from None
@@ -85,13 +91,20 @@ class Source:
             raise SourceError(
                 f"--order {order!r}: use dataset, random, or COLUMN or COLUMN:desc of: {columns}"
             )
-        values = [to_json(value) for value in self._table[column]]
-        filled = [row for row, value in enumerate(values) if value is not None]
+        # As stored: in JSON, infinity and decimals are text, which sorts otherwise.
+        values = self._rows.data.column(column).to_pylist()
+        filled = [row for row, value in enumerate(values) if to_json(value) is not None]
         try:
             filled.sort(key=lambda row: values[row], reverse=direction == "desc")
         except TypeError:
             raise SourceError(f"--order {order!r}: the values of this column cannot be compared") from None
-        return filled + [row for row, value in enumerate(values) if value is None]
+        return filled + [row for row, value in enumerate(values) if to_json(value) is None]
+
+    def _value(self, column: str, value: Any) -> Json:
+        label = self._labels.get(column)
+        return (
+            label.int2str(value) if label is not None and value is not None and value >= 0 else to_json(value)
+        )
 
     def _picture(self, value: Json) -> StoredPicture:
         data = _picture_bytes(value, self._folder)
@@ -106,6 +119,8 @@ def open_source(dataset_path: str) -> Source:
     try:
         if (path / "dataset_dict.json").is_file():
             return _open_saved_dict(path, split)
+        if split is not None and (path.is_file() or (path / "state.json").is_file()):
+            raise SourceError(f"{path} has no splits: leave out {':' + split!r}")
         if (path / "state.json").is_file():
             return _open_saved(path, None)
         if path.is_file():
@@ -118,6 +133,8 @@ def open_source(dataset_path: str) -> Source:
         ValueError,
         KeyError,
         TypeError,
+        LookupError,  # an empty saved folder
+        StopIteration,  # an empty JSONL file
         pa.ArrowException,
         datasets.exceptions.DatasetsError,
     ) as error:
@@ -134,6 +151,8 @@ def _split_path(dataset_path: str) -> tuple[str, str | None]:
 
 
 def _open_saved(path: Path, split: str | None) -> Source:
+    if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        raise SourceError(f"{path} has no rows")  # `datasets` saves such a folder and cannot load it
     table = datasets.load_from_disk(str(path))
     return _source(table, str(path.resolve()), "saved", split)
 
@@ -206,14 +225,6 @@ def _image_feature(table: datasets.Dataset, identity: DatasetIdentity) -> tuple[
     return (feature.mode if isinstance(feature, datasets.Image) else None), folder
 
 
-def _without_decoding(table: datasets.Dataset) -> datasets.Dataset:
-    """The table with every other picture column left as stored bytes."""
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image) and feature.decode:
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
-
-
 def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> bytes:
     if not value or (value.get("bytes") is None and not value.get("path")):
         raise SampleError(f"column {IMAGE_COLUMN!r} is empty")
@@ -226,7 +237,7 @@ def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> byt
             with datasets.utils.file_utils.xopen(path, "rb") as file:
                 return bytes(file.read())
         return (folder / path if folder else Path(path)).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise SampleError(f"the picture file cannot be read: {error}") from None
 
 

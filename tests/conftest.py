@@ -12,7 +12,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("no_deadline", deadline=None)  # busy machines pause for longer than 200 ms
+settings.load_profile("no_deadline")
 
 PACKAGE = Path(__file__).parent.parent / "distil"
 PLACES = [

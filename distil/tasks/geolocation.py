@@ -36,6 +36,7 @@ ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
 LAT_COLUMNS = ("lat", "latitude")
 LON_COLUMNS = ("lon", "longitude", "lng")
 
+_BRACE = re.compile(r"[{}]")
 _MAX_ANSWER_CHARS = 300  # an answer is two numbers; a longer box is prose
 
 
@@ -147,10 +148,10 @@ def _boxed_bodies(text: str) -> list[str]:
 
 def _braced(text: str, start: int) -> str | None:
     depth = 1
-    for position in range(start, min(len(text), start + _MAX_ANSWER_CHARS)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
+    for brace in _BRACE.finditer(text, start, start + _MAX_ANSWER_CHARS):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[start:position]
+            return text[start : brace.start()]
     return None
 
 
@@ -174,23 +175,29 @@ def _has_digit(text: str) -> bool:
 
 # TeX and typography that says nothing about the numbers, in the order it is replaced.
 _PLAIN = (
-    (re.compile(r"\\(?:text|mathrm|mathbf|mathit|rm|bf)\b"), ""),
-    (re.compile(r"\^?\\circ\b|\\degree\b|\\textdegree\b|\^o(?![a-z])|º|˚"), "°"),
-    (re.compile(r"\\[,;:! ]|\\quad\b|[{}()\[\]$~]"), " "),
-    (re.compile(r"[−–‒]"), "-"),
+    (re.compile(r"\\?[{}]"), " "),
+    (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|rm|bf|left|right)\b"), ""),
+    (re.compile(r"\^? ?\\prime ?\\prime\b"), '"'),
+    (re.compile(r"\^? ?\\prime\b"), "'"),
+    (re.compile(r"\^? ?\\circ\b|\\degree\b|\\textdegree\b|\^o(?![a-z])|º|˚"), "°"),
+    (re.compile(r"\\[,;:! ]|\\quad\b|[()\[\]$~]"), " "),
+    (re.compile(r"[−–‒－]"), "-"),
     (re.compile(r"[，、;；]"), ","),
     (re.compile(r"[’′]"), "'"),
     (re.compile(r"[”″]|''"), '"'),
 )
 # Matched against text whose runs of white space are single spaces: adjacent ` ?` cannot backtrack far.
 _ANGLE = re.compile(
-    r" ?(?:lat(?:itude)?|lon(?:g|gitude)?|lng)? ?[:=]? ?"
+    r" ?(?P<label>lat(?:itude)?|lon(?:g|gitude)?|lng)? ?[:=]? ?"
     r"(?P<before>[NSEW])? ?"
     r"(?P<sign>[+-])? ?(?P<degrees>\d{1,3}(?:\.\d{0,20})?|\.\d{1,20}) ?(?:°|deg(?:rees)?)? ?"
     r"(?:(?P<minutes>\d{1,2}(?:\.\d{0,20})?) ?' ?(?:(?P<seconds>\d{1,2}(?:\.\d{0,20})?) ?\" ?)?)?"
     r"(?P<after>[NSEW]|north|south|east|west)? ?\.? ?",
     re.IGNORECASE,
 )
+
+
+_AXES = {"la": "lat", "lo": "lon", "ln": "lon", "N": "lat", "S": "lat", "E": "lon", "W": "lon"}
 
 
 def _place(body: str) -> Place | None:
@@ -202,16 +209,16 @@ def _place(body: str) -> Place | None:
     first, second = (_angle(half) for half in halves)
     if first is None or second is None:
         return None
-    if first[1] in "EW" and second[1] in "NS" and first[1] and second[1]:
+    if first[1] == "lon" and second[1] == "lat":
         first, second = second, first
-    if first[1] in ("E", "W") or second[1] in ("N", "S"):
+    if first[1] == "lon" or second[1] == "lat":
         return None
     lat, lon = first[0], second[0]
     return Place(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
 
 
 def _angle(text: str) -> tuple[float, str] | None:
-    """Signed decimal degrees and the hemisphere letter ("" where none is written)."""
+    """Signed decimal degrees and the axis that its label or hemisphere names: "lat", "lon" or ""."""
     match = _ANGLE.fullmatch(text)
     if match is None or (match["before"] and match["after"]):
         return None
@@ -223,4 +230,7 @@ def _angle(text: str) -> tuple[float, str] | None:
     if match["sign"] == "-" and hemisphere in ("N", "E"):
         return None  # "-40 N" contradicts itself
     negative = match["sign"] == "-" or hemisphere in ("S", "W")
-    return (-degrees if negative else degrees), hemisphere
+    axes = {_AXES[text[:2]] for text in ((match["label"] or "").lower(), hemisphere) if text}
+    if len(axes) > 1:
+        return None  # "latitude: 40 E" contradicts itself
+    return (-degrees if negative else degrees), "".join(axes)

@@ -33,7 +33,7 @@ PROFILES: tuple[Profile, ...] = (
     Profile("distil-sign-reader", r"^distil-sign-reader", Frame.PIXEL),
     Profile("pixel-reasoner", r"pixel-?reasoner|mini-?o3", Frame.REL1),
     # Absolute pixels after the server's resize: ours makes the server's the identity.
-    Profile("qwen2.5-vl", r"qwen-?2\.?5-?vl|deepeyes", Frame.PIXEL, _QWEN25_RULE),
+    Profile("qwen2.5-vl", r"qwen-?2[.-]?5-?vl|deepeyes", Frame.PIXEL, _QWEN25_RULE),
     Profile("qwen-vl", r"qwen.*vl|qvq|qwen-?3\.[5-9]", Frame.REL1000),
     Profile("internvl", r"internvl", Frame.REL1000),
     Profile("glm-v", r"glm-?4\.[0-9]+v|glm-?5v", Frame.REL1000),

@@ -93,7 +93,7 @@ def totals_table(totals: BatchTotals, title: str) -> RenderableType:
         failed = totals.failed_calls.get(name, 0)
         table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
     table.add_row("tokens", _tokens_text(totals.prompt_tokens, totals.completion_tokens))
-    return Panel(table, title=title, title_align="left", expand=False)
+    return Panel(table, title=Text(title), title_align="left", expand=False)
 
 
 def _distance_text(totals: BatchTotals) -> str:
@@ -153,11 +153,9 @@ def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
     if image:
-        size = (
-            f"{image.get('width_px')}×{image.get('height_px')} {image.get('mode')} {image.get('file_format')}"
-        )
-        sent = mapping_of(image.get("sent"))
-        table.add_row("photo", _text(f"{size}, sent as {sent.get('width_px')}×{sent.get('height_px')}"))
+        form = f"{image.get('mode')} {image.get('file_format')}"
+        sent = _size_text(mapping_of(image.get("sent")))
+        table.add_row("photo", _text(f"{_size_text(image)} {form}, sent as {sent}"))
     if settings:
         table.add_row("teacher", _text(f"{settings.get('model')} ({settings.get('tool_mode')} calls)"))
     if settings.get("teacher_note"):
@@ -220,7 +218,7 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
         lines.append(_text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
     result = call.get("result")
     if isinstance(result, dict):
-        text = f"    gave {result.get('width_px')}×{result.get('height_px')} {result.get('mode')}"
+        text = f"    gave {_size_text(result)} {result.get('mode')}"
         lines.append(Text(f"{text}, pixels {str(result.get('pixel_sha256'))[:12]}", style="dim"))
     return Group(*lines)
 
@@ -241,6 +239,10 @@ def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     return table
 
 
+def _size_text(picture: Mapping[str, Json]) -> str:
+    return f"{picture.get('width_px')}×{picture.get('height_px')}"
+
+
 def _place_text(place: Json) -> str:
     lat, lon = mapping_of(place).get("lat"), mapping_of(place).get("lon")
     if not isinstance(lat, int | float) or not isinstance(lon, int | float):
@@ -258,8 +260,6 @@ def _plain(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    return (
-        text
-        if len(text) <= _SHORT_CHARS
-        else f"{text[:_SHORT_CHARS]} … ({len(text):,} characters; --verbose)"
-    )
+    if len(text) <= _SHORT_CHARS:
+        return text
+    return f"{text[:_SHORT_CHARS]} … ({len(text):,} characters; --verbose)"
