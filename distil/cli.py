@@ -42,6 +42,13 @@ DOORS: tuple[Door, ...] = (
         "traces_concurrent",
     ),
     Door(
+        "code",
+        "demo_python_code.py",
+        "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
+        "traces_python_code",
+        tools="python_code",
+    ),
+    Door(
         "with-tools",
         "demo_distillation_with_tools.py",
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
@@ -75,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, about, add_flags in (
         ("view", "Show one trace, a folder of traces, or their totals.", add_view_flags),
         ("verify", "Replay traces from dataset and stored actions, and compare.", add_verify_flags),
+        ("doctor", "Check what this machine offers.", add_doctor_flags),
         ("signs", "Draw a dataset of street signs for the embedded teacher.", add_signs_flags),
     ):
         add_flags(commands.add_parser(name, help=about, description=about))
@@ -185,7 +193,10 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     )
     tools = parser.add_argument_group("tools")
     tools.add_argument(
-        "--tools", default=door.tools, metavar="NAMES", help="zoom,rotate or none (default: %(default)s)"
+        "--tools",
+        default=door.tools,
+        metavar="NAMES",
+        help="zoom,rotate,python_code or none (default: %(default)s)",
     )
     tools.add_argument(
         "--max_turns",
@@ -220,6 +231,33 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
         "(default: as the teacher's family needs)",
     )
 
+    code = parser.add_argument_group("the code tool")
+    code.add_argument(
+        "--code_timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds of a call (default: 10)",
+    )
+    code.add_argument(
+        "--code_memory_mb",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="memory of a call (default: 2048)",
+    )
+    code.add_argument(
+        "--sandbox_workers",
+        type=_positive,
+        metavar="N",
+        help="calls at once (default: one per processor)",
+    )
+    code.add_argument(
+        "--unsafe_exec",
+        action="store_true",
+        help="DANGER: run model-written code without containment; recorded in every trace",
+    )
+
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
     """The viewer's flags."""
@@ -246,6 +284,12 @@ def add_verify_flags(parser: argparse.ArgumentParser) -> None:
         help="(default: %(default)s)",
     )
     parser.add_argument("--verbose", action="store_true", help="a line per trace, matched ones too")
+
+
+def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distil doctor`."""
+    parser.set_defaults(run=_doctor)
+    parser.add_argument("--sandbox", action="store_true", required=True, help="the layers that contain code")
 
 
 def add_signs_flags(parser: argparse.ArgumentParser) -> None:
@@ -277,6 +321,12 @@ def _verify(namespace: argparse.Namespace) -> int:
 
     console = Console()
     return verify(namespace.path, namespace.dataset_path, namespace.max_workers, namespace.verbose, console)
+
+
+def _doctor(namespace: argparse.Namespace) -> int:
+    from distil.viewer.doctor import show_sandbox  # noqa: PLC0415
+
+    return show_sandbox(Console())
 
 
 def _draw_signs(namespace: argparse.Namespace) -> int:

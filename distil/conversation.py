@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from distil.pictures import data_url
-from distil.records import Json, Prompt, RawCall, SentPicture, ToolCall, ToolMode, Turn
+from distil.records import Json, Observation, Prompt, RawCall, SentPicture, ToolCall, ToolMode, Turn
 
 Message = dict[str, Json]
 
@@ -92,7 +92,7 @@ def _native_function(call: RawCall) -> Json:
 def _native_results(turn: Turn) -> list[Message]:
     ids = call_ids(turn.number, turn.reply.calls)
     results: list[Message] = [
-        {"role": "tool", "tool_call_id": call_id, "content": call.observation.message}
+        {"role": "tool", "tool_call_id": call_id, "content": observation_text(call.observation)}
         for call_id, call in zip(ids, turn.calls, strict=True)
     ]
     pictures = [_picture_part(call.observation.sent) for call in turn.calls if call.observation.sent]
@@ -111,12 +111,19 @@ def _text_results(calls: Sequence[ToolCall]) -> list[Message]:
 def _tool_response(call: ToolCall) -> list[Json]:
     observation = call.observation
     if observation.sent is None:
-        return [_text_part(f"<tool_response>\n{observation.message}\n</tool_response>")]
+        return [_text_part(f"<tool_response>\n{observation_text(observation)}\n</tool_response>")]
     return [
         _text_part("<tool_response>\n"),
         _picture_part(observation.sent),
-        _text_part(f"\n{observation.message}\n</tool_response>"),
+        _text_part(f"\n{observation_text(observation)}\n</tool_response>"),
     ]
+
+
+def observation_text(observation: Observation) -> str:
+    """What the teacher reads of a call's result: the message and what its code printed."""
+    if not observation.stdout:
+        return observation.message
+    return f"{observation.message}\nOutput:\n{observation.stdout.rstrip()}"
 
 
 def _text_part(text: str) -> Json:

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import openai
 import PIL
 from rich.console import Console
+from rich.text import Text
 
 from distil import __version__
 from distil.embedded import TEACHER_NOTE, drawn_signs, embedded_teacher
@@ -24,6 +25,7 @@ from distil.records import Failure, Json, Prompt, Reply, ToolMode
 from distil.report import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sampler import run_samples
+from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
 from distil.store import RunFolder
 from distil.store.trace_file import RunFacts
@@ -41,6 +43,7 @@ from distil.teacher import (
 from distil.teacher.client import base_url_text
 from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
 from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
+from distil.tools.python_code import PythonCodeTool
 from distil.viewer.facts import TraceFacts, trace_facts
 
 EMBEDDED = "embedded"
@@ -71,6 +74,10 @@ class Options:
     user_prompt_file: str | None
     request_timeout_seconds: float
     keep_pictures: bool
+    code_timeout: float
+    code_memory_mb: int
+    sandbox_workers: int | None
+    unsafe_exec: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Job:
     options: Options
     task: Task
     tools: tuple[Tool, ...]
+    sandbox: Sandbox | None
     user_prompt: str
     source: Source
     indices: Sequence[int]
@@ -111,15 +119,31 @@ def run_distillation(options: Options, console: Console) -> int:
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
-    job = _read_job(options, console)
-    with _find_teacher(options, console) as address:
+    with _code_sandbox(options, console) as sandbox, ExitStack() as stack:
+        job = _read_job(options, sandbox, console)
+        address = stack.enter_context(_find_teacher(options, console))
         run = _set_up(job, address, console)
         with Teacher(run.teacher, _offered_natively(run.rollout.prompt)) as teacher:
             return _run_samples(run, teacher, console)
 
 
-def _read_job(options: Options, console: Console) -> Job:
-    tools = load_tools(options.tools)  # before anything is opened, drawn or started
+@contextmanager
+def _code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None]:
+    """The started sandbox where the code tool is offered; raises SandboxUnavailable."""
+    if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(options.tools)):
+        yield None
+        return
+    kind = UnsafeExecutor if options.unsafe_exec else Sandbox
+    memory_bytes = options.code_memory_mb * 2**20
+    with kind(options.code_timeout, memory_bytes, options.sandbox_workers) as sandbox:
+        sandbox.start()
+        style = "bold red" if options.unsafe_exec else ""
+        console.print(Text(sandbox.levels.text, style=style), soft_wrap=True)
+        yield sandbox
+
+
+def _read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Job:
+    tools = load_tools(options.tools, sandbox)
     task = TASKS["geolocation"]
     user_prompt = _read_prompt(options.user_prompt_file) or task.user_prompt
     source = open_source(options.dataset_path or drawn_signs())
@@ -129,7 +153,7 @@ def _read_job(options: Options, console: Console) -> Job:
         console.print(f"The dataset has {len(source)} rows: all of them are taken.", highlight=False)
         if options.dataset_path is None:
             console.print("More street signs: distil signs --output_dir DIR --num_rows N", highlight=False)
-    return Job(options, task, tools, user_prompt, source, indices)
+    return Job(options, task, tools, sandbox, user_prompt, source, indices)
 
 
 def _read_prompt(path: str | None) -> str | None:
@@ -243,6 +267,9 @@ def _trace_settings(
         "tool_schemas": list(prompt.tools),
         "keep_pictures": options.keep_pictures,
     }
+    if job.sandbox is not None:
+        limits = {"timeout_seconds": options.code_timeout, "memory_bytes": options.code_memory_mb * 2**20}
+        settings["code"] = limits | {"unsafe_exec": options.unsafe_exec}
     if note is not None:
         settings["teacher_note"] = note
     return settings
@@ -333,6 +360,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "settings": dict(run.facts.settings),
         "settings_sha256": run.facts.settings_sha256,
         "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
+        "sandbox": run.job.sandbox.levels.as_dict() if run.job.sandbox is not None else None,
         "num_samples": len(run.job.indices),
         "num_skipped": num_skipped,
     }

@@ -31,7 +31,11 @@ class SampleError(SourceError):
 
 
 class ToolError(DistilError):
-    """A tool call cannot be carried out; the text is written for the teacher to act on."""
+    """A tool call cannot be carried out; the text is for the teacher to act on, `stdout` what was printed."""
+
+    def __init__(self, message: str, stdout: str | None = None) -> None:
+        super().__init__(message)
+        self.stdout = stdout
 
 
 class TeacherError(DistilError):

@@ -118,12 +118,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a tool call gave: a message for the teacher and, if it succeeded, a picture."""
+    """What a tool call gave: a message for the teacher and, if it succeeded, a picture.
+
+    `stdout` is what model-written code printed, None for tools that run no code.
+    """
 
     success: bool
     message: str
     facts: PictureFacts | None = None
     sent: SentPicture | None = None
+    stdout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

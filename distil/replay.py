@@ -6,6 +6,7 @@ is a trace from which everything can be recovered.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from distil.records import (
     ToolMode,
     Turn,
 )
+from distil.sandbox import Sandbox
 from distil.source import Source, open_source
 from distil.store import StoredTrace, read_trace
 from distil.tasks import TASKS
-from distil.tools import TOOLS, BoxFrame, CropFrom, Scene, Toolbox
+from distil.tools import BoxFrame, CropFrom, Executor, Scene, Toolbox, all_tools
 
 
 class Verdict(StrEnum):
@@ -86,6 +88,42 @@ class Replay:
         return messages
 
 
+@dataclass(frozen=True)
+class CodeSettings:
+    """The limits that a run's code was held to; None of a trace that offered no code tool."""
+
+    timeout_seconds: float
+    memory_bytes: int
+
+
+class Executors:
+    """Sandboxes by their limits, each started when the first code has to run again; a context manager."""
+
+    def __init__(self) -> None:
+        self._started: dict[CodeSettings, Sandbox] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Executors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sandbox in self._started.values():
+            sandbox.close()
+
+    def of(self, trace: StoredTrace) -> Sandbox | None:
+        """The sandbox for a trace's code, or None where it offered no code tool."""
+        code = trace.settings.get("code")
+        if code is None:
+            return None
+        limits = CodeSettings(float(code["timeout_seconds"]), int(code["memory_bytes"]))
+        with self._lock:
+            if limits not in self._started:
+                self._started[limits] = Sandbox(
+                    timeout_seconds=limits.timeout_seconds, memory_bytes=limits.memory_bytes
+                )
+            return self._started[limits]
+
+
 class Sources:
     """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved)."""
 
@@ -103,23 +141,23 @@ class Sources:
         return self._opened[path]
 
 
-def replay(trace: StoredTrace, source: Source) -> Replay:
-    """Apply a trace's stored actions to its row.
+def replay(trace: StoredTrace, source: Source, executor: Executor | None = None) -> Replay:
+    """Apply a trace's stored actions to its row; code runs in `executor`.
 
-    Raises SourceError where the row cannot be read and ToolError where an action no longer applies;
-    compares nothing.
+    Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
+    SandboxUnavailable where there is code but nothing to run it in; compares nothing.
     """
     if trace.sample_index >= len(source):
         raise SampleError(
             f"{source.identity.path} has {len(source)} rows, the trace is of row {trace.sample_index}"
         )
     sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
-    toolbox = stored_toolbox(trace)
+    toolbox = stored_toolbox(trace, executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     scene = Scene.start(sample.picture.image)
     observations = []
     for call in trace.calls:
-        observation = Observation(call.success, call.message)
+        observation = Observation(call.success, call.message, stdout=call.stdout)
         if call.success:
             observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
         observations.append(observation)
@@ -138,12 +176,12 @@ def stored_prompt(trace: StoredTrace) -> Prompt:
     )
 
 
-def stored_toolbox(trace: StoredTrace) -> Toolbox:
+def stored_toolbox(trace: StoredTrace, executor: Executor | None = None) -> Toolbox:
     """Every tool there is, seeing pictures as the trace's teacher saw them."""
     settings = trace.settings
     boxes = BoxFrame(Frame(settings["coordinates"]), CropFrom(settings["crop_from"]))
-    tools = tuple(tool for _, tool in TOOLS)
-    return Toolbox(tools, boxes, ViewRule(**settings["view_rule"]), bool(settings["states_size"]))
+    rule = ViewRule(**settings["view_rule"])
+    return Toolbox(all_tools(executor), boxes, rule, bool(settings["states_size"]))
 
 
 def verify_traces(
@@ -152,21 +190,22 @@ def verify_traces(
     """Replay every trace and compare; verdicts come in the order of `paths`."""
     sources = Sources(dataset_path)
     first, rest = paths[:1], paths[1:]
-    for path in first:  # alone, so that the dataset is opened once
-        yield verify_trace(path, sources)
-    with ThreadPoolExecutor(max_workers) as pool:
-        yield from pool.map(lambda path: verify_trace(path, sources), rest)
+    with Executors() as executors, ThreadPoolExecutor(max_workers) as pool:
+        for path in first:  # alone, so that the dataset is opened once
+            yield verify_trace(path, sources, executors)
+        yield from pool.map(lambda path: verify_trace(path, sources, executors), rest)
 
 
-def verify_trace(path: Path, sources: Sources) -> Verification:
-    """Replay one trace and compare all it stores of its pictures."""
+def verify_trace(path: Path, sources: Sources, executors: Executors | None = None) -> Verification:
+    """Replay one trace and compare all it stores of its pictures; code needs `executors` to run again."""
     try:
         trace = read_trace(path)
         if not trace.is_unedited:
             return Verification(
                 path, Verdict.EDITED_TRACE, "the trace's content does not fit its integrity_sha256"
             )
-        replayed = replay(trace, sources.of(trace))
+        executor = executors.of(trace) if executors is not None else None
+        replayed = replay(trace, sources.of(trace), executor)
     except ToolError as error:
         return Verification(path, Verdict.CHANGED_RESULT, f"a stored action cannot be applied: {error}")
     except (TraceError, SourceError) as error:
@@ -200,6 +239,8 @@ def _first_difference(replayed: Replay) -> str | None:
     for position, (call, seen) in enumerate(zip(trace.calls, replayed.observations, strict=True), start=1):
         if seen.facts != call.facts:
             return f"call {position} ({call.raw.name}) gives other pixels"
+        if seen.stdout != call.stdout:
+            return f"call {position} ({call.raw.name}) prints something else"
         if seen.sent is not None and seen.sent.sha256 != call.sent_sha256:
             return f"the picture of call {position} encodes to other bytes for the teacher"
     return None

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from distil.pictures import Frame
 from distil.records import Failure, Json
 from distil.sampler import Outcome
-from distil.viewer.facts import TraceFacts, add_up
+from distil.viewer.facts import TraceFacts, add_up, mapping_of
 from distil.viewer.terminal import totals_table
 
 _MAX_BAD_SHARE = 0.2  # of a run's boxes; a teacher in the right frame overshoots now and then
@@ -34,7 +34,7 @@ def solved_from_trace(trace: Mapping[str, Json], facts: TraceFacts) -> Solved:
     """The summary's share of a finished trace."""
     boxes = []
     for call in trace["tool_calls_log"]:
-        raw = call["raw_arguments"].get("bbox_2d") if isinstance(call["raw_arguments"], dict) else None
+        raw = mapping_of(call.get("raw_arguments")).get("bbox_2d")
         if isinstance(raw, list) and len(raw) == 4 and all(isinstance(value, int | float) for value in raw):
             boxes.append((bool(call["clamped"] or not call["success"]), tuple(raw)))
     return Solved(facts, tuple(boxes))

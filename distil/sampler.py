@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from distil.errors import SampleError, TeacherError, TeacherRefused, ToolError
+from distil.errors import SampleError, SandboxUnavailable, TeacherError, TeacherRefused, ToolError
 from distil.records import Failure
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
@@ -44,7 +44,8 @@ def run_samples(
 
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
-    exception in one sample is its failure; TeacherRefused, which would meet every sample, ends the run.
+    exception in one sample is its failure; TeacherRefused and SandboxUnavailable, which would meet
+    every sample, end the run.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -97,7 +98,7 @@ def _ordered(
 def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
     try:
         return Outcome(index, solver.solve(index), None)
-    except TeacherRefused:
+    except (TeacherRefused, SandboxUnavailable):
         raise
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         return Outcome(index, None, _failure(index, error))

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records"),
-    ("spans", "jsonable", "pictures"),
+    ("spans", "jsonable", "pictures", "sandbox"),
     ("conversation", "tasks", "tools"),
     ("source", "store", "teacher", "embedded"),
     ("rollout", "replay", "sampler"),
@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     (
         "demo_concurrent",
+        "demo_python_code",
         "demo_distillation",
         "demo_distillation_with_tools",
         "view_traces_enhanced",

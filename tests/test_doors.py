@@ -18,8 +18,13 @@ import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_pictures, num_turns, says, texts
 
-DOORS = ("demo_concurrent.py", "demo_distillation_with_tools.py", "demo_distillation.py")
-COMMANDS = ("run", "with-tools", "one-turn")
+DOORS = (
+    "demo_concurrent.py",
+    "demo_python_code.py",
+    "demo_distillation_with_tools.py",
+    "demo_distillation.py",
+)
+COMMANDS = ("run", "code", "with-tools", "one-turn")
 
 
 def policy(request: dict[str, Any]) -> Any:

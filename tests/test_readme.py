@@ -113,6 +113,15 @@ def test_the_embedded_commands_work(clone: Path) -> None:
     assert "10 matched, 0 mismatched, 0 unreadable" in result.stdout
 
 
+def test_the_code_tools_commands_work(clone: Path) -> None:
+    for command in commands(ENGLISH):
+        if command.startswith(("python demo_python_code.py", "distil doctor")):
+            result = shell(command, clone)
+            assert result.returncode == 0, result.stderr + result.stdout
+    assert "seccomp" in result.stdout
+    assert len(list((clone / "traces_python_code").glob("trace_*.json"))) == 10
+
+
 def test_the_real_teachers_commands_work(clone: Path, photos: Path) -> None:
     lines = [line for line in commands(ENGLISH) if "localhost:8000" in line or line.startswith("export")]
     assert len(lines) == 2
@@ -137,9 +146,6 @@ def test_the_readmes_restore_recipe_works(clone: Path, photos: Path) -> None:
 
 
 def test_every_command_is_run_by_one_of_these_tests() -> None:
+    run_here = ("python view_", "python demo_python_code.py", "distil verify", "distil doctor", "export ")
     for command in commands(ENGLISH):
-        assert (
-            SET_UP.match(command)
-            or command.startswith(("python view_", "distil verify", "export "))
-            or ("localhost:8000" in command)
-        ), command
+        assert SET_UP.match(command) or command.startswith(run_here) or "localhost:8000" in command, command

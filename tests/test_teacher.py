@@ -13,9 +13,9 @@ from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
 from distil.teacher import Teacher, TeacherSettings, check_reachable, load_model_names, probe_tool_mode
-from distil.tools import TOOLS, BoxFrame
+from distil.tools import BoxFrame, load_tools
 
-SCHEMAS = tuple(tool.schema(BoxFrame(Frame.PIXEL)) for _, tool in TOOLS)
+SCHEMAS = tuple(tool.schema(BoxFrame(Frame.PIXEL)) for tool in load_tools("zoom,rotate"))
 MESSAGES = [
     b'{"role": "system", "content": "s"}',
     b'{"role": "user", "content": [{"type": "text", "text": "q"}]}',

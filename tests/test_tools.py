@@ -16,7 +16,7 @@ from PIL import Image
 from distil.errors import ToolError, UsageError
 from distil.pictures import Frame, ViewRule, encode_sent, picture_facts
 from distil.records import RawCall, ToolCall
-from distil.tools import TOOLS, BoxFrame, CropFrom, Scene, Toolbox, load_tools
+from distil.tools import TOOLS, BoxFrame, CropFrom, Scene, Toolbox, all_tools, load_tools
 
 ZOOM, ROTATE = "image_zoom_in_tool", "image_rotate_tool"
 BOTH = load_tools("zoom,rotate")
@@ -86,7 +86,7 @@ def restored(picture: Image.Image, calls: Sequence[ToolCall]) -> Image.Image:
 
 
 def test_every_tool_has_its_own_name_and_flag() -> None:
-    flags, names = [flag for flag, _ in TOOLS], [tool.name for _, tool in TOOLS]
+    flags, names = [flag for flag, _ in TOOLS], [tool.name for tool in all_tools()]
     assert len(set(flags)) == len(flags)
     assert len(set(names)) == len(names)
 

@@ -108,12 +108,15 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
         entry["code"] = call.arguments["code"]
     else:
         entry["tool_arguments"] = dict(call.arguments)
+    if call.raw.arguments != {"code": entry.get("code")}:  # code is long: it is not written twice
+        entry["raw_arguments"] = call.raw.arguments
     entry |= {
-        "raw_arguments": call.raw.arguments,
         "success": observation.success,
         "message": observation.message,
         "clamped": call.clamped,
     }
+    if observation.stdout is not None:
+        entry["stdout"] = observation.stdout
     if call.raw.call_id is not None:
         entry["call_id"] = call.raw.call_id
     if observation.facts is not None and observation.sent is not None:
@@ -201,15 +204,15 @@ class StoredCall:
     arguments: Mapping[str, Json]
     success: bool
     message: str
+    stdout: str | None
     clamped: bool
     facts: PictureFacts | None
     sent_sha256: str | None
 
     def with_observation(self, sent: SentPicture | None) -> ToolCall:
         """The call as a rollout had it, given the picture that was sent."""
-        return ToolCall(
-            self.raw, self.arguments, self.clamped, Observation(self.success, self.message, self.facts, sent)
-        )
+        observation = Observation(self.success, self.message, self.facts, sent, self.stdout)
+        return ToolCall(self.raw, self.arguments, self.clamped, observation)
 
 
 @dataclass(frozen=True)
@@ -288,14 +291,20 @@ def _stored_call(entry: Mapping[str, Json]) -> StoredCall:
     arguments = {"code": entry["code"]} if "code" in entry else entry["tool_arguments"]
     return StoredCall(
         turn=entry["turn"],
-        raw=RawCall(entry["tool_name"], entry["raw_arguments"], entry.get("call_id")),
+        raw=RawCall(entry["tool_name"], raw_arguments(entry), entry.get("call_id")),
         arguments=dict(arguments),
         success=bool(entry["success"]),
         message=entry["message"],
+        stdout=entry.get("stdout"),
         clamped=bool(entry["clamped"]),
         facts=_stored_facts(result) if result else None,
         sent_sha256=result["sent"]["sha256"] if result else None,
     )
+
+
+def raw_arguments(entry: Mapping[str, Json]) -> Json:
+    """A logged call's arguments as the teacher wrote them."""
+    return entry["raw_arguments"] if "raw_arguments" in entry else {"code": entry["code"]}
 
 
 def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Reply:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from distil.errors import ToolError, UsageError
+from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ViewRule, encode_sent, picture_facts
 from distil.records import Json, Observation, RawCall, SentPicture, ToolCall
 from distil.tools.base import BoxFrame, CropFrom, Scene, Tool, View
+from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
 from distil.tools.zoom import ZoomTool
 
-TOOLS: tuple[tuple[str, Tool], ...] = (
-    ("zoom", ZoomTool()),
-    ("rotate", RotateTool()),
+TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
+    ("zoom", lambda _: ZoomTool()),
+    ("rotate", lambda _: RotateTool()),
+    ("python_code", PythonCodeTool),
 )
 
-__all__ = ["TOOLS", "BoxFrame", "CropFrom", "Scene", "Tool", "Toolbox", "View", "load_tools"]
+__all__ = [
+    "TOOLS",
+    "BoxFrame",
+    "CropFrom",
+    "Executor",
+    "Scene",
+    "Tool",
+    "Toolbox",
+    "View",
+    "all_tools",
+    "load_tools",
+]
 
 _MAX_QUOTED_CHARS = 200
 
 
-def load_tools(names: str) -> tuple[Tool, ...]:
-    """The tools named in a comma-separated list ("zoom,rotate"), or none for "none"; raises UsageError."""
+def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
+    """Every tool there is; the code tool runs code in `executor`."""
+    return tuple(make(executor) for _, make in TOOLS)
+
+
+def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]:
+    """The tools named in a comma-separated list ("zoom,rotate"), or none for "none"; raises UsageError.
+
+    The code tool runs code in `executor`; without one it can be offered but not applied.
+    """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if wanted == ["none"]:
         return ()
@@ -33,7 +54,7 @@ def load_tools(names: str) -> tuple[Tool, ...]:
         raise UsageError(f"--tools {names!r}: known tools are {', '.join(known)} (or none)")
     if len(set(wanted)) < len(wanted):
         raise UsageError(f"--tools {names!r} names a tool twice")
-    return tuple(known[name] for name in wanted)
+    return tuple(known[name](executor) for name in wanted)
 
 
 @dataclass(frozen=True)
@@ -57,24 +78,32 @@ class Toolbox:
         `original` and `current` are the scene's pictures as the teacher saw them.
         """
         view = View(scene, original.size, current.size)
+        arguments: Mapping[str, Json] = {}
         try:
             if call.problem is not None:
                 raise ToolError(call.problem)
             tool = self._find(call.name)
             resolved = tool.resolve(call.arguments, view, self.boxes)
-            observation, scene = self.observe(tool.name, resolved.arguments, scene)
+            arguments = resolved.arguments
+            observation, scene = self.observe(tool.name, arguments, scene)
         except ToolError as error:
-            return ToolCall(call, {}, False, Observation(False, f"Error: {error}")), scene
-        return ToolCall(call, resolved.arguments, resolved.clamped, observation), scene
+            failed = Observation(False, f"Error: {error}", stdout=error.stdout)
+            return ToolCall(call, arguments, False, failed), scene
+        return ToolCall(call, arguments, resolved.clamped, observation), scene
 
     def observe(self, name: str, arguments: Mapping[str, Json], scene: Scene) -> tuple[Observation, Scene]:
         """Apply resolved arguments: the one function that sampling and replay share; raises ToolError."""
-        scene = self._find(name).apply(arguments, scene)
-        sent = encode_sent(scene.current, self.rule)
+        applied = self._find(name).apply(arguments, scene)
+        picture = applied.scene.current
+        try:
+            sent = encode_sent(picture, self.rule)
+        except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
+            message = f"the result cannot be shown: {error}"
+            raise ToolError(message, applied.stdout) from None
         message = "Success: Image processed successfully"
         if self.states_size:
             message += f". The image is now {sent.size[0]}×{sent.size[1]} pixels (width × height)."
-        return Observation(True, message, picture_facts(scene.current), sent), scene
+        return Observation(True, message, picture_facts(picture), sent, applied.stdout), applied.scene
 
     def _find(self, name: str) -> Tool:
         for tool in self.tools:

@@ -79,6 +79,14 @@ class Resolved:
     clamped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying a call gave: the next scene and, where the tool ran code, what that printed."""
+
+    scene: Scene
+    stdout: str | None = None
+
+
 class Tool(Protocol):
     """One image tool. `resolve` and `apply` raise ToolError with a message for the teacher."""
 
@@ -93,7 +101,7 @@ class Tool(Protocol):
         """Turn the teacher's arguments into stored ones."""
         ...
 
-    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Scene:
+    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
         """Apply stored arguments: sampling and replay both call this."""
         ...
 

@@ -10,6 +10,7 @@ from distil.errors import ToolError
 from distil.records import Json
 from distil.tools.base import (
     MAX_RESULT_PIXELS,
+    Applied,
     BoxFrame,
     Resolved,
     Scene,
@@ -43,8 +44,8 @@ class RotateTool:
             )
         return Resolved({"angle": angle})
 
-    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Scene:
-        return scene.replaced(scene.current.rotate(arguments["angle"], expand=True))
+    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
+        return Applied(scene.replaced(scene.current.rotate(arguments["angle"], expand=True)))
 
 
 def _angle_degrees(value: Json) -> int | float:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from distil.errors import ToolError
 from distil.pictures import MAX_ASPECT_RATIO, Frame, box_to_pixels
 from distil.records import Box, Json
-from distil.tools.base import BoxFrame, CropFrom, Resolved, Scene, View, function_schema, required_argument
+from distil.tools.base import (
+    Applied,
+    BoxFrame,
+    CropFrom,
+    Resolved,
+    Scene,
+    View,
+    function_schema,
+    required_argument,
+)
 
 _EXAMPLES = {Frame.PIXEL: "[120, 80, 520, 400]", Frame.REL1: "[0.12, 0.08, 0.52, 0.4]"}
 _FRAME_TEXTS = {
@@ -61,10 +70,11 @@ class ZoomTool:
             return Resolved({"bbox_2d": list(inner)}, clamped)
         return Resolved({"bbox_2d": list(box), "crop_from": CropFrom.ORIGINAL.value}, clamped)
 
-    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Scene:
+    def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
         x1, y1, x2, y2 = arguments["bbox_2d"]
         from_original = arguments.get("crop_from") == CropFrom.ORIGINAL.value
-        return scene.recropped((x1, y1, x2, y2)) if from_original else scene.cropped((x1, y1, x2, y2))
+        box = (x1, y1, x2, y2)
+        return Applied(scene.recropped(box) if from_original else scene.cropped(box))
 
 
 def _four_numbers(value: Json, example: str) -> list[float]:

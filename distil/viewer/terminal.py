@@ -214,6 +214,8 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
         lines.append(_text(f"    as written: {_short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
     if call.get("clamped"):
         lines.append(Text("    the box was cut to the picture", style="yellow"))
+    if call.get("stdout"):
+        lines.append(_text("    printed: " + _short(str(call["stdout"]).rstrip()), style="dim"))
     if call.get("message") and (verbose or not succeeded):
         lines.append(_text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
     result = call.get("result")
