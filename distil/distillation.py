@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,13 +17,14 @@ from rich.console import Console
 from rich.text import Text
 
 from distil import __version__
-from distil.embedded import TEACHER_NOTE, drawn_signs, embedded_teacher
+from distil.address import EMBEDDED, Address, find_teacher, started
+from distil.embedded import drawn_signs
 from distil.errors import UsageError
 from distil.pictures import Frame
 from distil.records import Failure, Json, Prompt, Reply, ToolMode
 from distil.report import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
 from distil.rollout import RolloutSettings, run_rollout
-from distil.sampler import run_samples
+from distil.sampler import Outcome, run_samples
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
 from distil.store import RunFolder
@@ -46,7 +46,6 @@ from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
 from distil.tools.python_code import PythonCodeTool
 from distil.viewer.facts import TraceFacts, trace_facts
 
-EMBEDDED = "embedded"
 _MAX_LISTED_MODELS = 20
 
 
@@ -105,23 +104,15 @@ class Run:
     facts: RunFacts
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where the teacher is, and a note on what it is where it is not a real one."""
-
-    api_base: str | None
-    api_key: str
-    note: str | None = None
-
-
 def run_distillation(options: Options, console: Console) -> int:
     """Run it; returns 0 where every sample has a trace, 1 where some failed.
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
+    named = find_teacher(options.api_base)  # before anything is opened or drawn
     with _code_sandbox(options, console) as sandbox, ExitStack() as stack:
         job = _read_job(options, sandbox, console)
-        address = stack.enter_context(_find_teacher(options, console))
+        address = stack.enter_context(started(named, console))
         run = _set_up(job, address, console)
         with Teacher(run.teacher, _offered_natively(run.rollout.prompt)) as teacher:
             return _run_samples(run, teacher, console)
@@ -145,7 +136,7 @@ def _code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None
 def _read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Job:
     tools = load_tools(options.tools, sandbox)
     task = TASKS["geolocation"]
-    user_prompt = _read_prompt(options.user_prompt_file) or task.user_prompt
+    user_prompt = _read_prompt(options.user_prompt_file, task.user_prompt)
     source = open_source(options.dataset_path or drawn_signs())
     task.check_columns(source.columns)
     indices = source.select(options.order, options.num_samples, options.seed)
@@ -156,31 +147,16 @@ def _read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Jo
     return Job(options, task, tools, sandbox, user_prompt, source, indices)
 
 
-def _read_prompt(path: str | None) -> str | None:
+def _read_prompt(path: str | None, standard: str) -> str:
     if path is None:
-        return None
+        return standard
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise UsageError(f"--user_prompt_file {path}: {error}") from None
-
-
-@contextmanager
-def _find_teacher(options: Options, console: Console) -> Iterator[Address]:
-    """The teacher's address: the flag, the environment, or the embedded one, started for this run."""
-    api_key = os.environ.get("OPENAI_API_KEY") or ""
-    api_base = options.api_base or os.environ.get("OPENAI_BASE_URL") or None
-    if api_base not in (None, EMBEDDED) or (api_base is None and api_key):
-        yield Address(api_base, api_key or "EMPTY")
-        return
-    console.print(
-        "Teacher: the embedded sign reader (OCR and rules, for trying the pipeline, not for training). "
-        "A real one: --api_base URL --model NAME, its key in OPENAI_API_KEY.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    with embedded_teacher() as embedded_base:
-        yield Address(embedded_base, "EMPTY", TEACHER_NOTE)
+    if not text:
+        raise UsageError(f"--user_prompt_file {path} is empty")
+    return text
 
 
 def _set_up(job: Job, address: Address, console: Console) -> Run:
@@ -198,17 +174,17 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
     boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
     toolbox = Toolbox(job.tools, boxes, profile.rule, profile.states_size and bool(job.tools))
     prompt = Prompt(
-        system=options.system_prompt or job.task.system_prompt,
+        system=job.task.system_prompt if options.system_prompt is None else options.system_prompt,
         user=job.user_prompt,
         tools=toolbox.schemas(),
         states_size=toolbox.states_size,
     )
     probe = _settle_tool_mode(options, teacher, prompt)
-    prompt = replace(prompt, tool_mode=probe.tool_mode)
+    teacher, prompt = probe.settings, replace(prompt, tool_mode=probe.tool_mode)
     rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
     facts = RunFacts(
         dataset=job.source.identity,
-        settings=_trace_settings(job, teacher.model, profile, rollout, address.note),
+        settings=_trace_settings(job, teacher, profile, rollout, address.note),
         versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
         keeps_pictures=options.keep_pictures,
     )
@@ -237,29 +213,30 @@ def _profile(model: str, options: Options) -> Profile:
 def _settle_tool_mode(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult:
     if not prompt.tools:
         check_reachable(teacher)
-        return ProbeResult(ToolMode.NONE, "no tools are offered", 0)
+        return ProbeResult(ToolMode.NONE, "no tools are offered", 0, teacher)
     if options.tool_mode == "auto":
         return probe_tool_mode(teacher, prompt)
     check_reachable(teacher)
-    return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", 0)
+    return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", 0, teacher)
 
 
 def _trace_settings(
-    job: Job, model: str, profile: Profile, rollout: RolloutSettings, note: str | None
+    job: Job, teacher: TeacherSettings, profile: Profile, rollout: RolloutSettings, note: str | None
 ) -> dict[str, Json]:
     """Everything that shapes a trace, and nothing that depends on the machine or the clock."""
     options, prompt = job.options, rollout.prompt
     settings: dict[str, Json] = {
         "task": job.task.name,
-        "model": model,
+        "model": teacher.model,
         "profile": profile.name,
         "tool_mode": prompt.tool_mode.value,
         "coordinates": profile.frame.value,
         "crop_from": options.crop_from,
-        "temperature": options.temperature,
+        "temperature": teacher.temperature if teacher.sends_temperature else None,
         "max_tokens": options.max_tokens,
         "max_turns": options.max_turns,
         "seed": options.seed,
+        "sends_seed": teacher.sends_seed,
         "view_rule": asdict(profile.rule),
         "states_size": prompt.states_size,
         "system_prompt": prompt.system,
@@ -332,10 +309,16 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     started = time.monotonic()
     facts: list[TraceFacts] = []
     failures: list[Failure] = []
-    tally = BoxTally(run.profile.frame)
+    tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
     solver = RolloutSolver(run, teacher, folder)
     with Progress(len(run.job.indices), len(done)) as progress:
-        for outcome in run_samples(todo, solver, run.job.options.max_workers, progress.count):
+
+        def on_done(outcome: Outcome[Solved]) -> None:
+            if outcome.failure is not None:
+                folder.write_failure(outcome.failure)
+            progress.count(outcome)
+
+        for outcome in run_samples(todo, solver, run.job.options.max_workers, on_done):
             if outcome.result is not None:
                 facts.append(outcome.result.facts)
                 tally.add(outcome.result)

@@ -26,6 +26,16 @@ _MODULE = "distil.local_teacher"
 _NEEDED = ("rapidocr", "onnxruntime")
 
 
+def check_installed() -> None:
+    """Raise UsageError where the extra `local` is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the embedded teacher needs {' and '.join(missing)}: pip install -e '.[local]'\n"
+            "or use a real teacher: --api_base URL [--model NAME]"
+        )
+
+
 @contextmanager
 def embedded_teacher() -> Iterator[str]:
     """Run the sign reader's server as a child process; yields its API base URL.
@@ -33,12 +43,7 @@ def embedded_teacher() -> Iterator[str]:
     Raises UsageError where the extra `local` is not installed. The child ends when its standard input
     closes, so it does not outlive this process whatever way that ends.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the embedded teacher needs {' and '.join(missing)}: pip install -e '.[local]'\n"
-            "or use a real teacher: --api_base URL [--model NAME]"
-        )
+    check_installed()
     child = subprocess.Popen(
         [sys.executable, "-m", _MODULE, "serve"],
         stdin=subprocess.PIPE,

@@ -41,9 +41,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class DatasetIdentity:
-    """What a trace records of its dataset; `path` is what `load_from_disk` or `load_dataset` takes."""
+    """What a trace records of its dataset; `path` is what `load_from_disk` takes, `source` what was given."""
 
     path: str
+    source: str
     kind: str  # "saved" (save_to_disk), "file", "imagefolder" or "hub"
     split: str | None
     fingerprint: str

@@ -40,7 +40,7 @@ class Verdict(StrEnum):
 
     MATCHED = "matched"
     EDITED_TRACE = "edited_trace"  # the trace is not what was written: its own hash differs
-    CHANGED_DATASET = "changed_dataset"  # the row's picture file is another one
+    CHANGED_DATASET = "changed_dataset"  # the row's picture file or its values are others, or it is gone
     CHANGED_PILLOW = "changed_pillow"  # same file and actions, other pixels, another Pillow version
     CHANGED_RESULT = "changed_result"  # the same with the same Pillow version: another codec or machine
     UNREADABLE = "unreadable"  # the trace, its dataset or its row cannot be read
@@ -133,7 +133,7 @@ class Sources:
 
     def of(self, trace: StoredTrace) -> Source:
         """The dataset that a trace came from; raises SourceError."""
-        path = self._override or trace.dataset_path
+        path = self._override or trace.source
         if trace.dataset_kind in ("imagefolder", "hub") and trace.split and not self._override:
             path = f"{path}:{trace.split}"
         if path not in self._opened:
@@ -149,7 +149,7 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     """
     if trace.sample_index >= len(source):
         raise SampleError(
-            f"{source.identity.path} has {len(source)} rows, the trace is of row {trace.sample_index}"
+            f"{source.identity.source} has {len(source)} rows, the trace is of row {trace.sample_index}"
         )
     sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
     toolbox = stored_toolbox(trace, executor)
@@ -205,7 +205,11 @@ def verify_trace(path: Path, sources: Sources, executors: Executors | None = Non
                 path, Verdict.EDITED_TRACE, "the trace's content does not fit its integrity_sha256"
             )
         executor = executors.of(trace) if executors is not None else None
-        replayed = replay(trace, sources.of(trace), executor)
+        source = sources.of(trace)
+        replayed = replay(trace, source, executor)
+    except SampleError as error:
+        has_changed = source.identity.fingerprint != trace.json["dataset"]["fingerprint"]
+        return Verification(path, Verdict.CHANGED_DATASET if has_changed else Verdict.UNREADABLE, str(error))
     except ToolError as error:
         return Verification(path, Verdict.CHANGED_RESULT, f"a stored action cannot be applied: {error}")
     except (TraceError, SourceError) as error:
@@ -219,6 +223,11 @@ def _compare(replayed: Replay) -> Verification:
     trace, picture = replayed.trace, replayed.sample.picture
     if picture.file_sha256 != trace.file_sha256:
         detail = f"row {trace.sample_index} now holds another picture file"
+        return Verification(trace.path, Verdict.CHANGED_DATASET, detail)
+    stored, now = trace.json["sample_data"], replayed.sample.data
+    others = [name for name in stored if name not in now or now[name] != stored[name]]
+    if others:
+        detail = f"row {trace.sample_index} now has other values in: {', '.join(others)}"
         return Verification(trace.path, Verdict.CHANGED_DATASET, detail)
     difference = _first_difference(replayed)
     if difference is None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from distil.pictures import Frame
 from distil.records import Failure, Json
 from distil.sampler import Outcome
+from distil.tools import CropFrom
 from distil.viewer.facts import TraceFacts, add_up, mapping_of
 from distil.viewer.terminal import totals_table
 
@@ -23,29 +24,41 @@ _SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True, slots=True)
+class ZoomBox:
+    """A zoom box as the teacher wrote it, whether it fitted, and whether it is of the photo itself."""
+
+    numbers: tuple[float, ...]
+    fitted: bool
+    is_first_view: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Solved:
     """What a run's summary needs of a finished sample."""
 
     facts: TraceFacts
-    boxes: tuple[tuple[bool, tuple[float, ...]], ...]  # per zoom: did the box not fit; its numbers
+    boxes: tuple[ZoomBox, ...]
 
 
 def solved_from_trace(trace: Mapping[str, Json], facts: TraceFacts) -> Solved:
     """The summary's share of a finished trace."""
     boxes = []
+    is_first_view = True
     for call in trace["tool_calls_log"]:
         raw = mapping_of(call.get("raw_arguments")).get("bbox_2d")
         if isinstance(raw, list) and len(raw) == 4 and all(isinstance(value, int | float) for value in raw):
-            boxes.append((bool(call["clamped"] or not call["success"]), tuple(raw)))
+            boxes.append(ZoomBox(tuple(raw), call["success"] and not call["clamped"], is_first_view))
+        is_first_view = is_first_view and not call["success"]
     return Solved(facts, tuple(boxes))
 
 
 @dataclass
 class BoxTally:
-    """Whether a run's boxes fit their frame: many that do not mean a wrong `--coordinates`."""
+    """Whether a run's boxes fit their frame: many that do not mean a wrong setting."""
 
     frame: Frame
-    boxes: list[tuple[bool, tuple[float, ...]]] = field(default_factory=list)
+    crop_from: CropFrom = CropFrom.CURRENT
+    boxes: list[ZoomBox] = field(default_factory=list)
 
     def add(self, solved: Solved) -> None:
         """Count a finished sample's boxes."""
@@ -53,27 +66,38 @@ class BoxTally:
 
     def warning(self) -> str | None:
         """The warning to end the run with, or None."""
-        tiny = [
-            all(0 <= value <= 1 for value in box) and self.frame is not Frame.REL1 for _, box in self.boxes
-        ]
-        bad = sum(not_fitting or is_tiny for (not_fitting, _), is_tiny in zip(self.boxes, tiny, strict=True))
-        if len(self.boxes) < _MIN_BOXES or bad < _MAX_BAD_SHARE * len(self.boxes):
+        bad = [box for box in self.boxes if not box.fitted or self._is_tiny(box)]
+        if len(self.boxes) < _MIN_BOXES or len(bad) < _MAX_BAD_SHARE * len(self.boxes):
             return None
-        likely = self._likely_frame(sum(tiny) / len(tiny))
         return (
-            f"{bad} of {len(self.boxes)} zoom boxes did not fit the picture: the teacher probably does not "
-            f"state them as {self.frame.value!r}. Look at some traces, then try --coordinates {likely.value}"
+            f"{len(bad)} of {len(self.boxes)} zoom boxes did not fit the picture as {self.frame.value!r}: "
+            f"{self._advice(bad)}"
         )
 
-    def _likely_frame(self, tiny_share: float) -> Frame:
-        if tiny_share > 0.5:
-            return Frame.REL1
-        largest = max(max(box) for _, box in self.boxes)
-        if self.frame in (Frame.REL1000, Frame.REL1000_YX) and largest > 1000:
-            return Frame.PIXEL
-        if self.frame is Frame.REL1 and largest > 1000:
-            return Frame.PIXEL
-        return Frame.REL1000
+    def _is_tiny(self, box: ZoomBox) -> bool:
+        return self.frame is not Frame.REL1 and all(0 <= value <= 1 for value in box.numbers)
+
+    def _advice(self, bad: Sequence[ZoomBox]) -> str:
+        """The likely setting by what most bad boxes have in common."""
+        most = len(bad) / 2
+        if sum(map(self._is_tiny, bad)) > most:
+            return "the teacher seems to state fractions. Look at some traces, then try --coordinates rel1"
+        if sum(_is_backward(box) for box in bad) > most:
+            return "their ends lie before their starts, perhaps [x, y, width, height], which no setting takes"
+        if self.crop_from is CropFrom.CURRENT and not any(box.is_first_view for box in bad):
+            return "only boxes after a first call. Look at some traces, then try --crop_from original"
+        largest = max(max(box.numbers) for box in bad)
+        if largest <= 1000 and self.frame in (Frame.PIXEL, Frame.REL1):
+            return (
+                "the teacher seems to state thousandths. Look at some traces, then try --coordinates rel1000"
+            )
+        if largest > 1000 and self.frame is not Frame.PIXEL:
+            return "the teacher seems to state pixels. Look at some traces, then try --coordinates pixel"
+        return "look at some traces; --coordinates and --crop_from say what boxes refer to"
+
+
+def _is_backward(box: ZoomBox) -> bool:
+    return box.numbers[2] <= box.numbers[0] or box.numbers[3] <= box.numbers[1]
 
 
 class Progress:
@@ -103,17 +127,18 @@ class Progress:
             self._scores.append(facts.score)
             self._calls += sum(facts.calls.values())
             self._tokens += (facts.prompt_tokens or 0) + (facts.completion_tokens or 0)
+        self._show(refresh=False)  # update() draws: the bar and its figures must not disagree
         self._bar.update()
-        self._show()
 
-    def _show(self) -> None:
+    def _show(self, refresh: bool = True) -> None:
         finished = len(self._scores)
         minutes = (time.monotonic() - self._started) / 60
         score = f"{sum(self._scores) / finished:.3f}" if finished else "–"
         rate = f"{(finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
         self._bar.set_postfix_str(
             f"{finished} finished, {self._failed} failed, score {score}, "
-            f"{self._calls} calls, {self._tokens / 1000:.0f}k tokens, {rate}"
+            f"{self._calls} calls, {self._tokens / 1000:.0f}k tokens, {rate}",
+            refresh=refresh,
         )
 
 
@@ -133,16 +158,14 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
     batch = add_up(totals.facts)
     if batch is not None:
         console.print(totals_table(batch, title="this run"))
-    rate = 60 * len(totals.facts) / totals.seconds if totals.seconds else 0
     parts = [f"{len(totals.facts)} finished", f"{len(totals.failures)} failed"]
     if totals.num_skipped:
         parts.append(f"{totals.num_skipped} were there already")
-    console.print(f"{', '.join(parts)} in {totals.seconds:.1f} s ({rate:.1f} a minute)", highlight=False)
-    for failure in totals.failures[:_SHOWN_FAILURES]:
-        line = f"  sample {failure.sample_index} ({failure.kind}): {failure.message}"
-        console.print(Text(line, style="red"), soft_wrap=True)
-    if len(totals.failures) > _SHOWN_FAILURES:
-        console.print(f"  … all of them in {totals.folder / 'failed_samples.jsonl'}", highlight=False)
+    rate = f" ({60 * len(totals.facts) / totals.seconds:.1f} a minute)" if totals.facts else ""
+    console.print(f"{', '.join(parts)} in {totals.seconds:.1f} s{rate}", highlight=False)
+    if totals.failures:
+        path = totals.folder / "failed_samples.jsonl"
+        console.print(f"Failed samples, with their reasons: {path}", highlight=False, soft_wrap=True)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)

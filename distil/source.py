@@ -21,6 +21,7 @@ from distil.errors import SampleError, SourceError
 from distil.jsonable import to_json
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, StoredPicture
+from distil.saved_view import saved_view
 from distil.tasks import Task
 
 IMAGE_COLUMN = "image"
@@ -62,7 +63,7 @@ class Source:
             data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
             return Sample(index, data, picture, task.truth(data))
         except SampleError as error:
-            raise SampleError(f"row {index} of {self.identity.path}: {error}") from None
+            raise SampleError(f"row {index} of {self.identity.source}: {error}") from None
 
     def select(self, order: str, num_samples: int, seed: int) -> list[int]:
         """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.
@@ -204,23 +205,28 @@ def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
     return str(wanted)
 
 
-def _source(table: datasets.Dataset, path: str, kind: str, split: str | None) -> Source:
+def _source(table: datasets.Dataset, source: str, kind: str, split: str | None) -> Source:
     if IMAGE_COLUMN not in table.column_names:
-        raise SourceError(
-            f"{path} has no column {IMAGE_COLUMN!r}; its columns: {', '.join(table.column_names)}"
-        )
+        columns = ", ".join(table.column_names)
+        raise SourceError(f"{source} has no column {IMAGE_COLUMN!r}; its columns: {columns}")
     if len(table) == 0:
-        raise SourceError(f"{path} has no rows")
-    return Source(table, DatasetIdentity(path, kind, split, table._fingerprint, len(table)))
+        raise SourceError(f"{source} has no rows")
+    folder = Path(source).parent if kind == "file" else None
+    path = source if kind == "saved" else str(saved_view(table, IMAGE_COLUMN, folder))
+    return Source(table, DatasetIdentity(path, source, kind, split, table._fingerprint, len(table)))
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, StopIteration):
+        return "it has no rows"
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__  # its own text says only that an error occurred
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
 def _image_feature(table: datasets.Dataset, identity: DatasetIdentity) -> tuple[str | None, Path | None]:
     """The mode that the image column is decoded to, and the folder that bare file names are relative to."""
-    folder = Path(identity.path).parent if identity.kind == "file" else None
+    folder = Path(identity.source).parent if identity.kind == "file" else None
     feature = table.features[IMAGE_COLUMN]
     return (feature.mode if isinstance(feature, datasets.Image) else None), folder
 

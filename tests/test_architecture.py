@@ -16,10 +16,10 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records"),
-    ("spans", "jsonable", "pictures", "sandbox"),
+    ("spans", "jsonable", "pictures", "sandbox", "saved_view"),
     ("conversation", "tasks", "tools"),
     ("source", "store", "teacher", "embedded"),
-    ("rollout", "replay", "sampler"),
+    ("rollout", "replay", "sampler", "address"),
     ("viewer",),
     ("report",),
     ("distillation",),

@@ -404,3 +404,135 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout.split()[-1]))
     assert peaks[1] < peaks[0] + 40_000, peaks
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_server_that_refuses_tools_is_asked_in_text(
+    status: int, run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if "tools" in request:
+            return status, {"error": {"message": "no tools here"}}
+        return says("\\boxed{1, 2}")
+
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 1, teacher=script
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tool calls: text (the server takes no tools" in result.stdout
+
+
+def test_a_busy_server_is_not_taken_for_one_without_tools(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        return (429, {"error": {"message": "slow down"}}) if "tools" in request else says("\\boxed{1, 2}")
+
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 1, teacher=script
+    )
+    assert result.returncode == 2
+    assert "slow down" in result.stderr
+
+
+def test_a_key_with_a_newline_works_and_one_that_no_header_can_carry_is_not_shown(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(policy) as server:
+        arguments = ("demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos,
+                     "--output_dir", tmp_path, "--num_samples", 1)  # fmt: skip
+        result = run_door(*arguments, env={"OPENAI_API_KEY": "sk-0123456789\n"})
+        assert result.returncode == 0, result.stderr
+        assert server.headers[0]["authorization"] == "Bearer sk-0123456789"
+        result = run_door(*arguments, env={"OPENAI_API_KEY": "sk-0123\n456789"})
+    assert result.returncode == 2
+    assert "OPENAI_API_KEY" in result.stderr and "456789" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[bad", "localhost:8000/v1", "http://127.0.0.1:99999/v1", "ftp://x/v1"]
+)
+def test_a_url_that_cannot_work_is_one_line(
+    url: str, run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    result = run_door(
+        "demo_concurrent.py", "--api_base", url, "--dataset_path", photos, "--output_dir", tmp_path
+    )
+    assert result.returncode == 2
+    assert "http://HOST:PORT/v1" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_key_that_is_refused_in_mid_run_ends_it_without_waiting(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    ended = threading.Event()
+    asked = threading.Semaphore(1)
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return policy(request)
+        if asked.acquire(blocking=False):
+            time.sleep(0.5)
+            return 401, {"error": {"message": "expired"}}
+        ended.wait(60)
+        return policy(request)
+
+    started = time.monotonic()
+    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, teacher=script)
+    ended.set()
+    assert result.returncode == 2 and "expired" in result.stderr
+    assert time.monotonic() - started < 40
+
+
+def test_two_runs_cannot_write_to_one_folder(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    tmp_path.joinpath(".lock").touch()
+    with tmp_path.joinpath(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 2)
+    assert result.returncode == 2
+    assert "another run is writing" in result.stderr
+    assert len(requests) == 1, "only the probe"
+
+
+def test_failures_are_kept_when_a_run_is_interrupted(run_door: RunDoor, tmp_path: Path) -> None:
+    data = save_photos(tmp_path / "data", [b"broken", photo_bytes(1)])
+
+    def script(request: dict[str, Any]) -> Any:
+        return policy(request) if is_probe(request) else (401, {"error": {"message": "expired"}})
+
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", data, tmp_path / "out", "--max_workers", 1, teacher=script
+    )
+    assert result.returncode == 2
+    (line,) = (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
+    assert json.loads(line)["sample_index"] == 0
+    run_against(run_door, "demo_concurrent.py", data, tmp_path / "out")
+    assert len((tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "boxes", "words"),
+    [
+        ((), [[500, 300, 200, 100]], "width, height"),
+        (("--coordinates", "pixel"), [[10, 10, 30, 30], [40, 40, 60, 60]], "--crop_from original"),
+        ((), [[0.1, 0.1, 0.5, 0.5]], "--coordinates rel1"),
+        ((), [[1000, 900, 3900, 2900]], "--coordinates pixel"),
+    ],
+)
+def test_the_box_warning_names_the_likely_setting(
+    flags: tuple[str, ...],
+    boxes: list[list[float]],
+    words: str,
+    run_door: RunDoor,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        turn = num_turns(request)
+        if is_probe(request) or turn < len(boxes):
+            return calls(("image_zoom_in_tool", {"bbox_2d": boxes[turn]}))
+        return says("\\boxed{1, 2}")
+
+    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
+    assert words in result.stdout

@@ -226,11 +226,22 @@ def test_a_file_that_is_no_trace_is_unreadable_and_says_where(
     assert verify_trace(path, Sources()).verdict is Verdict.UNREADABLE
 
 
-def test_a_missing_dataset_or_row_is_unreadable(traces: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_unreadable_and_a_missing_row_a_changed_dataset(
+    traces: Path, photos: Path, tmp_path: Path
+) -> None:
     assert verify_trace(trace_paths(traces)[0], Sources(str(tmp_path / "gone"))).verdict is Verdict.UNREADABLE
     short = tmp_path / "short"
     datasets.load_from_disk(str(photos)).select([0]).save_to_disk(str(short))
-    assert verify_trace(trace_paths(traces)[-1], Sources(str(short))).verdict is Verdict.UNREADABLE
+    assert verify_trace(trace_paths(traces)[-1], Sources(str(short))).verdict is Verdict.CHANGED_DATASET
+
+
+def test_other_values_in_the_row_are_a_changed_dataset(traces: Path, photos: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    table = datasets.load_from_disk(str(photos))
+    table.remove_columns("lat").add_column("lat", [1.5] * len(table)).save_to_disk(str(moved))
+    result = verify_trace(trace_paths(traces)[0], Sources(str(moved)))
+    assert result.verdict is Verdict.CHANGED_DATASET
+    assert result.detail.endswith("other values in: lat")
 
 
 def test_distil_verify_counts_and_says_by_exit_code(traces: Path, tmp_path: Path, run_door: RunDoor) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import (
@@ -641,3 +642,61 @@ def test_a_class_label_is_written_by_its_name(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "data"))
     source = open_source(str(tmp_path / "data"))
     assert [source.load(row, GEOLOCATION).data["kind"] for row in (0, 1)] == ["field", None]
+
+
+def parquet_of_pictures(folder: Path, photos: Path) -> str:
+    datasets.load_from_disk(str(photos)).to_parquet(str(folder / "pictures.parquet"))
+    return str(folder / "pictures.parquet")
+
+
+def parquet_of_bare_structs(folder: Path, photos: Path) -> str:
+    table = datasets.load_from_disk(str(photos)).cast_column("image", datasets.Image(decode=False))
+    pq.write_table(table.data.table.replace_schema_metadata(None), folder / "structs.parquet")
+    return str(folder / "structs.parquet")
+
+
+def parquet_of_bare_bytes(folder: Path, photos: Path) -> str:
+    table = datasets.load_from_disk(str(photos)).cast_column("image", datasets.Image(decode=False))
+    rows = [{**item, "image": item["image"]["bytes"]} for item in table]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "bytes.parquet")
+    return str(folder / "bytes.parquet")
+
+
+def jsonl_of_paths(folder: Path, photos: Path) -> str:
+    table = datasets.load_from_disk(str(photos)).cast_column("image", datasets.Image(decode=False))
+    lines = []
+    for number, item in enumerate(table):
+        (folder / f"{number}.jpg").write_bytes(item["image"]["bytes"])
+        lines.append(json.dumps({**item, "image": f"{number}.jpg"}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return str(folder / "rows.jsonl")
+
+
+def imagefolder(folder: Path, photos: Path) -> str:
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    path = Path(jsonl_of_paths(pictures, photos))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.dumps({"file_name": item.pop("image"), **item}) for item in rows]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    path.unlink()
+    return str(pictures)
+
+
+@pytest.mark.parametrize(
+    "make", [parquet_of_pictures, parquet_of_bare_structs, parquet_of_bare_bytes, jsonl_of_paths, imagefolder]
+)
+def test_load_from_disk_opens_the_path_that_traces_record(make: Any, photos: Path, tmp_path: Path) -> None:
+    """The restore recipe starts from it, whatever the dataset was given as."""
+    source = open_source(make(tmp_path, photos))
+    assert source.identity.source.startswith(str(tmp_path))
+    recipe = datasets.load_from_disk(source.identity.path)
+    for index in (0, 7, 11):
+        assert same_pixels(recipe[index]["image"], source.load(index, GEOLOCATION).picture.image)
+        assert recipe[index]["city"] == f"city {index}"
+    assert open_source(source.identity.source).identity == source.identity
+
+
+def test_a_view_of_stored_pictures_copies_none(photos: Path, tmp_path: Path) -> None:
+    view = Path(open_source(parquet_of_pictures(tmp_path, photos)).identity.path)
+    assert sorted(path.name for path in view.iterdir()) == ["dataset_info.json", "state.json"]

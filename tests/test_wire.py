@@ -173,3 +173,29 @@ def test_a_megabyte_of_tags_is_read_in_time(piece: str) -> None:
     started = time.monotonic()
     read(says(piece * (1_000_000 // len(piece))))
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "body", ['{"arguments": {"bbox_2d": [NaN, 1e999]}}', "[NaN]", '{"name": 5, "x": "\\ud800"}']
+)
+def test_what_a_malformed_call_held_can_be_written_to_a_trace(body: str) -> None:
+    (call,) = parse_text_calls(f"<tool_call>{body}</tool_call>")
+    assert call.problem is not None
+    json.dumps([call.arguments, call.problem], allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_usage_can_be_written_to_a_trace() -> None:
+    message = {
+        "choices": [{"message": {"content": "x"}}],
+        "usage": {"prompt_tokens": 3, "cost": float("nan")},
+    }
+    assert parse_reply(json.dumps(message).encode()).usage == {"prompt_tokens": 3, "cost": "NaN"}
+
+
+def test_thinking_parts_may_hold_lists_of_text_parts() -> None:
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "x"},
+    ]
+    reply = parse_reply(json.dumps({"choices": [{"message": {"content": parts}}]}).encode())
+    assert (reply.reasoning, reply.content) == ("hm", "x")

@@ -7,11 +7,19 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+from typing import IO
 
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
 from distil.store.atomic import write_bytes, write_json
 from distil.store.trace_file import RunFacts, load_json, trace_json
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
@@ -34,6 +42,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+        self._claim = _claim(path)
         for leftover in path.glob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         self._earlier_runs = _read_runs(path / RUN_RECORD)
@@ -76,7 +85,11 @@ class RunFolder:
         """Put this run's failures in the place of what was known of the rows it attempted."""
         path = self.path / FAILED_SAMPLES
         kept = {failure.sample_index: failure for failure in self._earlier_failures}
-        kept = {index: failure for index, failure in kept.items() if index not in attempted}
+        kept = {
+            index: failure
+            for index, failure in kept.items()
+            if index not in attempted and not self.trace_path(index).exists()  # an interrupted run solved it
+        }
         kept |= {failure.sample_index: failure for failure in failures}
         lines = [json.dumps(asdict(kept[index]), ensure_ascii=False) + "\n" for index in sorted(kept)]
         if lines:
@@ -104,6 +117,27 @@ class RunFolder:
             f"{path} was made with other settings ({_differences(trace, self._run)}); "
             "choose another --output_dir"
         )
+
+
+def _claim(folder: Path) -> IO[str] | None:
+    """Keep other processes' runs out of the folder for as long as the returned file is open.
+
+    Two runs at once would pay for every sample twice and delete each other's temporary files.
+    """
+    if fcntl is None:
+        return None
+    file = (folder / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(
+            f"another run is writing to --output_dir {folder}: wait, or choose another"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return None
+    return file
 
 
 def _read_runs(path: Path) -> list[Json]:

@@ -30,6 +30,8 @@ from distil.records import (
 )
 
 FORMAT = "distil-trace/1"
+# What a trace of ours or of the earlier system has; other JSON files have none of them.
+_MARKS = ("sample_index", "conversation_log", "conversation_history")
 CODE_TOOL = "python_code_tool"
 
 
@@ -188,6 +190,7 @@ def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
 
 def _dataset_json(identity: DatasetIdentity) -> Json:
     return {
+        "source": identity.source,
         "kind": identity.kind,
         "split": identity.split,
         "fingerprint": identity.fingerprint,
@@ -221,7 +224,7 @@ class StoredTrace:
 
     path: Path
     json: Mapping[str, Json] = field(repr=False)
-    dataset_path: str
+    source: str
     dataset_kind: str
     split: str | None
     sample_index: int
@@ -245,8 +248,8 @@ def load_json(path: Path) -> dict[str, Json]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TraceError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-    if not isinstance(value, dict) or "sample_index" not in value:
-        raise TraceError(f"{path}: not a trace: the field 'sample_index' is missing")
+    if not isinstance(value, dict) or not any(name in value for name in _MARKS):
+        raise TraceError(f"{path}: not a trace: it has none of the fields {', '.join(_MARKS)}")
     return value
 
 
@@ -269,7 +272,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     return StoredTrace(
         path=path,
         json=value,
-        dataset_path=value["dataset_path"],
+        source=value["dataset"]["source"],
         dataset_kind=value["dataset"]["kind"],
         split=value["dataset"]["split"],
         sample_index=int(value["sample_index"]),

@@ -18,8 +18,11 @@ from distil.errors import TeacherError, TeacherRefused
 from distil.records import Json, Reply
 from distil.teacher.wire import parse_reply
 
+OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
 _MAX_MESSAGE_CHARS = 500
+_UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
+_NO_MODEL_LIST = 200  # the status of an answer that is no list of models
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,21 @@ class TeacherSettings:
     max_retries: int = 5  # by the openai client, the one owner of retries
     token_field: str = "max_tokens"
     sends_temperature: bool = True
+    sends_seed: bool = True
+
+    def without_field(self, error_text: str) -> TeacherSettings | None:
+        """The settings without the request field that a server's error complains about, None for none."""
+        text = error_text.lower()
+        if not any(word in text for word in _UNKNOWN_FIELD_WORDS):
+            return None
+        if self.token_field in text:
+            other = {"max_tokens": "max_completion_tokens"}.get(self.token_field, "max_tokens")
+            return replace(self, token_field=other)
+        if "temperature" in text and self.sends_temperature:
+            return replace(self, sends_temperature=False)
+        if "seed" in text and self.sends_seed:
+            return replace(self, sends_seed=False)
+        return None
 
 
 class Teacher:
@@ -43,7 +61,6 @@ class Teacher:
     def __init__(self, settings: TeacherSettings, tools: Sequence[Mapping[str, Json]] = ()) -> None:
         self.settings = settings
         self._tools = tools
-        self._fields = _RequestFields(settings.token_field, settings.sends_temperature, sends_seed=True)
         self._local = threading.local()
         self._clients: list[openai.OpenAI] = []
         self._lock = threading.Lock()
@@ -69,14 +86,15 @@ class Teacher:
         Raises TeacherRefused where every request would fail alike, else TeacherError.
         """
         for _ in range(4):  # at most one retry per field that a server does not know
-            fields = self._fields
+            settings = self.settings
             try:
-                return parse_reply(self._post(self._head(fields, seed), messages))
+                return parse_reply(self._post(self._head(settings, seed), messages))
             except openai.APIStatusError as error:
-                adapted = fields.without(_error_text(error)) if error.status_code in (400, 422) else None
+                text = _error_text(error)
+                adapted = settings.without_field(text) if error.status_code in (400, 422) else None
                 if adapted is None:
                     raise self._status_error(error) from None
-                self._fields = adapted
+                self.settings = adapted
             except openai.APIConnectionError as error:
                 raise TeacherError(self._connection_text(error)) from None
         raise TeacherError("the server refuses the request fields one after another", 400)
@@ -88,12 +106,11 @@ class Teacher:
             "/chat/completions", cast_to=bytes, content=body, options={"headers": headers}
         )
 
-    def _head(self, fields: _RequestFields, seed: int) -> bytes:
-        settings = self.settings
-        request: dict[str, Json] = {"model": settings.model, fields.token_field: settings.max_tokens}
-        if fields.sends_temperature:
+    def _head(self, settings: TeacherSettings, seed: int) -> bytes:
+        request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
+        if settings.sends_temperature:
             request["temperature"] = settings.temperature
-        if fields.sends_seed:
+        if settings.sends_seed:
             request["seed"] = seed
         if self._tools:  # vLLM refuses an empty list
             request["tools"] = list(self._tools)
@@ -120,32 +137,6 @@ class Teacher:
         cause = error.__cause__ or error
         text = f"no reply from {base_url_text(self.settings)}: {type(cause).__name__}: {cause}"
         return without_key(text, self.settings.api_key)
-
-
-@dataclass(frozen=True, slots=True)
-class _RequestFields:
-    """Which optional fields the server takes; it says so by refusing one by its name."""
-
-    token_field: str
-    sends_temperature: bool
-    sends_seed: bool
-
-    def without(self, error_text: str) -> _RequestFields | None:
-        """The fields without the one that an error complains about, or None where it names none."""
-        text = error_text.lower()
-        if not any(
-            word in text for word in ("unsupported", "not support", "unknown", "unrecognized", "extra")
-        ):
-            return None
-        if "max_tokens" in text and self.token_field == "max_tokens":
-            return _RequestFields("max_completion_tokens", self.sends_temperature, self.sends_seed)
-        if "max_completion_tokens" in text and self.token_field == "max_completion_tokens":
-            return _RequestFields("max_tokens", self.sends_temperature, self.sends_seed)
-        if "temperature" in text and self.sends_temperature:
-            return _RequestFields(self.token_field, False, self.sends_seed)
-        if "seed" in text and self.sends_seed:
-            return _RequestFields(self.token_field, self.sends_temperature, False)
-        return None
 
 
 def open_client(settings: TeacherSettings) -> openai.OpenAI:
@@ -175,11 +166,18 @@ def load_model_names(settings: TeacherSettings) -> list[str]:
             return [model.id for model in client.models.list()]
         except openai.APIStatusError as error:
             text = f"HTTP {error.status_code} from {base_url_text(settings)}/models: {_error_text(error)}"
+            if error.status_code == 404:
+                text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
             raise TeacherRefused(without_key(text, settings.api_key), error.status_code) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             text = f"no reply from {base_url_text(settings)}: {type(cause).__name__}: {cause}"
             raise TeacherRefused(without_key(text, settings.api_key)) from None
+        except (AttributeError, TypeError, ValueError):  # a web page, or JSON of another kind
+            text = (
+                f"{base_url_text(settings)}/models gave no list of models: is this an OpenAI-compatible API?"
+            )
+            raise TeacherRefused(text, _NO_MODEL_LIST) from None
 
 
 def check_reachable(settings: TeacherSettings) -> None:
@@ -193,7 +191,7 @@ def check_reachable(settings: TeacherSettings) -> None:
 
 def base_url_text(settings: TeacherSettings) -> str:
     """The server's address as it may be shown and stored: without user name, password and query."""
-    parts = urllib.parse.urlsplit(settings.api_base or "https://api.openai.com/v1")
+    parts = urllib.parse.urlsplit(settings.api_base or OPENAI_URL)
     host = parts.netloc.rpartition("@")[2]
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 

@@ -42,7 +42,7 @@ def parse_reply(body: bytes) -> Reply:
         finish_reason=_text_or_none(choice.get("finish_reason")),
         calls=calls or parse_text_calls(content),
         call_form=ToolMode.NATIVE if calls else ToolMode.TEXT,
-        usage=usage if isinstance(usage, dict) else None,
+        usage=_clean_json(usage) if isinstance(usage, dict) else None,
         refusal=_text_or_none(message.get("refusal")),
     )
 
@@ -59,7 +59,9 @@ def _text_call(body: str) -> RawCall:
     except (ValueError, RecursionError) as error:
         return RawCall("", body, problem=f"the tool call is not valid JSON ({error}): {_quote(body)}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return RawCall("", call, problem=f'the tool call needs "name" and "arguments": {_quote(body)}')
+        return RawCall(
+            "", _clean_json(call), problem=f'the tool call needs "name" and "arguments": {_quote(body)}'
+        )
     # Some models put the arguments beside the name instead of under "arguments".
     beside = {key: value for key, value in call.items() if key not in _CALL_KEYS}
     return _call(call["name"], call.get("arguments", call.get("parameters", beside)), None)
@@ -68,7 +70,9 @@ def _text_call(body: str) -> RawCall:
 def _native_call(call: Json) -> RawCall:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return RawCall("", call, problem=f"the tool call names no function: {_quote(json.dumps(call))}")
+        return RawCall(
+            "", _clean_json(call), problem=f"the tool call names no function: {_quote(json.dumps(call))}"
+        )
     return _call(function["name"], function.get("arguments"), _text_or_none(call.get("id")))
 
 
@@ -99,9 +103,14 @@ def _content(content: Json) -> tuple[str, list[str]]:
     for part in content:
         if isinstance(part, dict) and isinstance(part.get("text"), str):
             texts.append(clean_text(part["text"]))
-        elif isinstance(part, dict) and isinstance(part.get("thinking"), str):
-            thoughts.append(clean_text(part["thinking"]))
-    return "".join(texts), thoughts
+        elif isinstance(part, dict) and part.get("thinking"):
+            thoughts.append(_thinking_part(part["thinking"]))
+    return "".join(texts), [thought for thought in thoughts if thought.strip()]
+
+
+def _thinking_part(thinking: Json) -> str:
+    """A thinking part's text; Mistral puts a list of text parts where others put a string."""
+    return clean_text(thinking) if isinstance(thinking, str) else _content(thinking)[0]
 
 
 def _reasoning(message: Mapping[str, Json], content: str, parts: list[str]) -> tuple[str | None, str | None]:

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distil.errors import DistilError
 from distil.records import Json
-from distil.tasks.geolocation import ACCURACY_RADII_KM, NO_ANSWER_KM
+from distil.tasks.geolocation import ACCURACY_RADII_KM, GEOLOCATION, NO_ANSWER_KM
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,22 @@ def call_name(call: Mapping[str, Json]) -> str:
 def call_succeeded(call: Mapping[str, Json]) -> bool:
     """Whether a call worked; the earlier system did not always say, and kept failed ones out."""
     return bool(call.get("success", True))
+
+
+def row_place(trace: Mapping[str, Json]) -> Json:
+    """The true place by the row's columns: the earlier system stated it nowhere else."""
+    try:
+        truth = GEOLOCATION.truth(mapping_of(trace.get("sample_data")))
+    except DistilError:
+        return None
+    return {"lat": truth.lat, "lon": truth.lon}
+
+
+def answer_place(trace: Mapping[str, Json]) -> Json:
+    """The answer in the final response, for traces that do not state it."""
+    response = trace.get("final_response")
+    place = GEOLOCATION.parse_answer(response) if isinstance(response, str) else None
+    return None if place is None else {"lat": place.lat, "lon": place.lon}
 
 
 def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:

@@ -23,9 +23,11 @@ from distil.viewer.facts import (
     BatchTotals,
     TraceFacts,
     add_up,
+    answer_place,
     call_name,
     call_succeeded,
     mapping_of,
+    row_place,
     trace_calls,
     trace_facts,
     trace_turns,
@@ -79,7 +81,7 @@ def totals_table(totals: BatchTotals, title: str) -> RenderableType:
     table.add_row("traces", str(totals.num_traces))
     table.add_row("with an answer", f"{answered} ({totals.parse_rate:.0%})")
     table.add_row("mean score", f"{totals.mean_score:.3f}")
-    table.add_row("distance", _distance_text(totals))
+    table.add_row("distance of answers", _distance_text(totals))
     for radius, share in totals.accuracy_at_km.items():
         table.add_row(f"within {radius} km", f"{share:.0%}")
     table.add_row("turns a trace", f"{totals.mean_turns:.2f}")
@@ -228,8 +230,8 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
 def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table = _plain_table()
     metadata = mapping_of(trace.get("metadata"))
-    table.add_row("truth", _place_text(metadata.get("truth")))
-    answer = _place_text(metadata.get("answer"))
+    table.add_row("truth", _place_text(metadata.get("truth") or row_place(trace)))
+    answer = _place_text(metadata.get("answer") or answer_place(trace))
     table.add_row("answer", answer if facts.parse_success else "none that can be read")
     if facts.parse_success:
         table.add_row("distance", f"{facts.distance_km:,.2f} km")
