@@ -165,6 +165,13 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     data.add_argument("--seed", type=int, default=0, help="of random order and of every request (default: 0)")
     data.add_argument("--output_dir", default=door.output_dir, metavar="DIR", help="(default: %(default)s)")
     data.add_argument(
+        "--on_change",
+        choices=("refuse", "new", "keep", "redo"),
+        default="refuse",
+        help="what to do with traces in DIR that were made with other settings (default: refuse to run)",
+    )
+    data.add_argument("--retry_failed", action="store_true", help="only the samples that failed before")
+    data.add_argument(
         "--max_workers",
         type=_positive,
         default=door.max_workers,

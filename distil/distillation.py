@@ -27,7 +27,7 @@ from distil.rollout import RolloutSettings, run_rollout
 from distil.sampler import Outcome, run_samples
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
-from distil.store import RunFolder
+from distil.store import OnChange, RunFolder, free_folder
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
@@ -72,6 +72,8 @@ class Options:
     system_prompt: str | None
     user_prompt_file: str | None
     request_timeout_seconds: float
+    on_change: str
+    retry_failed: bool
     keep_pictures: bool
     code_timeout: float
     code_memory_mb: int
@@ -291,7 +293,9 @@ class RolloutSolver:
             return reply
 
         sample = self._run.job.source.load(index, self._run.job.task)
-        trace = self._folder.write_trace(run_rollout(sample, ask, self._run.rollout))
+        journal = self._folder.journals.of(index, sample.picture.file_sha256)
+        trace = self._folder.write_trace(run_rollout(sample, journal.journaled(ask), self._run.rollout))
+        journal.remove()
         self._folder.write_timing(index, round(time.perf_counter() - started, 4), turn_seconds)
         return solved_from_trace(trace, trace_facts(trace))
 
@@ -301,34 +305,38 @@ class RolloutSolver:
 
 
 def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
-    folder = RunFolder(Path(run.job.options.output_dir), run.facts)
-    done = folder.finished(run.job.indices)
+    on_change = OnChange(run.job.options.on_change)
+    path = Path(run.job.options.output_dir)
+    folder = RunFolder(free_folder(path, run.facts) if on_change is OnChange.NEW else path, run.facts)
+    done = folder.finished(run.job.indices, on_change)
     todo = [index for index in run.job.indices if index not in done]
+    if run.job.options.retry_failed:
+        todo = [index for index in todo if index in folder.failed()]
     record = _start_record(run, len(done))
     folder.write_run_record(record)
     started = time.monotonic()
     facts: list[TraceFacts] = []
-    failures: list[Failure] = []
+    failures: dict[int, Failure] = {}
     tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
     solver = RolloutSolver(run, teacher, folder)
     with Progress(len(run.job.indices), len(done)) as progress:
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:
-                folder.write_failure(outcome.failure)
+                failures[outcome.sample_index] = folder.write_failure(outcome.failure)
             progress.count(outcome)
 
         for outcome in run_samples(todo, solver, run.job.options.max_workers, on_done):
             if outcome.result is not None:
                 facts.append(outcome.result.facts)
                 tally.add(outcome.result)
-            elif outcome.failure is not None:
-                failures.append(outcome.failure)
-    folder.write_failures(todo, failures)
-    totals = RunTotals(folder.path, facts, failures, len(done), time.monotonic() - started)
+    failed = [failures[index] for index in sorted(failures)]
+    folder.write_failures(todo, failed)
+    folder.journals.close()
+    totals = RunTotals(folder.path, facts, failed, len(done), time.monotonic() - started)
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:

@@ -175,12 +175,17 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that has no trace: `kind` is the error's class, `message` is for the user."""
+    """A sample that has no trace: `kind` is the error's class, `message` is for the user.
+
+    `turns_spent` are the turns that were paid for and are kept for the next attempt.
+    """
 
     sample_index: int
     kind: str
     message: str
     status: int | None = None
+    attempts: int = 1
+    turns_spent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,14 @@
 """A run's folder: trace files, the run record and the failures, each written atomically."""
 
-from distil.store.folder import RunFolder, find_trace_files
+from distil.store.folder import OnChange, RunFolder, find_trace_files, free_folder
 from distil.store.trace_file import StoredCall, StoredTrace, read_trace
 
-__all__ = ["RunFolder", "StoredCall", "StoredTrace", "find_trace_files", "read_trace"]
+__all__ = [
+    "OnChange",
+    "RunFolder",
+    "StoredCall",
+    "StoredTrace",
+    "find_trace_files",
+    "free_folder",
+    "read_trace",
+]

@@ -1,11 +1,13 @@
-"""A run's folder: `trace_00000.json` …, `run_record.json`, `failed_samples.jsonl`, `timings.jsonl`."""
+"""A run's folder: trace files, run record, failed samples, timings, journals of unfinished samples."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import IO
@@ -13,6 +15,7 @@ from typing import IO
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
 from distil.store.atomic import write_bytes, write_json
+from distil.store.journal import Journals
 from distil.store.trace_file import RunFacts, load_json, trace_json
 
 fcntl: ModuleType | None
@@ -24,6 +27,15 @@ except ImportError:  # Windows
 RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
+
+
+class OnChange(StrEnum):
+    """What to do where a folder holds traces that were made with other settings."""
+
+    REFUSE = "refuse"
+    NEW = "new"  # write into a new folder beside it
+    KEEP = "keep"  # keep those traces, make only what is missing
+    REDO = "redo"  # make them again
 
 
 def find_trace_files(folder: Path) -> list[Path]:
@@ -47,22 +59,30 @@ class RunFolder:
             leftover.unlink(missing_ok=True)
         self._earlier_runs = _read_runs(path / RUN_RECORD)
         self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
+        self.journals = Journals(path, run.settings_sha256)
+        for index in self.journals.unfinished():
+            if self.trace_path(index).exists():  # killed between the trace and the removal of its journal
+                self.journals.remove(index)
 
     def trace_path(self, sample_index: int) -> Path:
         """Where the trace of a row is."""
         return self.path / f"trace_{sample_index:05d}.json"
 
-    def finished(self, indices: Sequence[int]) -> set[int]:
-        """The rows that already have a trace of these very settings.
+    def failed(self) -> set[int]:
+        """The rows that an earlier run recorded as failed and that have no trace."""
+        failures = self._earlier_failures
+        return {item.sample_index for item in failures if not self.trace_path(item.sample_index).exists()}
 
-        Raises UsageError where the folder holds traces made with other settings: mixing them would
-        spoil the data.
+    def finished(self, indices: Sequence[int], on_change: OnChange) -> set[int]:
+        """The rows that already have a trace which is to be kept.
+
+        A trace made with other settings is kept, made again, or refused by UsageError: mixing them
+        unasked would spoil the data.
         """
         done = set()
         for index in indices:
             path = self.trace_path(index)
-            if path.exists():
-                self._check_settings(path)
+            if path.exists() and (on_change is OnChange.KEEP or self._is_ours(path, on_change)):
                 done.add(index)
         return done
 
@@ -77,9 +97,18 @@ class RunFolder:
         line = {"sample_index": sample_index, "seconds": seconds, "turn_seconds": list(turn_seconds)}
         self._append(TIMINGS, line)
 
-    def write_failure(self, failure: Failure) -> None:
-        """Add a failed sample as soon as it fails."""
+    def write_failure(self, failure: Failure) -> Failure:
+        """Add a failed sample as soon as it fails; returns it with its attempts and turns spent."""
+        before = (
+            item.attempts for item in self._earlier_failures if item.sample_index == failure.sample_index
+        )
+        failure = replace(
+            failure,
+            attempts=max(before, default=0) + 1,
+            turns_spent=self.journals.num_turns(failure.sample_index),
+        )
         self._append(FAILED_SAMPLES, asdict(failure))
+        return failure
 
     def write_failures(self, attempted: Collection[int], failures: Sequence[Failure]) -> None:
         """Put this run's failures in the place of what was known of the rows it attempted."""
@@ -105,18 +134,37 @@ class RunFolder:
         with self._lock, (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def _check_settings(self, path: Path) -> None:
+    def _is_ours(self, path: Path, on_change: OnChange) -> bool:
         try:
             trace = load_json(path)
         except TraceError as error:
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
         metadata = trace.get("metadata") or {}
         if metadata.get("settings_sha256") == self._run.settings_sha256:
-            return
+            return True
+        if on_change is OnChange.REDO:
+            return False
         raise UsageError(
             f"{path} was made with other settings ({_differences(trace, self._run)}); "
-            "choose another --output_dir"
+            "choose another --output_dir, or say --on_change new, keep or redo"
         )
+
+
+def free_folder(path: Path, run: RunFacts) -> Path:
+    """The folder itself if it holds no traces of other settings, else the first of `PATH-2`, `PATH-3` … ."""
+    for number in count(2):
+        files = find_trace_files(path)
+        if not files or _settings_of(files[0]) == run.settings_sha256:
+            return path
+        path = path.with_name(f"{path.name.rpartition('-')[0] if number > 2 else path.name}-{number}")
+    raise AssertionError("count() does not end")
+
+
+def _settings_of(path: Path) -> Json:
+    try:
+        return (load_json(path).get("metadata") or {}).get("settings_sha256")
+    except TraceError:
+        return None
 
 
 def _claim(folder: Path) -> IO[str] | None:

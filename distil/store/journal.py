@@ -1,0 +1,176 @@
+"""A sample's paid turns, on disk before its next request leaves, so that no crash makes anyone pay twice.
+
+One small file a sample in flight, `journal/sample_00000.jsonl`: a header line, then a line a turn. Only
+replies are stored: tools are pure functions, so a resumed sample runs them again and comes to the same
+conversation. When the sample's trace is written its journal is removed; a failed sample keeps its journal,
+and trying it again goes on where it failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distil.records import Json, RawCall, Reply, ToolMode
+from distil.store.atomic import sync_folder
+
+FOLDER = "journal"
+
+Ask = Callable[[Sequence[bytes], int], Reply]  # encoded messages and a seed to a reply
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTurn:
+    """A reply that was paid for, and the hash of the messages it answered."""
+
+    request_sha256: str
+    reply: Reply
+
+
+class SampleJournal:
+    """One sample's journal; used by one thread at a time."""
+
+    def __init__(self, path: Path, header: Mapping[str, Json]) -> None:
+        """`header` is what the stored turns must have been made with to be used again."""
+        self._path = path
+        self._header = dict(header)
+        stored, self._good_bytes = _read(path, self._header)
+        self._stored = list(reversed(stored))
+        self.num_turns = len(stored)
+
+    def journaled(self, ask: Ask) -> Ask:
+        """`ask` with the stored replies given first, and every further one stored before it is returned."""
+
+        def ask_or_recall(messages: Sequence[bytes], seed: int) -> Reply:
+            request_sha256 = _sha256(messages)
+            if self._stored and self._stored[-1].request_sha256 == request_sha256:
+                return self._stored.pop().reply
+            if self._stored:  # another Pillow encodes pictures otherwise: those replies fit no more
+                self._forget_rest()
+            reply = ask(messages, seed)
+            self._append(StoredTurn(request_sha256, reply))
+            return reply
+
+        return ask_or_recall
+
+    def remove(self) -> None:
+        """Remove the journal: the sample's trace is on disk."""
+        self._path.unlink(missing_ok=True)
+
+    def _forget_rest(self) -> None:
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = lines[: len(lines) - len(self._stored)]
+        self._good_bytes = sum(len(line) for line in kept)
+        self.num_turns -= len(self._stored)
+        self._stored = []
+
+    def _append(self, turn: StoredTurn) -> None:
+        line = _line({"request_sha256": turn.request_sha256, "reply": asdict(turn.reply)})
+        is_new = self._good_bytes == 0
+        if is_new:
+            line = _line(self._header) + line
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+            file.truncate(self._good_bytes)  # what a crash left half-written
+            file.seek(self._good_bytes)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(self._path.parent)
+        self._good_bytes += len(line)
+        self.num_turns += 1
+
+
+class Journals:
+    """The journals of a run's folder."""
+
+    def __init__(self, run_folder: Path, settings_sha256: str) -> None:
+        self._folder = run_folder / FOLDER
+        self._settings_sha256 = settings_sha256
+        self._folder.mkdir(exist_ok=True)
+
+    def of(self, sample_index: int, file_sha256: str) -> SampleJournal:
+        """The journal of a row; turns that were made with other settings or another picture are not used."""
+        header = {
+            "sample_index": sample_index,
+            "settings_sha256": self._settings_sha256,
+            "file_sha256": file_sha256,
+        }
+        return SampleJournal(self._path(sample_index), header)
+
+    def num_turns(self, sample_index: int) -> int:
+        """How many turns of a row are stored."""
+        path = self._path(sample_index)
+        return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
+
+    def unfinished(self) -> Iterator[int]:
+        """The rows that have a journal."""
+        for path in sorted(self._folder.glob("sample_*.jsonl")):
+            with contextlib.suppress(ValueError):
+                yield int(path.stem.removeprefix("sample_"))
+
+    def remove(self, sample_index: int) -> None:
+        """Remove the journal of a row that has its trace."""
+        self._path(sample_index).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder if every sample is finished."""
+        with contextlib.suppress(OSError):  # not empty: failed samples keep theirs
+            self._folder.rmdir()
+
+    def _path(self, sample_index: int) -> Path:
+        return self._folder / f"sample_{sample_index:05d}.jsonl"
+
+
+def _read(path: Path, header: Mapping[str, Json]) -> tuple[list[StoredTurn], int]:
+    """The turns of a journal up to the first line that is not whole, and how many bytes are good."""
+    if not path.exists():
+        return [], 0
+    first, *rest = path.read_bytes().splitlines(keepends=True) or [b""]
+    if _parse(first) != header:
+        return [], 0
+    turns: list[StoredTurn] = []
+    good_bytes = len(first)
+    for line in rest:
+        turn = _stored_turn(_parse(line))
+        if turn is None:
+            break
+        turns.append(turn)
+        good_bytes += len(line)
+    return turns, good_bytes
+
+
+def _parse(line: bytes) -> Json:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _stored_turn(value: Json) -> StoredTurn | None:
+    try:
+        fields = dict(value["reply"])
+        fields["calls"] = tuple(RawCall(**call) for call in fields["calls"])
+        fields["call_form"] = ToolMode(fields["call_form"])
+        return StoredTurn(value["request_sha256"], Reply(**fields))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _line(value: Json) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _sha256(messages: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for message in messages:
+        digest.update(message)
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,262 @@
+"""Paid turns survive: a journal read back, torn anywhere, and runs killed at any instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PACKAGE, RunDoor
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+
+from distil.records import RawCall, Reply, ToolMode
+from distil.store.journal import FOLDER, Journals, SampleJournal
+
+HEADER = {"sample_index": 3, "settings_sha256": "s", "file_sha256": "f"}
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+replies = st.builds(
+    Reply,
+    content=texts,
+    reasoning=st.none() | texts,
+    reasoning_field=st.none() | st.just("reasoning"),
+    finish_reason=st.none() | st.just("stop"),
+    calls=st.lists(
+        st.builds(RawCall, texts, json_values, st.none() | texts, st.none() | texts), max_size=3
+    ).map(tuple),
+    call_form=st.sampled_from(ToolMode),
+    usage=st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=3),
+    refusal=st.none() | texts,
+)
+
+
+def reply(number: int) -> Reply:
+    return Reply(f"turn {number}", None, None, "stop", (), ToolMode.TEXT, {"n": number})
+
+
+class Asked:
+    """An `ask` that counts."""
+
+    def __init__(self) -> None:
+        self.requests: list[Sequence[bytes]] = []
+
+    def __call__(self, messages: Sequence[bytes], seed: int) -> Reply:
+        self.requests.append(list(messages))
+        return reply(len(messages))
+
+
+def ask_turns(journal: SampleJournal, ask: Any, count: int) -> list[Reply]:
+    """A conversation that grows by one message a turn."""
+    journaled = journal.journaled(ask)
+    return [journaled([b"m%d" % message for message in range(turn)], 0) for turn in range(1, count + 1)]
+
+
+@given(st.lists(replies, min_size=1, max_size=4))
+def test_replies_come_back_as_they_were(stored: list[Reply]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sample_00003.jsonl"
+        rest = list(stored)
+        journaled = SampleJournal(path, HEADER).journaled(lambda *_: rest.pop(0))
+        for number in range(len(stored)):
+            journaled([b"m"] * number, 0)
+        asked = Asked()
+        again = SampleJournal(path, HEADER).journaled(asked)
+        assert [again([b"m"] * number, 0) for number in range(len(stored))] == stored
+        assert asked.requests == []
+
+
+def test_a_journal_torn_anywhere_gives_its_whole_turns_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "sample_00003.jsonl"
+    whole = ask_turns(SampleJournal(path, HEADER), Asked(), 3)
+    data = path.read_bytes()
+    lines_before = [data[:cut].count(b"\n") for cut in range(len(data) + 1)]
+    for cut in range(0, len(data) + 1, 7):
+        path.write_bytes(data[:cut])
+        asked = Asked()
+        journal = SampleJournal(path, HEADER)
+        assert journal.num_turns == max(0, lines_before[cut] - 1)
+        assert ask_turns(journal, asked, 3) == whole
+        assert len(asked.requests) == 3 - max(0, lines_before[cut] - 1)
+        assert path.read_bytes() == data, "repaired"
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_turns_of_other_settings_or_pictures_are_not_used(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "sample_00003.jsonl"
+    ask_turns(SampleJournal(path, HEADER), Asked(), 2)
+    asked = Asked()
+    ask_turns(SampleJournal(path, HEADER | {name: "other"}), asked, 2)
+    assert len(asked.requests) == 2
+
+
+def test_a_conversation_that_cannot_be_rebuilt_goes_on_from_where_it_differs(tmp_path: Path) -> None:
+    path = tmp_path / "sample_00003.jsonl"
+    ask_turns(SampleJournal(path, HEADER), Asked(), 3)
+    asked = Asked()
+    journal = SampleJournal(path, HEADER)
+    journaled = journal.journaled(asked)
+    journaled([b"m0"], 0)
+    journaled([b"m0", b"other"], 0)
+    journaled([b"m0", b"other", b"m2"], 0)
+    assert len(asked.requests) == 2
+    assert journal.num_turns == 3
+    assert SampleJournal(path, HEADER).num_turns == 3
+
+
+def test_journals_are_listed_counted_and_removed(tmp_path: Path) -> None:
+    journals = Journals(tmp_path, "s")
+    ask_turns(journals.of(3, "f"), Asked(), 2)
+    assert (list(journals.unfinished()), journals.num_turns(3), journals.num_turns(4)) == ([3], 2, 0)
+    journals.close()
+    assert (tmp_path / FOLDER).is_dir(), "an unfinished sample keeps its journal"
+    journals.remove(3)
+    journals.close()
+    assert not (tmp_path / FOLDER).exists()
+
+
+def three_turns(request: dict[str, Any]) -> Any:
+    """Zoom, rotate, answer; depends on nothing but the request."""
+    if is_probe(request):
+        return calls(("image_zoom_in_tool", {"bbox_2d": [0, 0, 9, 9]}))
+    turn = num_turns(request)
+    if turn == 0:
+        return calls(
+            ("image_zoom_in_tool", {"bbox_2d": [100, 100, 800, 700]}), content=f"seed {request['seed']}"
+        )
+    if turn == 1:
+        return calls(("image_rotate_tool", {"angle": request["seed"] % 360}))
+    return says(f"\\boxed{{{request['seed'] % 90}, 2.35}}", reasoning="done")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("trace_*.json"))}
+
+
+def paid(requests: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
+    """How often each turn of each sample was asked for; a request's seed names both."""
+    return Counter((request["seed"], num_turns(request)) for request in requests if not is_probe(request))
+
+
+def command(api_base: str, photos: Path, folder: Path, *flags: str) -> list[str]:
+    return [
+        sys.executable, "demo_concurrent.py", "--api_base", api_base, "--dataset_path", str(photos),
+        "--output_dir", str(folder), "--num_samples", "12", "--max_workers", "3", *flags,
+    ]  # fmt: skip
+
+
+def test_a_run_killed_at_any_instant_pays_no_turn_twice(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    """Killed with SIGKILL again and again, it ends with the very files of a run that was left alone."""
+
+    def slow(request: dict[str, Any]) -> Any:
+        time.sleep(0.15)
+        return three_turns(request)
+
+    generator = random.Random(7)
+    with ScriptedTeacher(three_turns) as quiet:
+        assert run_door(*command(quiet.api_base, photos, tmp_path / "whole")[1:]).returncode == 0
+    kills = in_flight = 0
+    with ScriptedTeacher(slow) as server:
+        while True:
+            child = subprocess.Popen(
+                command(server.api_base, photos, tmp_path / "killed"), cwd=PACKAGE, env=dict(os.environ),
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            try:
+                child.communicate(timeout=1.0 + generator.random() * 0.7 if kills < 12 else 120)
+                break
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGKILL)
+                child.communicate()
+                kills += 1
+                in_flight += 3
+    assert child.returncode == 0
+    assert kills >= 3
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "whole")) == 12
+    turns = paid(server.requests)
+    assert len(turns) == 36
+    assert sum(turns.values()) - 36 <= in_flight, "only requests in flight at a kill are asked for again"
+    assert sum(turns.values()) < 36 + 3 * 12
+    assert not (tmp_path / "killed" / FOLDER).exists()
+
+
+def test_a_sample_that_fails_late_goes_on_where_it_failed(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 2:
+            return 400, {"error": {"message": "picture refused"}}
+        return three_turns(request)
+
+    with ScriptedTeacher(breaks_at_the_answer) as server:
+        first = run_door(*command(server.api_base, photos, tmp_path / "out")[1:])
+        again = run_door(*command(server.api_base, photos, tmp_path / "out")[1:])
+    assert (first.returncode, again.returncode) == (1, 1)
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
+    ]
+    assert [line["sample_index"] for line in lines] == list(range(12))
+    assert {(line["kind"], line["status"], line["attempts"], line["turns_spent"]) for line in lines} == {
+        ("teacher", 400, 2, 2)
+    }
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", "--retry_failed")[1:])
+    assert result.returncode == 0, result.stderr
+    assert {turn for _, turn in paid(server.requests)} == {2}, "no paid turn was asked for again"
+    with ScriptedTeacher(three_turns) as server:
+        run_door(*command(server.api_base, photos, tmp_path / "whole")[1:])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
+
+
+def test_retry_failed_takes_up_nothing_else(photos: Path, tmp_path: Path, run_door: RunDoor) -> None:
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", "--retry_failed")[1:])
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("choice", ["new", "keep", "redo"])
+def test_changed_settings_are_refused_or_dealt_with_as_asked(
+    choice: str, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(three_turns) as server:
+        first = [*command(server.api_base, photos, out, "--max_turns", "5")[1:], "--num_samples", "4"]
+        assert run_door(*first).returncode == 0
+        before = contents(out)
+        changed = [*command(server.api_base, photos, out, "--max_turns", "6")[1:], "--num_samples", "6"]
+        refused = run_door(*changed)
+        assert refused.returncode == 2
+        assert "max_turns: 5 then, 6 now" in refused.stderr and "--on_change" in refused.stderr
+        result = run_door(*changed, "--on_change", choice)
+    assert result.returncode == 0, result.stderr
+    limits = [json.loads(data)["settings"]["max_turns"] for data in contents(out).values()]
+    if choice == "new":
+        assert contents(out) == before
+        assert len(contents(tmp_path / "out-2")) == 6
+    else:
+        assert limits == ([5] * 4 + [6] * 2 if choice == "keep" else [6] * 6)
