@@ -15,7 +15,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from distil import __version__
-from distil.errors import DistilError, TeacherRefused, UsageError
+from distil.errors import DistilError, FolderError, TeacherRefused, UsageError
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -119,7 +119,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except TeacherRefused as error:
+    except (TeacherRefused, FolderError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         _leave(EXIT_USAGE)  # other samples' requests may be in flight: their answers are of no use
     except DistilError as error:

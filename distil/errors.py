@@ -8,7 +8,8 @@ DistilError
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   └── TeacherRefused  wrong key, URL or model: every sample would fail, so the run stops
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
-├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
+├── FolderError         the run's folder cannot be written: the run stops before more is paid for
+    ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
     └── TraceError          a trace file cannot be read, or is not a trace
 """
 
@@ -49,6 +50,10 @@ class TeacherError(DistilError):
 
 class TeacherRefused(TeacherError):
     """The server refuses every request of this run: wrong key, URL, model or parameters."""
+
+
+class FolderError(DistilError):
+    """The run's folder cannot be written (full, read-only, gone); the text names the file and the cause."""
 
 
 class BudgetExceeded(DistilError):

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from distil.errors import (
     BudgetExceeded,
+    FolderError,
     SampleError,
     SandboxUnavailable,
     TeacherError,
@@ -52,9 +53,8 @@ def run_samples(
 
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
-    exception in one sample is its failure; BudgetExceeded ends the run once the
-    samples in flight have ended; TeacherRefused and SandboxUnavailable, which would meet every sample, end
-    it at once.
+    exception in one sample is its failure; BudgetExceeded ends the run once the samples in flight have
+    ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends it at once.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -109,7 +109,7 @@ def _ordered(
 def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
     try:
         return Outcome(index, solver.solve(index), None)
-    except (TeacherRefused, SandboxUnavailable):
+    except (TeacherRefused, SandboxUnavailable, FolderError):
         raise
     except BudgetExceeded as error:
         return Outcome(index, None, None, str(error))

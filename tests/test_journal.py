@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
+from distil.errors import FolderError
 from distil.records import RawCall, Reply, ToolMode
 from distil.store.journal import FOLDER, Journals, SampleJournal
 
@@ -260,3 +262,27 @@ def test_changed_settings_are_refused_or_dealt_with_as_asked(
         assert len(contents(tmp_path / "out-2")) == 6
     else:
         assert limits == ([5] * 4 + [6] * 2 if choice == "keep" else [6] * 6)
+
+
+def test_a_reply_that_cannot_be_stored_is_an_error_of_the_folder(tmp_path: Path) -> None:
+    journal = SampleJournal(tmp_path / "sample_00003.jsonl", HEADER)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(FolderError, match="sample_00003.jsonl cannot be written"):
+            journal.journaled(Asked())([b"m"], 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_the_run_before_more_is_paid(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "timings.jsonl").symlink_to("/dev/full")
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", "--max_workers", "1")[1:])
+    assert result.returncode == 2
+    assert "timings.jsonl cannot be written: No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(server.requests) <= 1 + 2 * 3

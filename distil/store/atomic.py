@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from distil.errors import FolderError
 from distil.records import Json
 
 
@@ -17,7 +19,24 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it: a crash leaves the old file or the new one."""
+    """Write a file through a temporary one beside it: a crash leaves the old file or the new one.
+
+    Raises FolderError where the folder cannot be written.
+    """
+    with folder_errors(path):
+        _write_bytes(path, data)
+
+
+@contextlib.contextmanager
+def folder_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into FolderError: on a full disk every further turn would be lost."""
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:

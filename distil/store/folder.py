@@ -14,7 +14,7 @@ from typing import IO
 
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
-from distil.store.atomic import write_bytes, write_json
+from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals
 from distil.store.trace_file import RunFacts, load_json, trace_json
 
@@ -131,7 +131,8 @@ class RunFolder:
         write_json(self.path / RUN_RECORD, {"runs": [*self._earlier_runs, dict(record)]})
 
     def _append(self, name: str, value: Json) -> None:
-        with self._lock, (self.path / name).open("a", encoding="utf-8") as file:
+        path = self.path / name
+        with self._lock, folder_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def _is_ours(self, path: Path, on_change: OnChange) -> bool:

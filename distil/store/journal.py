@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distil.records import Json, RawCall, Reply, ToolMode
-from distil.store.atomic import sync_folder
+from distil.store.atomic import folder_errors, sync_folder
 
 FOLDER = "journal"
 
@@ -44,7 +44,10 @@ class SampleJournal:
         self.num_turns = len(stored)
 
     def journaled(self, ask: Ask) -> Ask:
-        """`ask` with the stored replies given first, and every further one stored before it is returned."""
+        """`ask` with the stored replies given first, and every further one stored before it is returned.
+
+        Raises FolderError where a reply cannot be stored.
+        """
 
         def ask_or_recall(messages: Sequence[bytes], seed: int) -> Reply:
             request_sha256 = _sha256(messages)
@@ -74,14 +77,15 @@ class SampleJournal:
         is_new = self._good_bytes == 0
         if is_new:
             line = _line(self._header) + line
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:
-            file.truncate(self._good_bytes)  # what a crash left half-written
-            file.seek(self._good_bytes)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync_folder(self._path.parent)
+        with folder_errors(self._path):
+            with self._path.open("r+b" if self._path.exists() else "wb") as file:
+                file.truncate(self._good_bytes)  # what a crash left half-written
+                file.seek(self._good_bytes)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                sync_folder(self._path.parent)
         self._good_bytes += len(line)
         self.num_turns += 1
 
