@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from PIL import Image
 
@@ -22,6 +21,15 @@ from distil.pictures import Frame, encode_sent
 from distil.records import Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
 from distil.spans import text_outside
 from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
+from distil.teacher.findings import (
+    Examination,
+    Finding,
+    ModelList,
+    Result,
+    problems_of,
+    suggestions_of,
+    warnings_of,
+)
 from distil.teacher.marks import MARKS, BoxAnswer, FoundFrame, Mark, draw_sign, find_frame
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.tools import BoxFrame
@@ -33,6 +41,7 @@ _SYSTEM = "You are a helpful assistant."
 _PASSING = (408, 409, 429, 502, 503, 504)  # asked once more: a busy server says nothing about the probe
 _PASSING_WAIT_SECONDS = 2.0
 _NOTHING_ELSE_WORKS = (None, 400, 401, 403, 404, 405, 415, 422)  # of the plainest request there is
+_MAX_UNANSWERED = 2  # each may take the whole time-out
 _KEY_REFUSED = (None, 401, 403)
 _LIMIT_TOKENS = 16
 _MAX_QUOTED_CHARS = 80
@@ -40,56 +49,6 @@ _MAX_LISTED_MODELS = 5
 _WORD, _ZOOMED_WORD = "OSLO", "LIMA"  # read, not guessed; the embedded sign reader knows place names only
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
-
-
-class Result(StrEnum):
-    """What came of a probe."""
-
-    YES = "yes"
-    PARTLY = "partly"
-    NO = "no"
-    NOT_ASKED = "not asked"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One probe with what came of it."""
-
-    probe: str
-    result: Result
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelList:
-    """The models that a server offers, or why it names none."""
-
-    names: tuple[str, ...]
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """A flag for the main job and why; `is_needed` where the main job would go wrong without it."""
-
-    flag: str
-    why: str
-    is_needed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """All that was found out about a teacher."""
-
-    model: str
-    profile: Profile  # the one that the model's name gets
-    findings: tuple[Finding, ...]
-    found_frame: FoundFrame
-    tool_mode: ToolMode  # the form that calls work in, NONE where neither does
-    suggestions: tuple[Suggestion, ...]
-    warnings: tuple[str, ...]
-    problems: tuple[str, ...]  # why the main job cannot run
-    num_requests: int
 
 
 def list_models(settings: TeacherSettings) -> ModelList:
@@ -111,7 +70,6 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     settings = replace(settings, token_field=named.token_field, sends_temperature=named.sends_temperature)
     interview = _Interview(settings, with_frame(named, frame))
     text = _probe_text(interview)
-    fields = _field_findings(settings, interview)
     picture = _probe_picture(interview)
     native = _probe_calls(interview, ToolMode.NATIVE, MARKS[0])
     written = _probe_calls(interview, ToolMode.TEXT, MARKS[1])
@@ -131,7 +89,7 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         _boxes_finding(found),
         *_report_findings(interview),
         limit,
-        *fields,
+        *_field_findings(settings, interview),
     )
     call_findings = (native.finding, written.finding)
     return Examination(
@@ -140,9 +98,9 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         findings=tuple(_without_key(finding, settings.api_key) for finding in findings),
         found_frame=found,
         tool_mode=tool_mode,
-        suggestions=_suggestions(named, found, tool_mode, native.finding),
-        warnings=_warnings(named, found, frame, picture),
-        problems=_problems(picture, call_findings, tool_mode, found),
+        suggestions=suggestions_of(named, found, tool_mode, native.finding),
+        warnings=warnings_of(named, found, frame, picture),
+        problems=problems_of(picture, call_findings, tool_mode, found),
         num_requests=interview.num_requests + 1,  # and the list of models
     )
 
@@ -155,6 +113,7 @@ class _Interview:
         self.profile = profile
         self.num_requests = 0
         self.replies: list[Reply] = []
+        self._num_unanswered = 0  # requests in a row that no status came back for
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Json] = (), **changes: Json) -> Reply:
         """One reply; raises TeacherError, also where the limit of requests is reached."""
@@ -169,12 +128,18 @@ class _Interview:
     def _ask(self, messages: Sequence[Message], tools: Sequence[Json], changes: Mapping[str, Json]) -> Reply:
         if self.num_requests + 1 >= MAX_REQUESTS:
             raise _NotAsked(f"{MAX_REQUESTS} requests were made already")
+        if self._num_unanswered >= _MAX_UNANSWERED:
+            raise _NotAsked("the server has stopped answering")
         encoded = [json.dumps(message).encode() for message in messages]
         with Teacher(replace(self.settings, **changes), tools) as teacher:
             try:
                 reply = teacher.ask(encoded, _SEED)
+            except TeacherError as error:
+                self._num_unanswered = self._num_unanswered + 1 if error.status is None else 0
+                raise
             finally:
                 self._adapt(teacher.settings)
+        self._num_unanswered = 0
         self.replies.append(reply)
         return reply
 
@@ -191,7 +156,7 @@ class _Interview:
 
 
 class _NotAsked(TeacherError):
-    """The limit of requests is reached."""
+    """The limit of requests is reached, or the server is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,66 +429,6 @@ def _usage_names(usage: Mapping[str, Json]) -> list[str]:
     return names + [f"{group}.{name}" for group, each in groups for name in each if each[name] is not None]
 
 
-# --- what follows from it ---
-
-
-def _suggestions(
-    named: Profile, found: FoundFrame, tool_mode: ToolMode, native: Finding
-) -> tuple[Suggestion, ...]:
-    suggestions = []
-    if tool_mode is not ToolMode.NONE:
-        is_needed = tool_mode is ToolMode.TEXT and native.result is Result.YES
-        why = "a call and its picture came through; saves a run's own question"
-        if is_needed:
-            why = "native calls work, but a picture in their result does not; a run would choose native"
-        suggestions.append(Suggestion(f"--tool_mode {tool_mode.value}", why, is_needed))
-    if found.frame is not None:
-        is_needed = found.frame is not named.frame
-        why = f"{found.num_hits} of {len(MARKS)} boxes hit the mark in this frame"
-        why += f"; by its name it would be {named.frame.value}" if is_needed else ", as its name says"
-        suggestions.append(Suggestion(f"--coordinates {found.frame.value}", why, is_needed))
-    if found.max_area_px is not None:
-        why = "the server shrinks larger pictures, and boxes are in pixels of what it shrank them to"
-        suggestions.append(Suggestion(f"--image_max_pixels {found.max_area_px}", why, True))
-    return tuple(suggestions)
-
-
-def _warnings(named: Profile, found: FoundFrame, told: Frame | None, picture: Finding) -> tuple[str, ...]:
-    warnings = []
-    if picture.result is Result.PARTLY:
-        warnings.append("The word in a picture was not read: does this teacher see pictures well enough?")
-    if found.frame is None:
-        stated = (told or named.frame).value
-        warnings.append(
-            f"The frame of the boxes could not be found: they do not follow the mark. {stated} is assumed."
-        )
-    elif found.frame is not named.frame:
-        warnings.append(
-            f"The profile {named.name} takes boxes as {named.frame.value}, but they came as "
-            f"{found.frame.value}: without --coordinates {found.frame.value} crops are at the wrong place."
-        )
-    if found.frame is not None and told not in (None, found.frame, named.frame):
-        warnings.append(f"The teacher was told {told} and answers in {found.frame.value} all the same.")
-    if found.frame is not None and not found.is_sure:
-        warnings.append(f"Only {found.num_hits} of {len(MARKS)} marks were hit: look at the first traces.")
-    return tuple(warnings)
-
-
-def _problems(
-    picture: Finding, call_findings: Sequence[Finding], tool_mode: ToolMode, found: FoundFrame
-) -> tuple[str, ...]:
-    problems = []
-    if picture.result is Result.NO:
-        problems.append(f"the server takes no pictures: {picture.detail}")
-    elif picture.result is Result.PARTLY and found.frame is None:
-        problems.append("the teacher does not see: it read no word and its boxes do not follow the mark")
-    if not any(finding.result is Result.YES for finding in call_findings):
-        problems.append("the teacher makes no tool calls in either form (distil one-turn needs none)")
-    elif tool_mode is ToolMode.NONE:
-        problems.append("the server takes no picture in the result of a tool call")
-    return tuple(problems)
-
-
 # --- messages and words ---
 
 
@@ -549,6 +454,8 @@ def _said(reply: Reply) -> str:
 
 
 def _silence(reply: Reply) -> str:
+    if reply.calls:
+        return "accepted, but answered with a tool call"
     if reply.finish_reason == "length":
         return "cut off before it said anything; see --max_tokens"
     return reply.refusal or "an empty reply"
