@@ -31,6 +31,7 @@ class Seeing:
     num_parallel: int = 2
     takes_pictures: bool = True
     takes_result_pictures: bool = True  # in native form
+    max_pictures: int = 9  # older vLLM: 1
     is_blind: bool = False
     max_area_px: int | None = None  # the server shrinks larger pictures; boxes are in what is left
     reasoning_field: str | None = None
@@ -47,6 +48,8 @@ class Seeing:
         roles = [message["role"] for message in request["messages"]]
         if pictures(request) and not self.takes_pictures:
             return 400, error("this is not a multimodal model")
+        if len(pictures(request)) > self.max_pictures:
+            return 400, error("At most 1 image(s) may be provided in one prompt.")
         if "tool" in roles and not self.takes_result_pictures:
             return 500, error("the template takes no picture here")
         return self._reply(request)

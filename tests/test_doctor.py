@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import RunDoor
-from scripted_teacher import ScriptedTeacher
+from scripted_teacher import ScriptedTeacher, completion
 from seeing_teacher import USAGE, Seeing, error, read_word
 from test_teacher import closed_port
 
@@ -139,6 +139,13 @@ def test_a_server_that_takes_no_pictures_cannot_be_used(run_door: RunDoor) -> No
     assert "not a multimodal model" in result.stdout
 
 
+def test_a_server_for_one_picture_only_cannot_be_used(run_door: RunDoor) -> None:
+    result, _ = doctor(run_door, Seeing(max_pictures=1))
+    assert result.returncode == 2
+    assert "cannot run: no picture could be sent in the result of a tool call" in result.stdout
+    assert "At most 1 image(s)" in result.stdout.partition("cannot run")[2]
+
+
 def test_a_blind_teacher_is_found_out(run_door: RunDoor) -> None:
     result, _ = doctor(run_door, Seeing(is_blind=True))
     assert result.returncode == 2
@@ -221,6 +228,26 @@ def test_a_busy_server_is_asked_again_within_the_limit(run_door: RunDoor) -> Non
     result, server = doctor(run_door, script)
     assert result.returncode == 0, result.stdout
     assert f"Requests: {len(server.requests) + 1}" in result.stdout
+
+
+def test_a_server_that_stops_answering_is_not_waited_for_again_and_again(run_door: RunDoor) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        return Seeing()(request) if "one word: ready" in str(request["messages"]) else (200, b"")
+
+    result, server = doctor(run_door, script)
+    assert result.returncode == 2
+    assert len(server.requests) == 3
+    assert row(result, "native calls").startswith("no ")
+    assert row(result, "text calls") == "not asked the server has stopped answering"
+
+
+def test_the_teachers_words_cannot_steer_the_terminal(run_door: RunDoor) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        is_first = "one word: ready" in str(request["messages"])
+        return completion({"content": "\x1b[2J[red]ready\x07"}) if is_first else Seeing()(request)
+
+    result, _ = doctor(run_door, script)
+    assert "\x1b" not in result.stdout and "[red]ready" in row(result, "plain text")
 
 
 def test_usage_is_shown_where_nothing_is_named(run_door: RunDoor) -> None:

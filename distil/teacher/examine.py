@@ -29,6 +29,7 @@ from distil.teacher.findings import (
     problems_of,
     suggestions_of,
     warnings_of,
+    working_mode,
 )
 from distil.teacher.marks import MARKS, BoxAnswer, FoundFrame, Mark, draw_sign, find_frame
 from distil.teacher.profile import Profile, find_profile, with_frame
@@ -75,7 +76,7 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     written = _probe_calls(interview, ToolMode.TEXT, MARKS[1])
     found = find_frame(_all_boxes(interview, native, written))
     results = _probe_results(interview, native, written)
-    tool_mode = _working_mode(results)
+    tool_mode = working_mode(results)
     parallel = _probe_parallel(interview, tool_mode)
     limit = _probe_limit(interview)
     findings = (
@@ -91,7 +92,6 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         limit,
         *_field_findings(settings, interview),
     )
-    call_findings = (native.finding, written.finding)
     return Examination(
         model=settings.model,
         profile=named,
@@ -100,7 +100,7 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         tool_mode=tool_mode,
         suggestions=suggestions_of(named, found, tool_mode, native.finding),
         warnings=warnings_of(named, found, frame, picture),
-        problems=problems_of(picture, call_findings, tool_mode, found),
+        problems=problems_of(picture, (native.finding, written.finding), results, found),
         num_requests=interview.num_requests + 1,  # and the list of models
     )
 
@@ -387,11 +387,6 @@ def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
     sent = encode_sent(draw_sign(_ZOOMED_WORD), interview.profile.rule)
     observation = Observation(True, "Success: Image processed successfully", sent=sent)
     return Turn(1, reply, (ToolCall(call, call.arguments, False, observation),))
-
-
-def _working_mode(results: Mapping[ToolMode, Finding]) -> ToolMode:
-    working = [mode for mode, finding in results.items() if finding.result in (Result.YES, Result.PARTLY)]
-    return working[0] if working else ToolMode.NONE
 
 
 # --- what the replies report ---

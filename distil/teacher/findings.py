@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,6 +62,12 @@ class Examination:
     num_requests: int
 
 
+def working_mode(results: Mapping[ToolMode, Finding]) -> ToolMode:
+    """The first form of calls whose results take pictures, NONE where there is none."""
+    working = [mode for mode, finding in results.items() if finding.result in (Result.YES, Result.PARTLY)]
+    return working[0] if working else ToolMode.NONE
+
+
 def suggestions_of(
     named: Profile, found: FoundFrame, tool_mode: ToolMode, native: Finding
 ) -> tuple[Suggestion, ...]:
@@ -107,7 +113,7 @@ def warnings_of(named: Profile, found: FoundFrame, told: Frame | None, picture: 
 
 
 def problems_of(
-    picture: Finding, call_findings: Sequence[Finding], tool_mode: ToolMode, found: FoundFrame
+    picture: Finding, calls: Sequence[Finding], results: Mapping[ToolMode, Finding], found: FoundFrame
 ) -> tuple[str, ...]:
     """Why the main job cannot run, nothing where it can."""
     problems = []
@@ -115,8 +121,9 @@ def problems_of(
         problems.append(f"no picture could be sent: {picture.detail}")
     elif picture.result is Result.PARTLY and found.frame is None:
         problems.append("the teacher does not see: it read no word and its boxes do not follow the mark")
-    if not any(finding.result is Result.YES for finding in call_findings):
+    if not any(finding.result is Result.YES for finding in calls):
         problems.append("the teacher makes no tool calls in either form (distil one-turn needs none)")
-    elif tool_mode is ToolMode.NONE:
-        problems.append("the server takes no picture in the result of a tool call")
+    elif working_mode(results) is ToolMode.NONE:
+        details = "; ".join(finding.detail for finding in results.values())
+        problems.append(f"no picture could be sent in the result of a tool call: {details}")
     return tuple(problems)

@@ -124,9 +124,14 @@ def _table(headings: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> 
     for heading in headings:
         table.add_column(heading)
     for name, status, detail in rows:
-        table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(detail))
+        table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(_printable(detail)))
     return table
 
 
+def _printable(text: str) -> str:
+    """The text without control characters: a teacher's words could steer the terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
+    console.print(Text(_printable(text), style=style), soft_wrap=True)
