@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for door in DOORS:
         add_run_flags(commands.add_parser(door.command, help=door.about, description=door.about), door)
+    estimate = "Run a few samples of a selection, keep them, and say what the whole will take."
+    add_estimate_flags(commands.add_parser("estimate", help=estimate, description=estimate))
     for name, about, add_flags in (
         ("view", "Show one trace, a folder of traces, or their totals.", add_view_flags),
         ("verify", "Replay traces from dataset and stored actions, and compare.", add_verify_flags),
@@ -269,6 +271,24 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
         help="DANGER: run model-written code without containment; recorded in every trace",
     )
 
+    budget = parser.add_argument_group("budget, counted over all runs into DIR")
+    budget.add_argument("--max_cost_usd", type=_amount, metavar="USD")
+    budget.add_argument("--max_total_tokens", type=_positive, metavar="N", help="prompt and completion")
+    budget.add_argument("--max_calls", type=_positive, metavar="N", help="answered requests")
+    budget.add_argument(
+        "--price_per_million",
+        type=_prices,
+        metavar="IN,OUT[,CACHED_IN]",
+        help="USD per million tokens (default: as the extra 'prices' knows them)",
+    )
+    parser.set_defaults(estimate_samples=None)
+
+
+def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distil estimate`: those of `distil run`, and how many samples to run."""
+    add_run_flags(parser, DOORS[0])
+    parser.add_argument("--estimate_samples", type=_positive, default=8, metavar="N", help="(default: 8)")
+
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
     """The viewer's flags."""
@@ -390,6 +410,22 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be an amount above 0")
+    return value
+
+
+def _prices(text: str) -> object:
+    from distil.budget import parse_prices  # noqa: PLC0415
+
+    try:
+        return parse_prices(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens") from None
 
 
 def _temperature(text: str) -> float:

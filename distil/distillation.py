@@ -18,11 +18,21 @@ from rich.text import Text
 
 from distil import __version__
 from distil.address import Address, find_teacher, only_model, started
+from distil.budget import Budget, FixedPrices, Limits, find_prices, read_tokens
 from distil.embedded import drawn_signs
 from distil.errors import UsageError
 from distil.pictures import Frame
 from distil.records import Failure, Json, Prompt, Reply, ToolMode
-from distil.report import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
+from distil.report import (
+    BoxTally,
+    Progress,
+    RunTotals,
+    SampleSpending,
+    Solved,
+    print_estimate,
+    print_summary,
+    solved_from_trace,
+)
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sampler import Outcome, run_samples
 from distil.sandbox import Sandbox, UnsafeExecutor
@@ -40,7 +50,7 @@ from distil.teacher import (
     load_model_names,
     probe_tool_mode,
 )
-from distil.teacher.client import base_url_text
+from distil.teacher.client import OPENAI_URL, base_url_text
 from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
 from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
 from distil.tools.python_code import PythonCodeTool
@@ -72,6 +82,11 @@ class Options:
     request_timeout_seconds: float
     on_change: str
     retry_failed: bool
+    max_cost_usd: float | None
+    max_total_tokens: int | None
+    max_calls: int | None
+    price_per_million: FixedPrices | None
+    estimate_samples: int | None
     keep_pictures: bool
     code_timeout: float
     code_memory_mb: int
@@ -261,10 +276,12 @@ def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResul
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: Teacher, folder: RunFolder) -> None:
+    def __init__(self, run: Run, teacher: Teacher, folder: RunFolder, budget: Budget) -> None:
         self._run = run
         self._teacher = teacher
         self._folder = folder
+        self._budget = budget
+        self.spending: list[SampleSpending] = []
 
     def solve(self, index: int) -> Solved:
         """Load the row, run its rollout, write its trace."""
@@ -272,8 +289,10 @@ class RolloutSolver:
         turn_seconds: list[float] = []
 
         def ask(messages: Sequence[bytes], seed: int) -> Reply:
-            asked = time.perf_counter()
-            reply = self._teacher.ask(messages, seed)
+            with self._budget.request() as usages:
+                asked = time.perf_counter()
+                reply = self._teacher.ask(messages, seed)
+                usages.append(reply.usage)
             turn_seconds.append(round(time.perf_counter() - asked, 4))
             return reply
 
@@ -281,47 +300,80 @@ class RolloutSolver:
         journal = self._folder.journals.of(index, sample.picture.file_sha256)
         trace = self._folder.write_trace(run_rollout(sample, journal.journaled(ask), self._run.rollout))
         journal.remove()
-        self._folder.write_timing(index, round(time.perf_counter() - started, 4), turn_seconds)
+        seconds = round(time.perf_counter() - started, 4)
+        self._folder.write_timing(index, seconds, turn_seconds)
+        self.spending.append(self._spending(trace, seconds))
         return solved_from_trace(trace, trace_facts(trace))
+
+    def _spending(self, trace: Json, seconds: float) -> SampleSpending:
+        tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
+        costs = [self._budget.cost_usd(item) for item in tokens]
+        return SampleSpending(seconds, _sum([item.total for item in tokens]), _sum(costs))
 
     def abort(self) -> None:
         """Close the teacher's connections: requests in flight fail at once."""
         self._teacher.close()
 
 
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
 def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
-    on_change = OnChange(run.job.options.on_change)
-    path = Path(run.job.options.output_dir)
+    options = run.job.options
+    on_change = OnChange(options.on_change)
+    path = Path(options.output_dir)
     folder = RunFolder(free_folder(path, run.facts) if on_change is OnChange.NEW else path, run.facts)
-    done = folder.finished(run.job.indices, on_change)
-    todo = [index for index in run.job.indices if index not in done]
-    if run.job.options.retry_failed:
+    indices = run.job.indices[: options.estimate_samples]
+    done = folder.finished(indices, on_change)
+    todo = [index for index in indices if index not in done]
+    if options.retry_failed:
         todo = [index for index in todo if index in folder.failed()]
+    budget = _open_budget(run, folder)
     record = _start_record(run, len(done))
     folder.write_run_record(record)
     started = time.monotonic()
     facts: list[TraceFacts] = []
     failures: dict[int, Failure] = {}
-    tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
-    solver = RolloutSolver(run, teacher, folder)
-    with Progress(len(run.job.indices), len(done)) as progress:
+    stops: list[str] = []
+    tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
+    solver = RolloutSolver(run, teacher, folder, budget)
+    with Progress(len(indices), len(done)) as progress:
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:
                 failures[outcome.sample_index] = folder.write_failure(outcome.failure)
-            progress.count(outcome)
+            if outcome.stopped is not None:
+                stops.append(outcome.stopped)
+            else:
+                progress.count(outcome)
 
-        for outcome in run_samples(todo, solver, run.job.options.max_workers, on_done):
+        for outcome in run_samples(todo, solver, options.max_workers, on_done):
             if outcome.result is not None:
                 facts.append(outcome.result.facts)
                 tally.add(outcome.result)
     failed = [failures[index] for index in sorted(failures)]
     folder.write_failures(todo, failed)
     folder.journals.close()
-    totals = RunTotals(folder.path, facts, failed, len(done), time.monotonic() - started)
+    stop = stops[0] if stops else None
+    seconds = time.monotonic() - started
+    totals = RunTotals(folder.path, facts, failed, len(done), seconds, budget.spent, budget.has_prices, stop)
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
-    return 1 if failed else 0
+    if options.estimate_samples is not None:
+        print_estimate(totals, solver.spending, len(run.job.indices), options.max_workers, console)
+    return 1 if failed or stop else 0
+
+
+def _open_budget(run: Run, folder: RunFolder) -> Budget:
+    options = run.job.options
+    limits = Limits(options.max_cost_usd, options.max_total_tokens, options.max_calls)
+    prices = find_prices(options.price_per_million, run.teacher.model, run.teacher.api_base or OPENAI_URL)
+    budget = Budget(folder.path, limits, prices, options.max_tokens)
+    for usage in run.probe.usages:
+        budget.count(usage)
+    return budget
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
@@ -347,5 +399,7 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "seconds": round(totals.seconds, 3),
         "num_finished": len(totals.facts),
         "num_failed": len(totals.failures),
+        "spent": asdict(totals.spent) | ({} if totals.has_prices else {"cost_usd": None}),
+        "stopped_by": totals.stopped_by,
         "warning": warning,
     }

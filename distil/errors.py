@@ -8,7 +8,8 @@ DistilError
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   └── TeacherRefused  wrong key, URL or model: every sample would fail, so the run stops
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
-└── TraceError          a trace file cannot be read, or is not a trace
+├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
+    └── TraceError          a trace file cannot be read, or is not a trace
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class TeacherError(DistilError):
 
 class TeacherRefused(TeacherError):
     """The server refuses every request of this run: wrong key, URL, model or parameters."""
+
+
+class BudgetExceeded(DistilError):
+    """One more request could pass a limit; the text names the limit and what is used of it."""
 
 
 class SandboxUnavailable(DistilError):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from distil.budget import Spent
 from distil.pictures import Frame
 from distil.records import Failure, Json
 from distil.sampler import Outcome
@@ -151,6 +155,18 @@ class RunTotals:
     failures: Sequence[Failure]
     num_skipped: int
     seconds: float
+    spent: Spent  # by all runs into the folder
+    has_prices: bool
+    stopped_by: str | None  # the limit that ended the run early
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpending:
+    """What one sample took; None where the server does not say."""
+
+    seconds: float
+    tokens: float | None
+    cost_usd: float | None
 
 
 def print_summary(totals: RunTotals, warning: str | None, console: Console) -> None:
@@ -166,9 +182,67 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
     if totals.failures:
         path = totals.folder / "failed_samples.jsonl"
         console.print(f"Failed samples, with their reasons: {path}", highlight=False, soft_wrap=True)
+    console.print(f"Spent in this folder: {_spent_text(totals)}", highlight=False, soft_wrap=True)
+    if totals.stopped_by is not None:
+        text = f"Stopped by the budget, {totals.stopped_by}. Raise it and run again: nothing is lost."
+        console.print(Text(text, style="yellow"), soft_wrap=True)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)
     if totals.facts or totals.num_skipped:
         console.print(f"Look at them: distil view {totals.folder} --batch", highlight=False, soft_wrap=True)
         console.print(f"Check them:   distil verify {totals.folder}", highlight=False, soft_wrap=True)
+
+
+def _spent_text(totals: RunTotals) -> str:
+    spent = totals.spent
+    if spent.unknown_tokens == spent.calls:
+        return f"{spent.calls:,} requests, tokens not reported"
+    parts = [
+        f"{spent.calls:,} requests",
+        f"{spent.prompt_tokens:,} tokens in ({spent.cached_tokens:,} cached)",
+        f"{spent.completion_tokens:,} out ({spent.reasoning_tokens:,} reasoning)",
+    ]
+    if totals.has_prices:
+        parts.append(f"{spent.cost_usd:.4f} USD")
+    if spent.unknown_tokens:
+        parts.append(f"{spent.unknown_tokens:,} requests without figures")
+    return ", ".join(parts)
+
+
+def print_estimate(
+    totals: RunTotals,
+    spending: Sequence[SampleSpending],
+    num_samples: int,
+    max_workers: int,
+    console: Console,
+) -> None:
+    """Print what the whole selection will take, from the samples just run, with a 95 % range."""
+    if len(spending) < 2:
+        console.print("Too few samples were run here to estimate from: give --estimate_samples more.")
+        return
+    table = Table(
+        box=None, pad_edge=False, title=f"the whole selection, {num_samples} samples", title_justify="left"
+    )
+    for heading in ("", "estimate", "95 % range"):
+        table.add_column(heading)
+    seconds = [item.seconds / max_workers for item in spending]
+    table.add_row("time", *_estimate_texts(seconds, num_samples, lambda value: f"{value / 60:,.1f} min"))
+    tokens = [item.tokens for item in spending if item.tokens is not None]
+    table.add_row("tokens", *_estimate_texts(tokens, num_samples, lambda value: f"{value:,.0f}"))
+    costs = [item.cost_usd for item in spending if item.cost_usd is not None]
+    table.add_row("cost", *_estimate_texts(costs, num_samples, lambda value: f"{value:,.2f} USD"))
+    console.print(table)
+    console.print(f"From {len(spending)} samples, which are kept in {totals.folder}.", highlight=False)
+
+
+def _estimate_texts(
+    values: Sequence[float], num_samples: int, text: Callable[[float], str]
+) -> tuple[str, str]:
+    """The expected sum over `num_samples` and its range, by the normal approximation of a mean."""
+    if len(values) < 2:
+        return "not known", ""
+    mean = statistics.fmean(values)
+    margin = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    low, high = max(0.0, mean - margin), mean + margin
+    return text(num_samples * mean), f"{text(num_samples * low)} – {text(num_samples * high)}"

@@ -7,7 +7,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from distil.errors import SampleError, SandboxUnavailable, TeacherError, TeacherRefused, ToolError
+from distil.errors import (
+    BudgetExceeded,
+    SampleError,
+    SandboxUnavailable,
+    TeacherError,
+    TeacherRefused,
+    ToolError,
+)
 from distil.records import Failure
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
@@ -32,6 +39,7 @@ class Outcome(Generic[ResultT_co]):
     sample_index: int
     result: ResultT_co | None
     failure: Failure | None
+    stopped: str | None = None  # why it was not finished although it did not fail: the budget is used up
 
 
 def run_samples(
@@ -44,8 +52,9 @@ def run_samples(
 
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
-    exception in one sample is its failure; TeacherRefused and SandboxUnavailable, which would meet
-    every sample, end the run.
+    exception in one sample is its failure; BudgetExceeded ends the run once the
+    samples in flight have ended; TeacherRefused and SandboxUnavailable, which would meet every sample, end
+    it at once.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -79,6 +88,8 @@ def _completed(
         for future in done:
             outcome = future.result()
             on_done(outcome)
+            if outcome.stopped is not None:
+                waiting = iter(())
             yield outcome
 
 
@@ -100,6 +111,8 @@ def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
         return Outcome(index, solver.solve(index), None)
     except (TeacherRefused, SandboxUnavailable):
         raise
+    except BudgetExceeded as error:
+        return Outcome(index, None, None, str(error))
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         return Outcome(index, None, _failure(index, error))
 

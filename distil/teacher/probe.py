@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from distil.conversation import opening_messages
 from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import ViewRule, encode_sent
-from distil.records import Prompt, Reply, SentPicture, ToolMode
+from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.teacher.client import Teacher, TeacherSettings, for_setup
 
 _PROBE_SEED = 0
@@ -30,6 +31,7 @@ class ProbeResult:
     reason: str
     num_requests: int
     settings: TeacherSettings
+    usages: tuple[Mapping[str, Json] | None, ...] = ()  # of the requests that were answered
 
 
 def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
@@ -48,7 +50,7 @@ def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
             raise TeacherRefused(str(error), error.status) from None
         return _probe_text(settings, replace(native, tool_mode=ToolMode.TEXT), error)
     tool_mode, reason = _judge(reply)
-    return ProbeResult(tool_mode, reason, 1, settings)
+    return ProbeResult(tool_mode, reason, 1, settings, (reply.usage,))
 
 
 def _judge(reply: Reply) -> tuple[ToolMode, str]:
@@ -63,10 +65,12 @@ def _judge(reply: Reply) -> tuple[ToolMode, str]:
 
 def _probe_text(settings: TeacherSettings, prompt: Prompt, native_error: TeacherError) -> ProbeResult:
     try:
-        _, settings = _ask(settings, prompt)
+        reply, settings = _ask(settings, prompt)
     except TeacherError as error:
         raise TeacherRefused(str(error), error.status) from None
-    return ProbeResult(ToolMode.TEXT, f"the server takes no tools ({native_error})", 2, settings)
+    return ProbeResult(
+        ToolMode.TEXT, f"the server takes no tools ({native_error})", 2, settings, (reply.usage,)
+    )
 
 
 def _ask(settings: TeacherSettings, prompt: Prompt) -> tuple[Reply, TeacherSettings]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -121,3 +122,14 @@ def required_argument(raw: Mapping[str, Json], name: str, example: str) -> Json:
         given = ", ".join(sorted(map(str, raw))[:8]) or "none"
         raise ToolError(f"the argument {name!r} is missing (given: {given}); example: {example}")
     return raw[name]
+
+
+def finite_number(value: Json) -> float | None:
+    """The number that a JSON value states, also as text; None for anything else, NaN and infinity."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -15,6 +15,7 @@ from distil.tools.base import (
     Resolved,
     Scene,
     View,
+    finite_number,
     function_schema,
     required_argument,
 )
@@ -49,12 +50,7 @@ class RotateTool:
 
 
 def _angle_degrees(value: Json) -> int | float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        angle = float(value)
-    except (TypeError, ValueError, OverflowError):
-        angle = math.nan
-    if not math.isfinite(angle):
+    angle = finite_number(value)
+    if angle is None:
         raise ToolError('angle must be a number of degrees; example: {"angle": 90}')
     return int(angle) if angle.is_integer() and abs(angle) < 1e15 else angle

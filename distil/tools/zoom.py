@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from distil.tools.base import (
     Resolved,
     Scene,
     View,
+    finite_number,
     function_schema,
     required_argument,
 )
@@ -83,21 +83,10 @@ def _four_numbers(value: Json, example: str) -> list[float]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = None
-    if not isinstance(value, list) or len(value) != 4:
+    numbers = [finite_number(number) for number in value] if isinstance(value, list) else []
+    if len(numbers) != 4 or None in numbers:
         raise ToolError(f"bbox_2d must be a list of four numbers; example: {example}")
-    return [_finite(number, example) for number in value]
-
-
-def _finite(value: Json, example: str) -> float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ToolError(f"bbox_2d must be a list of four numbers; example: {example}")
-    return number
+    return [number for number in numbers if number is not None]
 
 
 def _check_shape(box: Box) -> None:
