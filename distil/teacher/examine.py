@@ -7,7 +7,6 @@ of its profile, so what is found is what the main job will meet.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from distil.teacher.findings import (
 from distil.teacher.marks import MARKS, BoxAnswer, FoundFrame, Mark, draw_sign, find_frame
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.tools import BoxFrame
+from distil.tools.base import finite_number
 from distil.tools.zoom import ZoomTool
 
 MAX_REQUESTS = 15
@@ -293,11 +293,8 @@ def _four_numbers(values: Sequence[Json]) -> tuple[float, float, float, float] |
     """The four finite numbers of a list, or of the last match of `_BOX_TEXT`."""
     if values and isinstance(values[-1], tuple):
         values = values[-1]
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if len(numbers) != 4 or not all(math.isfinite(number) for number in numbers):
+    numbers = [number for number in map(finite_number, values) if number is not None]
+    if len(numbers) != len(values) or len(numbers) != 4:
         return None
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
