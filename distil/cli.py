@@ -18,6 +18,7 @@ from distil import __version__
 from distil.errors import DistilError, FolderError, TeacherRefused, UsageError
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+COORDINATES = ("auto", "pixel", "rel1000", "rel1000_yx", "rel1")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, about, add_flags in (
         ("view", "Show one trace, a folder of traces, or their totals.", add_view_flags),
         ("verify", "Replay traces from dataset and stored actions, and compare.", add_verify_flags),
-        ("doctor", "Check what this machine offers.", add_doctor_flags),
+        ("doctor", "Check what a teacher can do, or what this machine offers.", add_doctor_flags),
         ("signs", "Draw a dataset of street signs for the embedded teacher.", add_signs_flags),
     ):
         add_flags(commands.add_parser(name, help=about, description=about))
@@ -225,7 +226,7 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     )
     tools.add_argument(
         "--coordinates",
-        choices=("auto", "pixel", "rel1000", "rel1000_yx", "rel1"),
+        choices=COORDINATES,
         default="auto",
         help="the frame of the teacher's boxes; auto goes by the model's name (default: auto)",
     )
@@ -318,8 +319,32 @@ def add_verify_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `distil doctor`."""
-    parser.set_defaults(run=_doctor)
-    parser.add_argument("--sandbox", action="store_true", required=True, help="the layers that contain code")
+    parser.set_defaults(run=_doctor, error=parser.error)
+    parser.add_argument("--sandbox", action="store_true", help="the layers that contain code")
+    parser.add_argument(
+        "--api_base",
+        metavar="URL",
+        help="the teacher to examine with about ten small requests, or 'embedded' (its key: $OPENAI_API_KEY)",
+    )
+    parser.add_argument(
+        "--model", help="(default: the server's only model; without --api_base at $OPENAI_BASE_URL)"
+    )
+    parser.add_argument(
+        "--coordinates",
+        choices=COORDINATES,
+        default="auto",
+        help="the frame to tell the teacher; auto goes by the model's name (default: auto)",
+    )
+    parser.add_argument(
+        "--max_tokens", type=_positive, default=2048, metavar="N", help="of one reply (default: 2048)"
+    )
+    parser.add_argument(
+        "--request_timeout_seconds",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="of one request (default: 120)",
+    )
 
 
 def add_signs_flags(parser: argparse.ArgumentParser) -> None:
@@ -354,9 +379,13 @@ def _verify(namespace: argparse.Namespace) -> int:
 
 
 def _doctor(namespace: argparse.Namespace) -> int:
-    from distil.viewer.doctor import show_sandbox  # noqa: PLC0415
+    names_teacher = namespace.api_base is not None or namespace.model is not None
+    if not (namespace.sandbox or names_teacher):
+        namespace.error("say what to check: --api_base URL for a teacher, --sandbox for this machine")
+    from distil.viewer.doctor import DoctorOptions, examine_all  # noqa: PLC0415
 
-    return show_sandbox(Console())
+    values = {field.name: getattr(namespace, field.name) for field in fields(DoctorOptions)}
+    return examine_all(DoctorOptions(**values), Console())
 
 
 def _draw_signs(namespace: argparse.Namespace) -> int:

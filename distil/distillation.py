@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from distil import __version__
-from distil.address import EMBEDDED, Address, find_teacher, started
+from distil.address import Address, find_teacher, only_model, started
 from distil.budget import Budget, FixedPrices, Limits, find_prices, read_tokens
 from distil.embedded import drawn_signs
 from distil.errors import UsageError
@@ -55,8 +55,6 @@ from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
 from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
 from distil.tools.python_code import PythonCodeTool
 from distil.viewer.facts import TraceFacts, trace_facts
-
-_MAX_LISTED_MODELS = 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
         max_tokens=options.max_tokens,
         timeout_seconds=options.request_timeout_seconds,
     )
-    teacher = replace(teacher, model=options.model or _only_model(teacher))
+    teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher), teacher))
     profile = _profile(teacher.model, options)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
     boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
@@ -207,19 +205,6 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
     )
     _print_choices(teacher, profile, probe, console)
     return Run(job, teacher, profile, probe, rollout, facts)
-
-
-def _only_model(teacher: TeacherSettings) -> str:
-    names = load_model_names(teacher)
-    if len(names) == 1:
-        return names[0]
-    listed = ", ".join(sorted(names)[:_MAX_LISTED_MODELS]) or "none"
-    if len(names) > _MAX_LISTED_MODELS:
-        listed += f", … ({len(names)} in all)"
-    raise UsageError(
-        f"--model is missing; {base_url_text(teacher)} offers: {listed}\n"
-        f"(for the embedded teacher: --api_base {EMBEDDED})"
-    )
 
 
 def _profile(model: str, options: Options) -> Profile:

@@ -15,6 +15,7 @@ import datasets
 import pytest
 from conftest import PACKAGE
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+from seeing_teacher import Seeing
 
 ROOT = PACKAGE.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
@@ -115,7 +116,7 @@ def test_the_embedded_commands_work(clone: Path) -> None:
 
 def test_the_code_tools_commands_work(clone: Path) -> None:
     for command in commands(ENGLISH):
-        if command.startswith(("python demo_python_code.py", "distil doctor")):
+        if command.startswith(("python demo_python_code.py", "distil doctor --sandbox")):
             result = shell(command, clone)
             assert result.returncode == 0, result.stderr + result.stdout
     assert "seccomp" in result.stdout
@@ -123,8 +124,9 @@ def test_the_code_tools_commands_work(clone: Path) -> None:
 
 
 def test_the_real_teachers_commands_work(clone: Path, photos: Path) -> None:
-    lines = [line for line in commands(ENGLISH) if "localhost:8000" in line or line.startswith("export")]
-    assert len(lines) == 2
+    lines = [line for line in commands(ENGLISH) if "demo" in line and "localhost:8000" in line]
+    assert len(lines) == 1
+    lines = [line for line in commands(ENGLISH) if line.startswith("export")] + lines
     with ScriptedTeacher(zoom_once) as server:
         command = "\n".join(lines).replace("http://localhost:8000/v1", server.api_base)
         result = shell(command.replace("/data/photos", str(photos)), clone)
@@ -132,6 +134,14 @@ def test_the_real_teachers_commands_work(clone: Path, photos: Path) -> None:
     assert "12 finished, 0 failed" in result.stdout
     assert len(list((clone / "traces_concurrent_1k").glob("trace_*.json"))) == 12
     assert {request["model"] for request in server.requests} == {"Qwen/Qwen3-VL-235B-A22B-Instruct"}
+
+
+def test_the_doctors_command_works(clone: Path) -> None:
+    (line,) = (line for line in commands(ENGLISH) if line.startswith("distil doctor --api_base"))
+    with ScriptedTeacher(Seeing(), models=("Qwen/Qwen3-VL-235B-A22B-Instruct",)) as server:
+        result = shell(line.replace("http://localhost:8000/v1", server.api_base), clone)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "The main job can run." in result.stdout
 
 
 def test_the_readmes_restore_recipe_works(clone: Path, photos: Path) -> None:

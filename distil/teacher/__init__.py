@@ -1,17 +1,24 @@
 """The teacher: any OpenAI-compatible server. The only room that imports `openai`."""
 
 from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
+from distil.teacher.examine import examine, list_models
+from distil.teacher.findings import Examination, Finding, Result
 from distil.teacher.probe import ProbeResult, probe_tool_mode
 from distil.teacher.profile import PROFILES, Profile, find_profile
 
 __all__ = [
     "PROFILES",
+    "Examination",
+    "Finding",
     "ProbeResult",
     "Profile",
+    "Result",
     "Teacher",
     "TeacherSettings",
     "check_reachable",
+    "examine",
     "find_profile",
+    "list_models",
     "load_model_names",
     "probe_tool_mode",
 ]

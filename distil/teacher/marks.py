@@ -1,0 +1,150 @@
+"""Drawn pictures with a known content, and which frame a teacher's boxes of a known mark are in.
+
+The pictures are not square, of different shapes, and the marks lie off the diagonals and far from the
+corner: a box that is right in one frame misses the mark in the three others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from distil.errors import ToolError
+from distil.pictures import Frame, box_to_pixels
+from distil.records import Box, Size
+
+_HIT = 0.5  # the overlap from which a box counts as the mark's: the usual threshold of detection
+_MIN_HITS = 2  # one box can lie right by chance
+_SAME_SCALE = 0.08  # how far the two axes of a shrunk picture may differ: servers round sides to 32 pixels
+_CLEARLY_SMALLER, _CLEARLY_BETTER = 0.97, 0.1
+_AREA_STEP_PX = 1000
+_BACKGROUND, _INK = (190, 190, 190), (200, 20, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A red rectangle at a known place of a grey picture; `box` in pixels of the picture as drawn."""
+
+    size: Size
+    box: Box
+
+    def draw(self) -> Image.Image:
+        """The picture with the mark."""
+        image = Image.new("RGB", self.size, _BACKGROUND)
+        left, top, right, bottom = self.box
+        ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=_INK)
+        return image
+
+
+MARKS = (
+    Mark((1536, 864), (1050, 120, 1370, 330)),
+    Mark((832, 1280), (100, 800, 330, 1100)),
+    Mark((1408, 1088), (500, 700, 800, 960)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxAnswer:
+    """The four numbers that a teacher gave for a mark in a picture sent at `sent` pixels."""
+
+    mark: Mark
+    sent: Size
+    numbers: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFrame:
+    """The frame that the answers are in, None where none fits, with the overlaps that speak for it.
+
+    `max_area_px` is set where the boxes are in pixels of a picture that the server has shrunk to it.
+    """
+
+    frame: Frame | None
+    overlap: float  # mean intersection over union with the marks, 0 to 1
+    num_hits: int
+    num_answers: int
+    max_area_px: int | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether every mark was asked for and hit in this frame."""
+        return self.frame is not None and self.num_hits == len(MARKS)
+
+
+def draw_sign(word: str, size: Size = (640, 480)) -> Image.Image:
+    """A white sign with one word on it."""
+    image = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((size[0] // 8, size[1] // 4, size[0] * 7 // 8, size[1] * 3 // 4), fill="white")
+    font = ImageFont.load_default(size[1] // 5)
+    draw.text((size[0] // 2, size[1] // 2), word, fill="black", font=font, anchor="mm")
+    return image
+
+
+def find_frame(answers: Sequence[BoxAnswer]) -> FoundFrame:
+    """The frame in which most answers hit their marks, or the pixels of a smaller picture."""
+    found = max(
+        (_score(frame, answers) for frame in Frame), key=lambda score: (score.num_hits, score.overlap)
+    )
+    if found.num_hits < _MIN_HITS:
+        found = FoundFrame(None, found.overlap, found.num_hits, len(answers))
+    if found.frame in (None, Frame.PIXEL):
+        return _find_shrunk(answers, found) or found
+    return found
+
+
+def _score(frame: Frame, answers: Sequence[BoxAnswer]) -> FoundFrame:
+    overlaps = [_overlap_in(frame, answer) for answer in answers]
+    return _summed(frame, overlaps)
+
+
+def _summed(frame: Frame, overlaps: Sequence[float], max_area_px: int | None = None) -> FoundFrame:
+    mean = sum(overlaps) / len(overlaps) if overlaps else 0.0
+    return FoundFrame(frame, mean, sum(each >= _HIT for each in overlaps), len(overlaps), max_area_px)
+
+
+def _overlap_in(frame: Frame, answer: BoxAnswer) -> float:
+    try:
+        box, _ = box_to_pixels(answer.numbers, frame, answer.sent, answer.mark.size)
+    except ToolError:
+        return 0.0
+    return _overlap(box, answer.mark.box)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def _find_shrunk(answers: Sequence[BoxAnswer], unshrunk: FoundFrame) -> FoundFrame | None:
+    """Pixels of a picture that the server made smaller, where that explains the answers clearly better."""
+    fits = [fit for fit in map(_fit_shrunk, answers) if fit is not None]
+    if len(fits) < max(_MIN_HITS, len(answers) - 1):
+        return None
+    area_px = min(area for area, _ in fits) // _AREA_STEP_PX * _AREA_STEP_PX
+    found = _summed(Frame.PIXEL, [overlap for _, overlap in fits], area_px)
+    is_better = found.num_hits >= _MIN_HITS and found.overlap > unshrunk.overlap + _CLEARLY_BETTER
+    return found if is_better and area_px > 0 else None
+
+
+def _fit_shrunk(answer: BoxAnswer) -> tuple[int, float] | None:
+    """The area of the smaller picture that the box would be in and its overlap there, None for none."""
+    scaled = [
+        value * answer.sent[axis % 2] / answer.mark.size[axis % 2]
+        for axis, value in enumerate(answer.mark.box)
+    ]
+    x1, y1, x2, y2 = answer.numbers
+    scale_x, scale_y = (x1 + x2) / (scaled[0] + scaled[2]), (y1 + y2) / (scaled[1] + scaled[3])
+    if not 0 < max(scale_x, scale_y) < _CLEARLY_SMALLER or min(scale_x, scale_y) <= 0:
+        return None
+    if abs(scale_x - scale_y) > _SAME_SCALE * max(scale_x, scale_y):
+        return None
+    overlap = _overlap((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), scaled)
+    return int(answer.sent[0] * answer.sent[1] * scale_x * scale_y), overlap
