@@ -31,6 +31,8 @@ from distil.store import OnChange, RunFolder, free_folder
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
+    Deadline,
+    OutagePolicy,
     ProbeResult,
     Profile,
     Teacher,
@@ -72,6 +74,9 @@ class Options:
     system_prompt: str | None
     user_prompt_file: str | None
     request_timeout_seconds: float
+    turn_timeout_seconds: float
+    sample_timeout_seconds: float
+    max_outage_seconds: float
     on_change: str
     retry_failed: bool
     keep_pictures: bool
@@ -169,6 +174,8 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         timeout_seconds=options.request_timeout_seconds,
+        turn_timeout_seconds=options.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
     teacher = replace(teacher, model=options.model or _only_model(teacher))
     profile = _profile(teacher.model, options)
@@ -285,10 +292,11 @@ class RolloutSolver:
         """Load the row, run its rollout, write its trace."""
         started = time.perf_counter()
         turn_seconds: list[float] = []
+        deadline = Deadline.after("sample", self._run.job.options.sample_timeout_seconds)
 
         def ask(messages: Sequence[bytes], seed: int) -> Reply:
             asked = time.perf_counter()
-            reply = self._teacher.ask(messages, seed)
+            reply = self._teacher.ask(messages, seed, deadline)
             turn_seconds.append(round(time.perf_counter() - asked, 4))
             return reply
 
@@ -300,7 +308,7 @@ class RolloutSolver:
         return solved_from_trace(trace, trace_facts(trace))
 
     def abort(self) -> None:
-        """Close the teacher's connections: requests in flight fail at once."""
+        """Close the teacher: requests in flight, pauses and waits for it end at once."""
         self._teacher.close()
 
 
@@ -320,6 +328,7 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
     solver = RolloutSolver(run, teacher, folder)
     with Progress(len(run.job.indices), len(done)) as progress:
+        teacher.availability.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:

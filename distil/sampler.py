@@ -7,10 +7,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from distil.errors import SampleError, SandboxUnavailable, TeacherError, TeacherRefused, ToolError
+from distil.errors import (
+    ContextOverflow,
+    DeadlinePassed,
+    SampleError,
+    SandboxUnavailable,
+    TeacherError,
+    TeacherRefused,
+    ToolError,
+)
 from distil.records import Failure
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+_FAILURE_KINDS: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
+    (SampleError, "sample"),
+    (DeadlinePassed, "deadline"),
+    (ContextOverflow, "context_overflow"),
+    (TeacherError, "teacher"),
+    (ToolError, "tool"),
+    (OSError, "file"),
+)
 
 
 class Solver(Protocol[ResultT_co]):
@@ -51,7 +68,7 @@ def run_samples(
     try:
         yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
     except BaseException:
-        # Not waited for: a thread that is blocked in a request cannot be woken, only left behind.
+        # Not waited for: a thread that is inside a tool cannot be woken, only left behind.
         pool.shutdown(wait=False, cancel_futures=True)
         solver.abort()
         raise
@@ -105,7 +122,6 @@ def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
 
 
 def _failure(index: int, error: Exception) -> Failure:
-    kinds = ((SampleError, "sample"), (TeacherError, "teacher"), (ToolError, "tool"), (OSError, "file"))
-    kind = next((kind for error_class, kind in kinds if isinstance(error, error_class)), "unexpected")
+    kind = next((kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class)), "unexpected")
     text = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
     return Failure(index, kind, text, getattr(error, "status", None))

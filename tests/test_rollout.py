@@ -25,7 +25,7 @@ from distil.records import Prompt, Rollout, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source import open_source
 from distil.tasks import TASKS
-from distil.teacher import Teacher, TeacherSettings
+from distil.teacher import RetryPolicy, Teacher, TeacherSettings
 from distil.tools import BoxFrame, CropFrom, Toolbox, load_tools
 
 ANSWER = "So it is \\boxed{48.8566, 2.3522}"
@@ -46,7 +46,7 @@ def solve(
     prompt = Prompt(TASK.system_prompt, TASK.user_prompt, toolbox.schemas(), mode)
     rest = list(replies)
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
-        settings = TeacherSettings(server.api_base, "EMPTY", model="m", max_retries=0)
+        settings = TeacherSettings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
             sample = open_source(str(photos)).load(0, TASK)
             rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns))
