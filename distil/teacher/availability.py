@@ -67,6 +67,9 @@ class Availability:
         Raises TeacherRefused when it has been down for too long.
         """
         with self._changed:
+            self.check_open()
+            if not self._is_down:
+                return 0.0
             started = self._clock()
             while self._is_down and not self._may_probe(turn):
                 self._wait(
