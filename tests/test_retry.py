@@ -185,7 +185,7 @@ def test_a_turn_ends_at_its_deadline(fault: Fault) -> None:
         with pytest.raises(DeadlinePassed, match=r"turn's 0\.7 s") as caught:
             teacher.ask(MESSAGES, 0)
         assert 0.3 < time.monotonic() - started < 2
-    assert caught.value.attempts == len(server.requests) >= 2
+    assert caught.value.attempts >= len(server.requests) >= 2, "the last may be cut before it is heard"
 
 
 def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
