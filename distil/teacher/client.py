@@ -173,10 +173,11 @@ class Teacher:
                 return send(connection)
         except openai.APIStatusError:
             raise
-        except ReplyTooLarge as error:
-            text = f"{base_url_text(self.settings)}: {error}"
-            raise AttemptFailed(TeacherError(text), False, Sign.ALIVE) from None
-        except (openai.APIConnectionError, ConnectionAbortedError, RuntimeError) as error:
+        except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
+            cause = error.__cause__ or error  # older clients wrap whatever is raised while they read
+            if isinstance(cause, ReplyTooLarge):
+                text = f"{base_url_text(self.settings)}: {cause}"
+                raise AttemptFailed(TeacherError(text), False, Sign.ALIVE) from None
             self.availability.check_open()  # a closed client raises RuntimeError
             raise self._connection_failure(error, seconds if watch.has_passed else None) from None
 
