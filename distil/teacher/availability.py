@@ -101,6 +101,7 @@ class Availability:
         with self._changed:
             if turn is self._prober:
                 self._prober = None
+                self._num_probes += 1
             if sign is Sign.ALIVE:
                 if self._is_down:
                     line = f"The teacher answers again after {self._clock() - self._since:.0f} s."
@@ -129,9 +130,7 @@ class Availability:
         if self._num_failures == 0:
             self._since, self._since_text = self._clock(), time.strftime("%H:%M:%S")
         self._num_failures += 1
-        if self._is_down:
-            self._num_probes += 1
-        elif self._num_failures <= self._policy.num_failures:
+        if self._num_failures <= self._policy.num_failures:
             self._failed_turns.add(turn)
         pause = self._policy.probe_pause_seconds * 2.0 ** min(self._num_probes, 30)
         self._next_probe = self._clock() + min(pause, self._policy.max_probe_pause_seconds)
@@ -142,7 +141,7 @@ class Availability:
         self._is_down = True
         self._give_up_at = self._clock() + self._policy.max_outage_seconds
         return (
-            f"The teacher at {self._name} does not answer since {self._since_text} ({reason}); waiting, "
+            f"The teacher does not answer since {self._since_text} ({reason}); waiting, "
             f"up to {self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
         )
 

@@ -221,7 +221,7 @@ class Teacher:
         sign = Sign.NO_CONNECTION if type(cause).__name__ in _NO_CONNECTION_ERRORS else Sign.BROKEN
         reason = f"{type(cause).__name__}: {cause}"
         if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
-            reason = f"time-out after {passed_seconds:g} s" if passed_seconds else f"time-out ({reason})"
+            reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
         text = f"no reply from {base_url_text(self.settings)}: {reason}"
         return AttemptFailed(TeacherError(without_key(text, self.settings.api_key)), True, sign)
 
