@@ -198,7 +198,28 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
         type=_seconds,
         default=600.0,
         metavar="S",
-        help="of one request (default: 600)",
+        help="of one attempt at a reply (default: 600)",
+    )
+    teacher.add_argument(
+        "--turn_timeout_seconds",
+        type=_seconds,
+        default=1800.0,
+        metavar="S",
+        help="of all attempts at one reply (default: 1800)",
+    )
+    teacher.add_argument(
+        "--sample_timeout_seconds",
+        type=_seconds,
+        default=7200.0,
+        metavar="S",
+        help="of all turns of one sample; pauses that the server asks for are not counted (default: 7200)",
+    )
+    teacher.add_argument(
+        "--max_outage_seconds",
+        type=_seconds,
+        default=1800.0,
+        metavar="S",
+        help="how long a server that is down is waited for (default: 1800)",
     )
     teacher.add_argument("--system_prompt", metavar="TEXT", help="(default: You are a helpful assistant.)")
     teacher.add_argument(

@@ -41,6 +41,8 @@ from distil.store import OnChange, RunFolder, free_folder
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
+    Deadline,
+    OutagePolicy,
     ProbeResult,
     Profile,
     Teacher,
@@ -80,6 +82,9 @@ class Options:
     system_prompt: str | None
     user_prompt_file: str | None
     request_timeout_seconds: float
+    turn_timeout_seconds: float
+    sample_timeout_seconds: float
+    max_outage_seconds: float
     on_change: str
     retry_failed: bool
     max_cost_usd: float | None
@@ -182,6 +187,8 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         timeout_seconds=options.request_timeout_seconds,
+        turn_timeout_seconds=options.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
     teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher), teacher))
     profile = _profile(teacher.model, options)
@@ -287,11 +294,12 @@ class RolloutSolver:
         """Load the row, run its rollout, write its trace."""
         started = time.perf_counter()
         turn_seconds: list[float] = []
+        deadline = Deadline.after("sample", self._run.job.options.sample_timeout_seconds)
 
         def ask(messages: Sequence[bytes], seed: int) -> Reply:
             with self._budget.request() as usages:
                 asked = time.perf_counter()
-                reply = self._teacher.ask(messages, seed)
+                reply = self._teacher.ask(messages, seed, deadline)
                 usages.append(reply.usage)
             turn_seconds.append(round(time.perf_counter() - asked, 4))
             return reply
@@ -311,7 +319,7 @@ class RolloutSolver:
         return SampleSpending(seconds, _sum([item.total for item in tokens]), _sum(costs))
 
     def abort(self) -> None:
-        """Close the teacher's connections: requests in flight fail at once."""
+        """Close the teacher: requests in flight, pauses and waits for it end at once."""
         self._teacher.close()
 
 
@@ -340,6 +348,7 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
     solver = RolloutSolver(run, teacher, folder, budget)
     with Progress(len(indices), len(done)) as progress:
+        teacher.availability.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:

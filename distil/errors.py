@@ -6,7 +6,9 @@ DistilError
 │   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
-│   └── TeacherRefused  wrong key, URL or model: every sample would fail, so the run stops
+│   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
+│   ├── ContextOverflow the conversation is longer than the teacher takes: the sample ends with what it has
+│   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
 ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
     ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
@@ -41,15 +43,27 @@ class ToolError(DistilError):
 
 
 class TeacherError(DistilError):
-    """The teacher could not be asked or its reply cannot be read; `status` is the HTTP status, if any."""
+    """The teacher could not be asked or its reply cannot be read.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `status` is the HTTP status, if any, `attempts` how many requests the turn came to.
+    """
+
+    def __init__(self, message: str, status: int | None = None, attempts: int = 1) -> None:
         super().__init__(message)
         self.status = status
+        self.attempts = attempts
 
 
 class TeacherRefused(TeacherError):
-    """The server refuses every request of this run: wrong key, URL, model or parameters."""
+    """The server refuses every request of this run: wrong key, URL, model or parameters, or it stays away."""
+
+
+class ContextOverflow(TeacherError):
+    """The conversation does not fit the teacher's context any more."""
+
+
+class DeadlinePassed(TeacherError):
+    """The time that a turn or a sample may take is over."""
 
 
 class FolderError(DistilError):

@@ -21,6 +21,7 @@ class StopReason(StrEnum):
     MAX_TURNS = "max_turns"  # the last allowed turn still called tools
     TRUNCATED = "truncated"  # the server cut the turn off (finish_reason "length")
     REFUSED = "refused"  # the teacher or its content filter declined
+    CONTEXT_OVERFLOW = "context_overflow"  # the conversation so far is longer than the teacher takes
 
 
 class ToolMode(StrEnum):

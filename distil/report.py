@@ -120,6 +120,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def write(self, line: str) -> None:
+        """Write a line above the bar, from any thread."""
+        self._bar.write(line)
+
     def count(self, outcome: Outcome[Solved]) -> None:
         """Count a sample that ended."""
         if outcome.result is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from distil.conversation import Message, opening_messages, turn_messages
+from distil.errors import ContextOverflow
 from distil.pictures import encode_sent
 from distil.records import (
     Place,
@@ -40,10 +41,17 @@ class RolloutSettings:
 
 
 def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
-    """Solve one sample; raises what `ask` raises."""
+    """Solve one sample; raises what `ask` raises, but a context overflow ends a sample that has turns."""
     conversation = Conversation.start(sample, settings)
+    stop: StopReason | None = None
     for number in range(1, settings.max_turns + 1):
-        reply = ask(conversation.messages, turn_seed(settings.seed, sample.index, number))
+        try:
+            reply = ask(conversation.messages, turn_seed(settings.seed, sample.index, number))
+        except ContextOverflow:
+            if not conversation.turns:
+                raise
+            stop = StopReason.CONTEXT_OVERFLOW
+            break
         stop = stop_reason(reply)
         calls = () if stop else conversation.run_calls(reply)
         conversation.append(Turn(number, reply, calls))
@@ -114,6 +122,6 @@ def _finish(conversation: Conversation, stop: StopReason, task: Task) -> Rollout
 
 def _answer(reply: Reply, stop: StopReason, task: Task) -> Place | None:
     """The answer in the last turn; a turn that was cut off or refused has none."""
-    if stop in (StopReason.ANSWERED, StopReason.MAX_TURNS):
+    if stop in (StopReason.ANSWERED, StopReason.MAX_TURNS, StopReason.CONTEXT_OVERFLOW):
         return task.parse_answer(reply.content)
     return None

@@ -9,6 +9,8 @@ from typing import Generic, Protocol, TypeVar
 
 from distil.errors import (
     BudgetExceeded,
+    ContextOverflow,
+    DeadlinePassed,
     FolderError,
     SampleError,
     SandboxUnavailable,
@@ -19,6 +21,15 @@ from distil.errors import (
 from distil.records import Failure
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+_FAILURE_KINDS: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
+    (SampleError, "sample"),
+    (DeadlinePassed, "deadline"),
+    (ContextOverflow, "context_overflow"),
+    (TeacherError, "teacher"),
+    (ToolError, "tool"),
+    (OSError, "file"),
+)
 
 
 class Solver(Protocol[ResultT_co]):
@@ -60,7 +71,7 @@ def run_samples(
     try:
         yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
     except BaseException:
-        # Not waited for: a thread that is blocked in a request cannot be woken, only left behind.
+        # Not waited for: a thread that is inside a tool cannot be woken, only left behind.
         pool.shutdown(wait=False, cancel_futures=True)
         solver.abort()
         raise
@@ -118,7 +129,6 @@ def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
 
 
 def _failure(index: int, error: Exception) -> Failure:
-    kinds = ((SampleError, "sample"), (TeacherError, "teacher"), (ToolError, "tool"), (OSError, "file"))
-    kind = next((kind for error_class, kind in kinds if isinstance(error, error_class)), "unexpected")
+    kind = next((kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class)), "unexpected")
     text = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
     return Failure(index, kind, text, getattr(error, "status", None))

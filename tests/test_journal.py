@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -232,6 +233,54 @@ def test_a_sample_that_fails_late_goes_on_where_it_failed(
         run_door(*command(server.api_base, photos, tmp_path / "whole")[1:])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
+
+
+def test_a_turn_past_its_deadline_fails_its_sample_and_keeps_the_turns_before(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def stalls_at_the_answer(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 2:
+            time.sleep(4)
+        return three_turns(request)
+
+    limits = ("--num_samples", "2", "--turn_timeout_seconds", "1.5")
+    with ScriptedTeacher(stalls_at_the_answer) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", *limits)[1:])
+    assert result.returncode == 1
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
+    ]
+    assert [(line["kind"], line["turns_spent"]) for line in lines] == [("deadline", 2)] * 2
+    assert "turn's 1.5 s are over" in lines[0]["message"]
+    with ScriptedTeacher(three_turns) as server:
+        flags = ("--num_samples", "2", "--retry_failed", "--turn_timeout_seconds", "99")
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", *flags)[1:])
+    assert result.returncode == 0, "another deadline is no other setting"
+    assert {turn for _, turn in paid(server.requests)} == {2}
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_server_that_is_down_pauses_the_run_and_burns_no_sample(
+    comes_back: bool, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    numbers = itertools.count(1)
+
+    def away(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and (next(numbers) <= 7 or not comes_back):
+            return 503, {"error": {"message": "loading model"}}
+        return three_turns(request)
+
+    limits = ("--num_samples", "4", "--max_outage_seconds", "60" if comes_back else "1")
+    with ScriptedTeacher(away) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path / "out", *limits)[1:])
+    assert "does not answer since" in result.stdout
+    assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
+    if comes_back:
+        assert result.returncode == 0, result.stderr
+        assert "answers again after" in result.stdout
+    else:
+        assert result.returncode == 2
+        assert "given up after 1 s" in result.stderr.splitlines()[-1]
 
 
 def test_retry_failed_takes_up_nothing_else(photos: Path, tmp_path: Path, run_door: RunDoor) -> None:

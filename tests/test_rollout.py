@@ -20,12 +20,13 @@ from scripted_teacher import (
     texts,
 )
 
+from distil.errors import ContextOverflow
 from distil.pictures import Frame, ViewRule
 from distil.records import Prompt, Rollout, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source import open_source
 from distil.tasks import TASKS
-from distil.teacher import Teacher, TeacherSettings
+from distil.teacher import RetryPolicy, Teacher, TeacherSettings
 from distil.tools import BoxFrame, CropFrom, Toolbox, load_tools
 
 ANSWER = "So it is \\boxed{48.8566, 2.3522}"
@@ -46,7 +47,7 @@ def solve(
     prompt = Prompt(TASK.system_prompt, TASK.user_prompt, toolbox.schemas(), mode)
     rest = list(replies)
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
-        settings = TeacherSettings(server.api_base, "EMPTY", model="m", max_retries=0)
+        settings = TeacherSettings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
             sample = open_source(str(photos)).load(0, TASK)
             rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns))
@@ -198,6 +199,22 @@ def test_a_cut_off_turn_is_no_answer_and_its_calls_are_not_run(photos: Path) -> 
 )
 def test_a_refusal_ends_the_rollout(photos: Path, reply: Any) -> None:
     assert solve(photos, reply)[0].stop_reason is StopReason.REFUSED
+
+
+OVERFLOW = 400, {"error": {"message": "too long", "code": "context_length_exceeded"}}
+
+
+def test_a_context_overflow_keeps_what_was_reached(photos: Path) -> None:
+    rollout, requests = solve(photos, calls(zoom(0, 0, 64, 64), content=ANSWER), OVERFLOW)
+    assert rollout.stop_reason is StopReason.CONTEXT_OVERFLOW
+    assert (len(rollout.turns), len(requests)) == (1, 2)
+    assert rollout.turns[0].calls[0].observation.success
+    assert rollout.answer is not None, "the last turn may hold one, as with max_turns"
+
+
+def test_a_context_overflow_at_the_start_is_a_failure(photos: Path) -> None:
+    with pytest.raises(ContextOverflow):
+        solve(photos, OVERFLOW)
 
 
 def test_calls_beside_an_answer_are_run_first(photos: Path) -> None:

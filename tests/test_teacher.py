@@ -12,7 +12,14 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
-from distil.teacher import Teacher, TeacherSettings, check_reachable, load_model_names, probe_tool_mode
+from distil.teacher import (
+    RetryPolicy,
+    Teacher,
+    TeacherSettings,
+    check_reachable,
+    load_model_names,
+    probe_tool_mode,
+)
 from distil.tools import BoxFrame, load_tools
 
 SCHEMAS = tuple(tool.schema(BoxFrame(Frame.PIXEL)) for tool in load_tools("zoom,rotate"))
@@ -25,7 +32,9 @@ KEY = "sk-test-0123456789"
 
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
-    return TeacherSettings(api_base, KEY, **{"model": "m", "max_retries": 0, "timeout_seconds": 20} | changes)
+    return TeacherSettings(
+        api_base, KEY, **{"model": "m", "retry": RetryPolicy(0), "timeout_seconds": 20} | changes
+    )
 
 
 def closed_port() -> int:
@@ -103,7 +112,7 @@ def test_a_bad_request_is_an_error_of_its_sample() -> None:
 def test_a_passing_server_error_is_retried() -> None:
     answers = [(503, {"error": {"message": "busy"}}), says("hi")]
     with ScriptedTeacher(lambda _: answers.pop(0)) as server:
-        with Teacher(settings(server.api_base, max_retries=2)) as teacher:
+        with Teacher(settings(server.api_base, retry=RetryPolicy(2, first_pause_seconds=0.01))) as teacher:
             assert teacher.ask(MESSAGES, seed=0).content == "hi"
 
 

@@ -1,18 +1,23 @@
 """The teacher: any OpenAI-compatible server. The only room that imports `openai`."""
 
+from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
 from distil.teacher.examine import examine, list_models
 from distil.teacher.findings import Examination, Finding, Result
 from distil.teacher.probe import ProbeResult, probe_tool_mode
 from distil.teacher.profile import PROFILES, Profile, find_profile
+from distil.teacher.retry import Deadline, RetryPolicy
 
 __all__ = [
     "PROFILES",
+    "Deadline",
     "Examination",
     "Finding",
+    "OutagePolicy",
     "ProbeResult",
     "Profile",
     "Result",
+    "RetryPolicy",
     "Teacher",
     "TeacherSettings",
     "check_reachable",

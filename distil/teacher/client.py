@@ -1,33 +1,54 @@
 """Asking the teacher: one chat completion per call, over the `openai` client.
 
 A conversation only grows, so a request's body is joined from message parts that were encoded once, and
-`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`.
+`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`. The client makes
+one attempt; `retry` decides on the next one.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import openai
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.errors import ContextOverflow, TeacherError, TeacherRefused
 from distil.records import Json, Reply
+from distil.teacher.advice import advised_seconds, is_context_overflow
+from distil.teacher.availability import Availability, OutagePolicy, Sign
+from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
+from distil.teacher.retry import (
+    AttemptFailed,
+    Attempts,
+    Deadline,
+    RetryPolicy,
+    Timing,
+    is_retried_status,
+    sign_of_status,
+)
 from distil.teacher.wire import parse_reply
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
 _MAX_MESSAGE_CHARS = 500
+_NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
 _NO_MODEL_LIST = 200  # the status of an answer that is no list of models
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
-    """Where the teacher is and how it is asked; `timeout_seconds` is per request."""
+    """Where the teacher is and how it is asked.
+
+    `timeout_seconds` is of one attempt, `turn_timeout_seconds` of all that one reply takes.
+    """
 
     api_base: str | None
     api_key: str = field(repr=False)
@@ -35,7 +56,9 @@ class TeacherSettings:
     temperature: float = 0.7
     max_tokens: int = 2048
     timeout_seconds: float = 600.0
-    max_retries: int = 5  # by the openai client, the one owner of retries
+    turn_timeout_seconds: float = 1800.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    outage: OutagePolicy = field(default_factory=OutagePolicy)
     token_field: str = "max_tokens"
     sends_temperature: bool = True
     sends_seed: bool = True
@@ -56,15 +79,19 @@ class TeacherSettings:
 
 
 class Teacher:
-    """A teacher that many threads may ask at once; a context manager that closes its connections."""
+    """A teacher that many threads may ask at once; a context manager that closes its connections.
+
+    `availability.tell` gets a line when the server goes and when it is back.
+    """
 
     def __init__(self, settings: TeacherSettings, tools: Sequence[Mapping[str, Json]] = ()) -> None:
         self.settings = settings
+        self.availability = Availability(settings.outage, base_url_text(settings))
         self._tools = tools
         self._local = threading.local()
-        self._clients: list[openai.OpenAI] = []
+        self._connections: list[Connection] = []
+        self._watchdog = Watchdog()
         self._lock = threading.Lock()
-        self._closed = False
 
     def __enter__(self) -> Teacher:
         return self
@@ -73,38 +100,86 @@ class Teacher:
         self.close()
 
     def close(self) -> None:
-        """Close every connection; requests in flight fail at once."""
+        """Close every connection and wake every thread: requests in flight and pauses end at once."""
+        self.availability.close()
         with self._lock:
-            self._closed = True
-            clients, self._clients = self._clients, []
-        for client in clients:
-            client.close()
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+        self._watchdog.close()
 
-    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
-        """Send the messages, each an encoded JSON object, and read the reply.
+    def ask(self, messages: Sequence[bytes], seed: int, deadline: Deadline | None = None) -> Reply:
+        """Send the messages, each an encoded JSON object, and read the reply; `deadline` is the sample's.
 
-        Raises TeacherRefused where every request would fail alike, else TeacherError.
+        Raises TeacherRefused where every request would fail alike, ContextOverflow, DeadlinePassed, or
+        else TeacherError.
         """
-        for _ in range(4):  # at most one retry per field that a server does not know
-            settings = self.settings
-            try:
-                return parse_reply(self._post(self._head(settings, seed), messages))
-            except openai.APIStatusError as error:
-                text = _error_text(error)
-                adapted = settings.without_field(text) if error.status_code in (400, 422) else None
-                if adapted is None:
-                    raise self._status_error(error) from None
-                self.settings = adapted
-            except openai.APIConnectionError as error:
-                raise TeacherError(self._connection_text(error)) from None
-        raise TeacherError("the server refuses the request fields one after another", 400)
+        return self._retried(lambda seconds: self._attempt(messages, seed, seconds), deadline)
 
-    def _post(self, head: bytes, messages: Sequence[bytes]) -> bytes:
-        body = b"".join((head, b",".join(messages), b"]}"))
-        headers = {"Content-Type": "application/json"}
-        return self._client().post(
-            "/chat/completions", cast_to=bytes, content=body, options={"headers": headers}
+    def model_names(self) -> list[str]:
+        """The models that the server offers; raises as `ask` does."""
+
+        def attempt(seconds: float) -> list[str]:
+            try:
+                return _model_names(
+                    self._sent(lambda connection: connection.get("/models", seconds), seconds)
+                )
+            except openai.APIStatusError as error:
+                raise self._status_failure(error, "/models") from None
+
+        return self._retried(attempt, None)
+
+    def _retried(self, attempt: Callable[[float], ResultT], deadline: Deadline | None) -> ResultT:
+        turn_deadline = Deadline.after("turn", self.settings.turn_timeout_seconds)
+        deadlines = (turn_deadline, deadline) if deadline else (turn_deadline,)
+        attempts = Attempts(
+            self.settings.retry, self.availability, deadlines, Timing(self.availability.sleep)
         )
+        return attempts.run(attempt, self.settings.timeout_seconds)
+
+    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
+        """One attempt, sent again at once without each field that the server turns out not to know."""
+        until = time.monotonic() + seconds
+        for _ in range(4):
+            settings = self.settings
+            body = b"".join((self._head(settings, seed), b",".join(messages), b"]}"))
+            left = max(0.001, until - time.monotonic())
+            try:
+                return self._parsed(
+                    self._sent(lambda connection: connection.post("/chat/completions", body, left), left)  # noqa: B023
+                )
+            except openai.APIStatusError as error:
+                adapted = (
+                    settings.without_field(_error_text(error)) if error.status_code in (400, 422) else None
+                )
+                if adapted is None or _is_overflow(error):
+                    raise self._status_failure(error) from None
+                self.settings = adapted
+        raise AttemptFailed(
+            TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
+        )
+
+    def _parsed(self, body: bytes) -> Reply:
+        try:
+            return parse_reply(body)
+        except TeacherError as error:
+            raise AttemptFailed(error, True, Sign.ALIVE) from None
+
+    def _sent(self, send: Callable[[Connection], bytes], seconds: float) -> bytes:
+        """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
+        connection = self._connection()
+        try:
+            with self._watchdog.watching(connection, seconds) as watch:
+                return send(connection)
+        except openai.APIStatusError:
+            raise
+        except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
+            cause = error.__cause__ or error  # older clients wrap whatever is raised while they read
+            if isinstance(cause, ReplyTooLarge):
+                text = f"{base_url_text(self.settings)}: {cause}"
+                raise AttemptFailed(TeacherError(text), False, Sign.ALIVE) from None
+            self.availability.check_open()  # a closed client raises RuntimeError
+            raise self._connection_failure(error, seconds if watch.has_passed else None) from None
 
     def _head(self, settings: TeacherSettings, seed: int) -> bytes:
         request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
@@ -116,68 +191,76 @@ class Teacher:
             request["tools"] = list(self._tools)
         return json.dumps(request)[:-1].encode() + b', "messages": ['
 
-    def _client(self) -> openai.OpenAI:
-        """This thread's own client: one shared connection pool becomes a lock above 100 threads."""
-        client: openai.OpenAI | None = getattr(self._local, "client", None)
-        if self._closed:
-            raise TeacherError("the run was given up")
-        if client is None:
-            client = open_client(self.settings)
-            self._local.client = client
+    def _connection(self) -> Connection:
+        """This thread's own connection: one shared pool becomes a lock above 100 threads."""
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = Connection(self.settings.api_base, self.settings.api_key)
+            self._local.connection = connection
             with self._lock:
-                self._clients.append(client)
-        return client
+                self._connections.append(connection)
+        self.availability.check_open()  # after it is listed, so that `close` misses none
+        return connection
 
-    def _status_error(self, error: openai.APIStatusError) -> TeacherError:
-        text = f"HTTP {error.status_code} from {base_url_text(self.settings)}: {_error_text(error)}"
-        kind = TeacherRefused if error.status_code in _REFUSED_STATUSES else TeacherError
-        return kind(without_key(text, self.settings.api_key), error.status_code)
+    def _status_failure(self, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
+        status = error.status_code
+        text = f"HTTP {status} from {base_url_text(self.settings)}{path}: {_error_text(error)}"
+        kind = TeacherRefused if status in _REFUSED_STATUSES else TeacherError
+        if _is_overflow(error):
+            kind = ContextOverflow
+        headers = {name.lower(): value for name, value in error.response.headers.items()}
+        return AttemptFailed(
+            kind(without_key(text, self.settings.api_key), status),
+            is_retried_status(status),
+            sign_of_status(status),
+            advised_seconds(status, headers, time.time()),
+        )
 
-    def _connection_text(self, error: openai.APIConnectionError) -> str:
+    def _connection_failure(self, error: Exception, passed_seconds: float | None) -> AttemptFailed:
         cause = error.__cause__ or error
-        text = f"no reply from {base_url_text(self.settings)}: {type(cause).__name__}: {cause}"
-        return without_key(text, self.settings.api_key)
+        sign = Sign.NO_CONNECTION if type(cause).__name__ in _NO_CONNECTION_ERRORS else Sign.BROKEN
+        reason = f"{type(cause).__name__}: {cause}"
+        if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
+            reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
+        text = f"no reply from {base_url_text(self.settings)}: {reason}"
+        return AttemptFailed(TeacherError(without_key(text, self.settings.api_key)), True, sign)
 
 
-def open_client(settings: TeacherSettings) -> openai.OpenAI:
-    """An openai client; requests to this very machine never go through a proxy."""
-    http_client = openai.DefaultHttpxClient(trust_env=False) if _is_loopback(settings.api_base) else None
-    return openai.OpenAI(
-        base_url=settings.api_base,
-        api_key=settings.api_key,
-        timeout=settings.timeout_seconds,
-        max_retries=settings.max_retries,
-        http_client=http_client,
-    )
-
-
-_SETUP_RETRIES = 2  # a wrong address should be told within seconds, not after the retries of a long run
+# A wrong address should be told within seconds, not after the retries of a long run.
+_SETUP_RETRY = RetryPolicy(
+    max_retries=2, first_pause_seconds=0.5, max_pause_seconds=1.0, max_advised_seconds=10.0
+)
 
 
 def for_setup(settings: TeacherSettings) -> TeacherSettings:
     """The settings for the few requests that come before a run."""
-    return replace(settings, max_retries=min(settings.max_retries, _SETUP_RETRIES))
+    quick = replace(_SETUP_RETRY, max_retries=min(settings.retry.max_retries, _SETUP_RETRY.max_retries))
+    return replace(settings, retry=quick)
 
 
 def load_model_names(settings: TeacherSettings) -> list[str]:
     """The models that the server offers; raises TeacherRefused where it cannot be asked at all."""
-    with open_client(for_setup(settings)) as client:
+    with Teacher(for_setup(settings)) as teacher:
         try:
-            return [model.id for model in client.models.list()]
-        except openai.APIStatusError as error:
-            text = f"HTTP {error.status_code} from {base_url_text(settings)}/models: {_error_text(error)}"
-            if error.status_code == 404:
+            return teacher.model_names()
+        except TeacherError as error:
+            text = str(error)
+            if error.status == 404:
                 text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
-            raise TeacherRefused(without_key(text, settings.api_key), error.status_code) from None
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            text = f"no reply from {base_url_text(settings)}: {type(cause).__name__}: {cause}"
-            raise TeacherRefused(without_key(text, settings.api_key)) from None
-        except (AttributeError, TypeError, ValueError):  # a web page, or JSON of another kind
+            raise TeacherRefused(text, error.status, error.attempts) from None
+        except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
             text = (
                 f"{base_url_text(settings)}/models gave no list of models: is this an OpenAI-compatible API?"
             )
             raise TeacherRefused(text, _NO_MODEL_LIST) from None
+
+
+def _model_names(body: bytes) -> list[str]:
+    models = json.loads(body)["data"]
+    names = [model["id"] for model in models]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError
+    return names
 
 
 def check_reachable(settings: TeacherSettings) -> None:
@@ -208,6 +291,7 @@ def _error_text(error: openai.APIStatusError) -> str:
     return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + "…"
 
 
-def _is_loopback(api_base: str | None) -> bool:
-    host = urllib.parse.urlsplit(api_base or "").hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+def _is_overflow(error: openai.APIStatusError) -> bool:
+    body = error.body if isinstance(error.body, dict) else {}
+    code = f"{body.get('code')} {body.get('type')}"
+    return is_context_overflow(error.status_code, code, f"{code} {_error_text(error)}")

@@ -109,7 +109,8 @@ class _Interview:
     """Asks within the limit of requests, and keeps what the replies have in common."""
 
     def __init__(self, settings: TeacherSettings, profile: Profile) -> None:
-        self.settings = replace(settings, max_retries=0)  # so that every request is counted
+        once = replace(settings.retry, max_retries=0)  # so that every request is counted
+        self.settings = replace(settings, retry=once)
         self.profile = profile
         self.num_requests = 0
         self.replies: list[Reply] = []

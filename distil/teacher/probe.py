@@ -79,7 +79,7 @@ def _ask(settings: TeacherSettings, prompt: Prompt) -> tuple[Reply, TeacherSetti
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
     with Teacher(for_setup(settings), tools) as teacher:
         reply = teacher.ask(messages, _PROBE_SEED)
-        return reply, replace(teacher.settings, max_retries=settings.max_retries)
+        return reply, replace(teacher.settings, retry=settings.retry)
 
 
 def _probe_picture() -> SentPicture:

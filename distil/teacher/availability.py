@@ -1,0 +1,163 @@
+"""Whether the server is there: while it is down threads wait, and one at a time tries its own request."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from distil.errors import TeacherError, TeacherRefused
+
+_LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take every number
+_TOLD_ADVICE_SECONDS = 60.0  # a pause that a person who watches would wonder about
+
+
+class Sign(Enum):
+    """What an attempt tells about the server."""
+
+    ALIVE = auto()  # it replied, if only to refuse
+    NO_CONNECTION = auto()
+    BROKEN = auto()  # connected, but no whole reply, or a gateway's error: perhaps only this request's fault
+    NOTHING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class OutagePolicy:
+    """When a server counts as down, how often it is tried then, and when the run is given up."""
+
+    num_failures: int = 5  # in a row, over all threads
+    probe_pause_seconds: float = 1.0  # before the first probe; doubles from one to the next
+    max_probe_pause_seconds: float = 30.0
+    max_outage_seconds: float = 1800.0
+
+
+class Availability:
+    """What all threads together know of the server; `tell` gets a line when it goes and when it is back."""
+
+    def __init__(
+        self,
+        policy: OutagePolicy,
+        name: str,
+        tell: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tell = tell
+        self._policy = policy
+        self._name = name
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._told_until = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._is_down = False
+        self._since = self._give_up_at = 0.0
+        self._since_text = ""
+        self._num_failures = self._num_probes = 0
+        self._failed_turns: set[object] = set()
+        self._prober: object = None
+        self._next_probe = 0.0
+
+    def wait_until_up(self, turn: object) -> float:
+        """Wait while the server is down, unless it is for this turn to try; returns the seconds waited.
+
+        Raises TeacherRefused when it has been down for too long.
+        """
+        with self._changed:
+            self.check_open()
+            if not self._is_down:
+                return 0.0
+            started = self._clock()
+            while self._is_down and not self._may_probe(turn):
+                self._wait(
+                    self._next_probe - self._clock() if self._prober is None else _LONGEST_WAIT_SECONDS
+                )
+            self.check_open()
+            return self._clock() - started
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than until `close`, which raises TeacherError here."""
+        until = self._clock() + seconds
+        while not self._closed.is_set() and (left := until - self._clock()) > 0:
+            self._closed.wait(min(left, _LONGEST_WAIT_SECONDS))
+        self.check_open()
+
+    def note_advice(self, seconds: float) -> None:
+        """Tell of a long pause that the server asks for, once for all threads."""
+        with self._changed:
+            now = self._clock()
+            is_news = seconds >= _TOLD_ADVICE_SECONDS and now >= self._told_until
+            if is_news:
+                self._told_until = now + seconds
+        if is_news:
+            self.tell(f"The teacher at {self._name} asks to wait {seconds:.0f} s before the next request.")
+
+    def note(self, turn: object, sign: Sign, reason: str = "") -> bool:
+        """Take in how an attempt of a turn ended; returns whether the server is down."""
+        line = ""
+        with self._changed:
+            if turn is self._prober:
+                self._prober = None
+                self._num_probes += 1
+            if sign is Sign.ALIVE:
+                if self._is_down:
+                    line = f"The teacher answers again after {self._clock() - self._since:.0f} s."
+                self._reset()
+            elif sign is not Sign.NOTHING:
+                line = self._count_failure(turn, sign, reason)
+            is_down = self._is_down
+            self._changed.notify_all()  # those who wait, if the server was down
+        if line:
+            self.tell(line)
+        return is_down
+
+    def close(self) -> None:
+        """Wake every thread that waits or sleeps."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Raise TeacherError if closed."""
+        if self._closed.is_set():
+            raise TeacherError("the run was given up")
+
+    def _count_failure(self, turn: object, sign: Sign, reason: str) -> str:
+        """Count one more failure in a row; returns the line that tells of an outage when it begins."""
+        if self._num_failures == 0:
+            self._since, self._since_text = self._clock(), time.strftime("%H:%M:%S")
+        self._num_failures += 1
+        if self._num_failures <= self._policy.num_failures:
+            self._failed_turns.add(turn)
+        pause = self._policy.probe_pause_seconds * 2.0 ** min(self._num_probes, 30)
+        self._next_probe = self._clock() + min(pause, self._policy.max_probe_pause_seconds)
+        # One request that breaks its connection each time must not stop the others: it takes two to tell.
+        is_general = sign is Sign.NO_CONNECTION or len(self._failed_turns | {turn}) > 1
+        if self._is_down or self._num_failures < self._policy.num_failures or not is_general:
+            return ""
+        self._is_down = True
+        self._give_up_at = self._clock() + self._policy.max_outage_seconds
+        return (
+            f"The teacher does not answer since {self._since_text} ({reason}); waiting, "
+            f"up to {self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
+        )
+
+    def _may_probe(self, turn: object) -> bool:
+        """Make this turn the prober if it is time for one; raises where waiting has lasted too long."""
+        self.check_open()
+        if self._clock() >= self._give_up_at:
+            raise TeacherRefused(
+                f"the teacher at {self._name} does not answer since {self._since_text}: given up after "
+                f"{self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
+            )
+        if self._prober is not None or self._clock() < self._next_probe:
+            return False
+        self._prober = turn
+        return True
+
+    def _wait(self, seconds: float) -> None:
+        left = self._give_up_at - self._clock()
+        self._changed.wait(max(0.0, min(seconds, left, _LONGEST_WAIT_SECONDS)))

@@ -1,0 +1,168 @@
+"""The one owner of retries: which attempts are repeated, when, and for how long.
+
+Pure: the clock, the sleep and the chance are given, so that tests need no time.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
+from distil.teacher.availability import Availability, Sign
+
+ResultT = TypeVar("ResultT")
+
+_RETRIED_STATUSES = (408, 409, 429)  # and every 5xx
+_GATEWAY_STATUSES = (502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how soon a failed attempt is repeated."""
+
+    max_retries: int = 12  # of one turn; attempts during an outage are not counted
+    first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
+    max_pause_seconds: float = 60.0
+    max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
+
+    def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
+        """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
+
+        `chance` is from 0 to 1. The jitter comes on top of the advice, or all threads come back at once.
+        """
+        ceiling = min(self.max_pause_seconds, self.first_pause_seconds * 2.0 ** min(num_retries, 30))
+        return (advised_seconds or 0.0) + chance * ceiling
+
+
+@dataclass(slots=True)
+class Deadline:
+    """The moment by which a turn or a sample must be done, on the monotonic clock."""
+
+    name: str
+    seconds: float
+    at: float
+
+    @classmethod
+    def after(cls, name: str, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
+        """A deadline so many seconds from now."""
+        return cls(name, seconds, clock() + seconds)
+
+    def extend(self, seconds: float) -> None:
+        """Move it on by time that was not spent on this turn or sample: an outage, a pause as advised."""
+        self.at += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Clock, sleep and chance of a retry loop."""
+
+    sleep: Callable[[float], None]
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random  # the jitter reaches no trace
+
+
+class AttemptFailed(Exception):
+    """One attempt came to nothing; `error` is what to raise if it is the last one."""
+
+    def __init__(
+        self, error: TeacherError, is_retried: bool, sign: Sign, advised_seconds: float | None = None
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.is_retried = is_retried
+        self.sign = sign
+        self.advised_seconds = advised_seconds
+
+
+def is_retried_status(status: int) -> bool:
+    """Whether a request that was refused with this status may do better later."""
+    return status in _RETRIED_STATUSES or status >= 500
+
+
+def sign_of_status(status: int) -> Sign:
+    """What a status tells about the server: gateways answer for servers that are down."""
+    return Sign.BROKEN if status in _GATEWAY_STATUSES else Sign.ALIVE
+
+
+@dataclass(eq=False)
+class Attempts:
+    """The attempts of one turn, up to the first that succeeds."""
+
+    policy: RetryPolicy
+    availability: Availability
+    deadlines: tuple[Deadline, ...]
+    timing: Timing
+    count: int = field(default=0, init=False)
+    retries: int = field(default=0, init=False)
+
+    def run(self, attempt: Callable[[float], ResultT], max_seconds: float) -> ResultT:
+        """What `attempt`, given the seconds it may take, returns.
+
+        Raises TeacherError with the number of attempts, DeadlinePassed where the time is over.
+        """
+        while True:
+            self._extend(self.availability.wait_until_up(self))
+            sign, reason = Sign.NOTHING, ""
+            try:
+                left = self._seconds_left()
+                self.count += 1
+                result = attempt(min(max_seconds, left))
+                sign = Sign.ALIVE
+                return result
+            except AttemptFailed as failed:
+                # An attempt that was cut short by the turn's end says nothing about the server.
+                sign = failed.sign if left >= max_seconds or failed.sign is Sign.ALIVE else Sign.NOTHING
+                reason, last = str(failed), failed
+            finally:
+                is_down = self.availability.note(self, sign, reason)
+            self._prepare_next(last, is_down)
+
+    def _prepare_next(self, failed: AttemptFailed, is_down: bool) -> None:
+        """Wait as long as the next attempt has to; raises where there is none."""
+        self.availability.check_open()
+        if not failed.is_retried:
+            raise self._ended(failed.error)
+        if is_down:
+            return
+        if self.retries >= self.policy.max_retries:
+            raise self._ended(failed.error)
+        advised = failed.advised_seconds or 0.0
+        if advised > self.policy.max_advised_seconds:
+            raise self._ended(failed.error)
+        pause = self.policy.pause_seconds(self.retries, advised, self.timing.chance())
+        self.retries += 1
+        if pause - advised >= self._seconds_left(failed):
+            raise self._passed(self._soonest(), failed)
+        self.availability.note_advice(advised)
+        self.timing.sleep(pause)
+        self._extend(advised)
+
+    def _seconds_left(self, failed: AttemptFailed | None = None) -> float:
+        soonest = self._soonest()
+        left = soonest.at - self.timing.clock()
+        if left <= 0:
+            raise self._passed(soonest, failed)
+        return left
+
+    def _soonest(self) -> Deadline:
+        return min(self.deadlines, key=lambda deadline: deadline.at)
+
+    def _extend(self, seconds: float) -> None:
+        for deadline in self.deadlines:
+            deadline.extend(seconds)
+
+    def _passed(self, deadline: Deadline, failed: AttemptFailed | None) -> DeadlinePassed:
+        text = f"the {deadline.name}'s {deadline.seconds:g} s are over after {self.count} attempts"
+        status = failed.error.status if failed else None
+        return DeadlinePassed(f"{text}; the last: {failed}" if failed else text, status, self.count)
+
+    def _ended(self, error: TeacherError) -> TeacherError:
+        error.attempts = self.count
+        if self.count > 1 and not isinstance(error, ContextOverflow):
+            error.args = (f"{error} (after {self.count} attempts)",)
+        return error
