@@ -7,7 +7,7 @@
     ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
     ├── TeacherError        the teacher could not be asked, or its reply cannot be read
     │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
-    │   ├── ContextOverflow the conversation is longer than the teacher takes: the sample ends with what it has
+    │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
     │   └── DeadlinePassed  the time of a turn or a sample is over
     ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
     ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
