@@ -18,6 +18,7 @@ from rich.text import Text
 
 from distil import __version__
 from distil.address import EMBEDDED, Address, find_teacher, started
+from distil.concurrency import Level
 from distil.embedded import drawn_signs
 from distil.errors import UsageError
 from distil.pictures import Frame
@@ -33,7 +34,7 @@ from distil.tasks import TASKS, Task
 from distil.teacher import (
     ProbeResult,
     Profile,
-    Teacher,
+    ReplicatedTeacher,
     TeacherSettings,
     check_reachable,
     find_profile,
@@ -60,6 +61,7 @@ class Options:
     temperature: float
     max_tokens: int
     max_workers: int
+    fixed_workers: bool
     api_base: str | None
     model: str | None
     tool_mode: str
@@ -100,6 +102,7 @@ class Run:
 
     job: Job
     teacher: TeacherSettings
+    api_bases: tuple[str, ...]
     profile: Profile
     probe: ProbeResult
     rollout: RolloutSettings
@@ -116,8 +119,10 @@ def run_distillation(options: Options, console: Console) -> int:
         job = _read_job(options, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = _set_up(job, address, console)
-        with Teacher(run.teacher, _offered_natively(run.rollout.prompt)) as teacher:
-            return _run_samples(run, teacher, console)
+        level = Level(options.max_workers, options.fixed_workers)
+        offered = _offered_natively(run.rollout.prompt)
+        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level) as teacher:
+            return _run_samples(run, teacher, level, console)
 
 
 @contextmanager
@@ -190,8 +195,8 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
         versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
         keeps_pictures=options.keep_pictures,
     )
-    _print_choices(teacher, profile, probe, console)
-    return Run(job, teacher, profile, probe, rollout, facts)
+    _print_choices(teacher, address.api_bases, profile, probe, console)
+    return Run(job, teacher, address.api_bases, profile, probe, rollout, facts)
 
 
 def _only_model(teacher: TeacherSettings) -> str:
@@ -258,9 +263,19 @@ def _offered_natively(prompt: Prompt) -> Sequence[Json]:
     return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
 
 
-def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResult, console: Console) -> None:
+def _urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+
+
+def _print_choices(
+    teacher: TeacherSettings,
+    api_bases: Sequence[str],
+    profile: Profile,
+    probe: ProbeResult,
+    console: Console,
+) -> None:
     console.print(
-        f"Model: {teacher.model} at {base_url_text(teacher)}; tool calls: {probe.tool_mode.value} "
+        f"Model: {teacher.model} at {_urls_text(teacher, api_bases)}; tool calls: {probe.tool_mode.value} "
         f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
         highlight=False,
         soft_wrap=True,
@@ -276,7 +291,7 @@ def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResul
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: Teacher, folder: RunFolder) -> None:
+    def __init__(self, run: Run, teacher: ReplicatedTeacher, folder: RunFolder) -> None:
         self._run = run
         self._teacher = teacher
         self._folder = folder
@@ -285,16 +300,18 @@ class RolloutSolver:
         """Load the row, run its rollout, write its trace."""
         started = time.perf_counter()
         turn_seconds: list[float] = []
-
-        def ask(messages: Sequence[bytes], seed: int) -> Reply:
-            asked = time.perf_counter()
-            reply = self._teacher.ask(messages, seed)
-            turn_seconds.append(round(time.perf_counter() - asked, 4))
-            return reply
-
         sample = self._run.job.source.load(index, self._run.job.task)
         journal = self._folder.journals.of(index, sample.picture.file_sha256)
-        trace = self._folder.write_trace(run_rollout(sample, journal.journaled(ask), self._run.rollout))
+        with self._teacher.asking() as ask_teacher:
+
+            def ask(messages: Sequence[bytes], seed: int) -> Reply:
+                asked = time.perf_counter()
+                reply = ask_teacher(messages, seed)
+                turn_seconds.append(round(time.perf_counter() - asked, 4))
+                return reply
+
+            rollout = run_rollout(sample, journal.journaled(ask), self._run.rollout)
+        trace = self._folder.write_trace(rollout)
         journal.remove()
         self._folder.write_timing(index, round(time.perf_counter() - started, 4), turn_seconds)
         return solved_from_trace(trace, trace_facts(trace))
@@ -304,7 +321,7 @@ class RolloutSolver:
         self._teacher.close()
 
 
-def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
+def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Console) -> int:
     on_change = OnChange(run.job.options.on_change)
     path = Path(run.job.options.output_dir)
     folder = RunFolder(free_folder(path, run.facts) if on_change is OnChange.NEW else path, run.facts)
@@ -319,7 +336,7 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     failures: dict[int, Failure] = {}
     tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
     solver = RolloutSolver(run, teacher, folder)
-    with Progress(len(run.job.indices), len(done)) as progress:
+    with Progress(len(run.job.indices), len(done), level) as progress:
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:
@@ -333,7 +350,8 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     failed = [failures[index] for index in sorted(failures)]
     folder.write_failures(todo, failed)
     folder.journals.close()
-    totals = RunTotals(folder.path, facts, failed, len(done), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    totals = RunTotals(folder.path, facts, failed, len(done), seconds, level.state())
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
     return 1 if failed else 0
@@ -344,7 +362,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
     options = asdict(run.job.options)
     return {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "options": options | {"api_base": base_url_text(run.teacher)},
+        "options": options | {"api_base": _urls_text(run.teacher, run.api_bases)},
         "dataset": asdict(run.job.source.identity),
         "tool_mode": {"chosen": run.probe.tool_mode.value, "reason": run.probe.reason},
         "num_probe_requests": run.probe.num_requests,
@@ -362,5 +380,6 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "seconds": round(totals.seconds, 3),
         "num_finished": len(totals.facts),
         "num_failed": len(totals.failures),
+        "requests_at_once": totals.level.as_dict(),
         "warning": warning,
     }

@@ -6,6 +6,7 @@ DistilError
 │   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
+│   ├── TeacherUnreachable  no reply came: refused, reset or timed out
 │   └── TeacherRefused  wrong key, URL or model: every sample would fail, so the run stops
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
 └── TraceError          a trace file cannot be read, or is not a trace
@@ -44,6 +45,10 @@ class TeacherError(DistilError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class TeacherUnreachable(TeacherError):
+    """No reply came from the server: the connection was refused or broken, or it timed out."""
 
 
 class TeacherRefused(TeacherError):

@@ -3,11 +3,13 @@
 from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
 from distil.teacher.probe import ProbeResult, probe_tool_mode
 from distil.teacher.profile import PROFILES, Profile, find_profile
+from distil.teacher.replicas import ReplicatedTeacher
 
 __all__ = [
     "PROFILES",
     "ProbeResult",
     "Profile",
+    "ReplicatedTeacher",
     "Teacher",
     "TeacherSettings",
     "check_reachable",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import threading
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import openai
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.concurrency import OVERLOAD_STATUSES, Level
+from distil.errors import TeacherError, TeacherRefused, TeacherUnreachable
 from distil.records import Json, Reply
 from distil.teacher.wire import parse_reply
 
@@ -23,6 +25,13 @@ _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
 _MAX_MESSAGE_CHARS = 500
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
 _NO_MODEL_LIST = 200  # the status of an answer that is no list of models
+
+
+class _Response(Protocol):
+    """An HTTP response, of whichever library the client is built on."""
+
+    @property
+    def status_code(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +67,15 @@ class TeacherSettings:
 class Teacher:
     """A teacher that many threads may ask at once; a context manager that closes its connections."""
 
-    def __init__(self, settings: TeacherSettings, tools: Sequence[Mapping[str, Json]] = ()) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        tools: Sequence[Mapping[str, Json]] = (),
+        level: Level | None = None,
+    ) -> None:
+        """`level` says how many requests may be in flight; None for as many as there are threads."""
         self.settings = settings
+        self._level = level or Level.unlimited()
         self._tools = tools
         self._local = threading.local()
         self._clients: list[openai.OpenAI] = []
@@ -96,15 +112,20 @@ class Teacher:
                     raise self._status_error(error) from None
                 self.settings = adapted
             except openai.APIConnectionError as error:
-                raise TeacherError(self._connection_text(error)) from None
+                raise TeacherUnreachable(self._connection_text(error)) from None
         raise TeacherError("the server refuses the request fields one after another", 400)
 
     def _post(self, head: bytes, messages: Sequence[bytes]) -> bytes:
         body = b"".join((head, b",".join(messages), b"]}"))
         headers = {"Content-Type": "application/json"}
-        return self._client().post(
-            "/chat/completions", cast_to=bytes, content=body, options={"headers": headers}
-        )
+        client = self._client()
+        with self._level.slot() as self._local.slot:
+            return client.post("/chat/completions", cast_to=bytes, content=body, options={"headers": headers})
+
+    def _note_overload(self, response: _Response) -> None:
+        """Tell the level of a refusal when it comes: the client's own retries would hide it."""
+        if response.status_code in OVERLOAD_STATUSES:
+            self._local.slot.refused()
 
     def _head(self, settings: TeacherSettings, seed: int) -> bytes:
         request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
@@ -122,7 +143,7 @@ class Teacher:
         if self._closed:
             raise TeacherError("the run was given up")
         if client is None:
-            client = open_client(self.settings)
+            client = open_client(self.settings, self._note_overload)
             self._local.client = client
             with self._lock:
                 self._clients.append(client)
@@ -139,9 +160,14 @@ class Teacher:
         return without_key(text, self.settings.api_key)
 
 
-def open_client(settings: TeacherSettings) -> openai.OpenAI:
+def open_client(
+    settings: TeacherSettings, on_response: Callable[[_Response], None] | None = None
+) -> openai.OpenAI:
     """An openai client; requests to this very machine never go through a proxy."""
-    http_client = openai.DefaultHttpxClient(trust_env=False) if _is_loopback(settings.api_base) else None
+    http_client = openai.DefaultHttpxClient(
+        trust_env=not _is_loopback(settings.api_base),
+        event_hooks={"response": [on_response] if on_response else []},
+    )
     return openai.OpenAI(
         base_url=settings.api_base,
         api_key=settings.api_key,
