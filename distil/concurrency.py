@@ -23,15 +23,16 @@ OVERLOAD_STATUSES = (429, 503, 504)  # 504: a proxy that gave up waiting for a s
 _FIRST_LEVEL = 4
 _WORTH = 0.15  # a share s of more requests must raise the throughput by 0.15 s, or they only queue
 _MARGIN = 1.15  # over the knee: a request too many in the queue costs nothing, an idle slot does
-_FINE_RISE, _FINE_FALL, _REFUSED_FALL = 1.25, 0.8, 0.7
+_FINE_RISE, _FINE_FALL, _REFUSED_FALL = 1.4, 0.7, 0.7  # smaller trials drown in the noise
 _CLIMBED = 1.5  # a latency that rose this much since the last window calls for a look at a lower level
 _SATURATED = 0.8  # of the level must have been in flight, or a window says nothing about the server
 _MIN_WINDOW_SECONDS = 0.25
 _PRECISION = 0.05  # the standard error of the mean latency at which a window is long enough
 _MIN_ROUNDS, _MAX_ROUNDS, _MAX_FAST_ROUNDS = 2, 8, 3  # the length of a window, in replies per level
 _MAX_REPLIES = 48  # or this many, where the level is low
-_MIN_REFUSED, _REFUSED_SHARE = 3, 0.1  # fewer refusals than that are faults, not overload
-_FIRST_PATIENCE, _CEILING_PATIENCE, _MAX_PATIENCE = 2, 8, 16  # windows between two trials
+_REFUSED_SHARE = 0.2  # of the latest replies; fewer refusals are faults, not overload
+_MIN_LATEST = 32
+_FIRST_PATIENCE, _CEILING_PATIENCE, _MAX_PATIENCE = 2, 8, 8  # windows between two trials
 _FORGET_REFUSAL_WINDOWS = 32
 _UNLIMITED = 2**30
 
@@ -88,7 +89,6 @@ class _Window:
     opened_at: float
     num_to_skip: int = 0
     num_replies: int = 0
-    num_refused: int = 0
     seconds: float = 0.0
     squares: float = 0.0
     in_flight_seconds: float = 0.0
@@ -141,8 +141,9 @@ class Climber:
         self._is_fast = True  # doubling
         self._num_gains = self._num_held = 0
         self._patience = _CEILING_PATIENCE if self.level == ceiling else _FIRST_PATIENCE
+        self._refused_share = 0.0  # of the latest replies at this level
         self._refused_at: int | None = None
-        self._windows_since_refusal = 0
+        self._windows_since_refusal = 1
 
     def start(self, now: float) -> int:
         """A request leaves; returns what `finish` and `refuse` are to be told of it."""
@@ -156,6 +157,7 @@ class Climber:
         self.in_flight -= 1
         if seconds is None or not self._is_steering or (self._is_fast and epoch != self._epoch):
             return
+        self._refused_share -= self._refused_share / max(_MIN_LATEST, self.level)
         if self._window.num_to_skip:
             self._window.skip(now)
             return
@@ -165,12 +167,10 @@ class Climber:
 
     def refuse(self, epoch: int, now: float) -> None:
         """The server refused a request because it has too many."""
-        if not self._is_steering or epoch != self._epoch:
-            return  # it left before the level fell: that fall has answered it
-        window = self._window
-        window.num_refused += 1
-        outcomes = max(self.level, window.num_replies + window.num_refused)
-        if window.num_refused >= max(_MIN_REFUSED, math.ceil(_REFUSED_SHARE * outcomes)):
+        if not self._is_steering or epoch != self._epoch or self.level == 1:
+            return  # where it left before the level fell, that fall has answered it
+        self._refused_share += (1 - self._refused_share) / max(_MIN_LATEST, self.level)
+        if self._refused_share >= _REFUSED_SHARE:
             self._back_off(now)
 
     def _pass_time(self, now: float) -> None:
@@ -299,7 +299,9 @@ class Climber:
         self._stay(level, Reason.QUEUE if trial is _Trial.UP else Reason.NEEDED, now)
 
     def _back_off(self, now: float) -> None:
-        self._refused_at, self._windows_since_refusal = self.level, 0
+        # Refused twice with no good window between: what the server takes is not known.
+        self._refused_at = self.level if self._windows_since_refusal else None
+        self._windows_since_refusal = 0
         if self._trial is _Trial.UP and self._base is not None:
             self._patience = min(2 * self._patience, _MAX_PATIENCE)
             self._stay(self._base.level, Reason.REFUSED, now)
@@ -328,6 +330,7 @@ class Climber:
         self.level = level
         self.highest = max(self.highest, level)
         self._epoch += 1
+        self._refused_share = 0.0
         # While doubling, requests of an earlier level are told apart one by one.
         self._window = _Window(now, num_to_skip=0 if self._is_fast and self._trial else level)
 
