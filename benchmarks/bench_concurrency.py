@@ -73,9 +73,7 @@ def main() -> None:
         _print(capacity, fixed, level.state(), whole, late)
 
 
-def _print(
-    capacity: Capacity, fixed: dict[int, float], state: LevelState, whole: float, late: float
-) -> None:
+def _print(capacity: Capacity, fixed: dict[int, float], state: LevelState, whole: float, late: float) -> None:
     best = max(fixed, key=lambda level: fixed[level])
     print(f"{capacity.name}")
     print("  fixed:    " + "  ".join(f"{level}: {rate:.0f}/s" for level, rate in fixed.items()))

@@ -362,7 +362,7 @@ class Slot:
 class _Waiter:
     admitted: threading.Event = field(default_factory=threading.Event)
     epoch: int = 0
-    started_at: float = 0.0
+    started_at: float | None = None  # not let in
 
 
 class Level:
@@ -408,9 +408,8 @@ class Level:
             self._waiters.append(waiter)
             self._admit()
         waiter.admitted.wait()
-        with self._lock:
-            if self._is_closed and not waiter.started_at:
-                raise TeacherError("the run was given up")
+        if waiter.started_at is None:
+            raise TeacherError("the run was given up")
         return waiter.epoch, waiter.started_at
 
     def _release(self, epoch: int, started_at: float | None) -> None:
