@@ -6,13 +6,14 @@ DistilError
 │   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
+│   ├── TeacherUnreachable  no reply came: refused, reset or timed out
 │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
 │   ├── ContextOverflow the conversation is longer than the teacher takes: the sample ends with what it has
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
 ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
-    ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
-    └── TraceError          a trace file cannot be read, or is not a trace
+├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
+└── TraceError          a trace file cannot be read, or is not a trace
 """
 
 from __future__ import annotations
@@ -52,6 +53,17 @@ class TeacherError(DistilError):
         super().__init__(message)
         self.status = status
         self.attempts = attempts
+
+
+class TeacherUnreachable(TeacherError):
+    """No reply came from the server: the connection was refused or broken, or it timed out.
+
+    `has_connected` is False where there was not even a connection.
+    """
+
+    def __init__(self, message: str, has_connected: bool = True) -> None:
+        super().__init__(message)
+        self.has_connected = has_connected
 
 
 class TeacherRefused(TeacherError):
