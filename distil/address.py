@@ -23,9 +23,14 @@ _MAX_LISTED_MODELS = 20
 class Address:
     """Where the teacher is, and a note on what it is where it is not a real one."""
 
-    api_base: str
+    api_bases: tuple[str, ...]  # several are replicas of one server
     api_key: str
     note: str | None = None
+
+    @property
+    def api_base(self) -> str:
+        """The one that is asked for models and tool mode."""
+        return self.api_bases[0]
 
 
 def find_teacher(api_base: str | None) -> Address:
@@ -38,8 +43,8 @@ def find_teacher(api_base: str | None) -> Address:
     named = api_base or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if api_key else EMBEDDED)
     if named == EMBEDDED:
         check_installed()
-        return Address(EMBEDDED, _NO_KEY, TEACHER_NOTE)
-    return Address(_checked_url(named), api_key or _NO_KEY)
+        return Address((EMBEDDED,), _NO_KEY, TEACHER_NOTE)
+    return Address(_checked_urls(named), api_key or _NO_KEY)
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def started(address: Address, console: Console) -> Iterator[Address]:
         soft_wrap=True,
     )
     with embedded_teacher() as api_base:
-        yield replace(address, api_base=api_base)
+        yield replace(address, api_bases=(api_base,))
 
 
 def only_model(names: Sequence[str], teacher: TeacherSettings) -> str:
@@ -79,6 +84,11 @@ def _read_key() -> str:
     return key
 
 
+def _checked_urls(api_bases: str) -> tuple[str, ...]:
+    """The URLs of a comma-separated list, each once."""
+    return tuple(dict.fromkeys(_checked_url(part.strip()) for part in api_bases.split(",")))
+
+
 def _checked_url(api_base: str) -> str:
     try:
         parts = urllib.parse.urlsplit(api_base)
@@ -86,5 +96,7 @@ def _checked_url(api_base: str) -> str:
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise UsageError("--api_base (or OPENAI_BASE_URL) is no URL of the form http://HOST:PORT/v1")
+        raise UsageError(
+            "--api_base (or OPENAI_BASE_URL) is no URL of the form http://HOST:PORT/v1, or URL,URL,…"
+        )
     return api_base

@@ -179,14 +179,18 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
         type=_positive,
         default=door.max_workers,
         metavar="K",
-        help="samples at once (default: %(default)s)",
+        help="samples at once, and the ceiling of requests at once, whose number follows what the server "
+        "can take (default: %(default)s)",
+    )
+    data.add_argument(
+        "--fixed_workers", action="store_true", help="K requests at once, whatever the server makes of them"
     )
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument(
         "--api_base",
-        metavar="URL",
-        help="OpenAI-compatible server, or 'embedded' (default: $OPENAI_BASE_URL; its key: $OPENAI_API_KEY; "
-        "with neither, the embedded sign reader)",
+        metavar="URL[,URL…]",
+        help="OpenAI-compatible server, several replicas of one, or 'embedded' (default: $OPENAI_BASE_URL; "
+        "its key: $OPENAI_API_KEY; with neither, the embedded sign reader)",
     )
     teacher.add_argument("--model", help="(default: the server's only model)")
     teacher.add_argument("--temperature", type=_temperature, default=0.7, help="(default: 0.7)")

@@ -19,6 +19,7 @@ from rich.text import Text
 from distil import __version__
 from distil.address import Address, find_teacher, only_model, started
 from distil.budget import Budget, FixedPrices, Limits, find_prices, read_tokens
+from distil.concurrency import Level
 from distil.embedded import drawn_signs
 from distil.errors import UsageError
 from distil.pictures import Frame
@@ -45,7 +46,7 @@ from distil.teacher import (
     OutagePolicy,
     ProbeResult,
     Profile,
-    Teacher,
+    ReplicatedTeacher,
     TeacherSettings,
     check_reachable,
     find_profile,
@@ -70,6 +71,7 @@ class Options:
     temperature: float
     max_tokens: int
     max_workers: int
+    fixed_workers: bool
     api_base: str | None
     model: str | None
     tool_mode: str
@@ -118,6 +120,7 @@ class Run:
 
     job: Job
     teacher: TeacherSettings
+    api_bases: tuple[str, ...]
     profile: Profile
     probe: ProbeResult
     rollout: RolloutSettings
@@ -134,8 +137,10 @@ def run_distillation(options: Options, console: Console) -> int:
         job = _read_job(options, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = _set_up(job, address, console)
-        with Teacher(run.teacher, _offered_natively(run.rollout.prompt)) as teacher:
-            return _run_samples(run, teacher, console)
+        level = Level(options.max_workers, options.fixed_workers)
+        offered = _offered_natively(run.rollout.prompt)
+        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level) as teacher:
+            return _run_samples(run, teacher, level, console)
 
 
 @contextmanager
@@ -210,8 +215,8 @@ def _set_up(job: Job, address: Address, console: Console) -> Run:
         versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
         keeps_pictures=options.keep_pictures,
     )
-    _print_choices(teacher, profile, probe, console)
-    return Run(job, teacher, profile, probe, rollout, facts)
+    _print_choices(teacher, address.api_bases, profile, probe, console)
+    return Run(job, teacher, address.api_bases, profile, probe, rollout, facts)
 
 
 def _profile(model: str, options: Options) -> Profile:
@@ -265,9 +270,19 @@ def _offered_natively(prompt: Prompt) -> Sequence[Json]:
     return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
 
 
-def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResult, console: Console) -> None:
+def _urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+
+
+def _print_choices(
+    teacher: TeacherSettings,
+    api_bases: Sequence[str],
+    profile: Profile,
+    probe: ProbeResult,
+    console: Console,
+) -> None:
     console.print(
-        f"Model: {teacher.model} at {base_url_text(teacher)}; tool calls: {probe.tool_mode.value} "
+        f"Model: {teacher.model} at {_urls_text(teacher, api_bases)}; tool calls: {probe.tool_mode.value} "
         f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
         highlight=False,
         soft_wrap=True,
@@ -283,7 +298,7 @@ def _print_choices(teacher: TeacherSettings, profile: Profile, probe: ProbeResul
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: Teacher, folder: RunFolder, budget: Budget) -> None:
+    def __init__(self, run: Run, teacher: ReplicatedTeacher, folder: RunFolder, budget: Budget) -> None:
         self._run = run
         self._teacher = teacher
         self._folder = folder
@@ -295,18 +310,20 @@ class RolloutSolver:
         started = time.perf_counter()
         turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self._run.job.options.sample_timeout_seconds)
-
-        def ask(messages: Sequence[bytes], seed: int) -> Reply:
-            with self._budget.request() as usages:
-                asked = time.perf_counter()
-                reply = self._teacher.ask(messages, seed, deadline)
-                usages.append(reply.usage)
-            turn_seconds.append(round(time.perf_counter() - asked, 4))
-            return reply
-
         sample = self._run.job.source.load(index, self._run.job.task)
         journal = self._folder.journals.of(index, sample.picture.file_sha256)
-        trace = self._folder.write_trace(run_rollout(sample, journal.journaled(ask), self._run.rollout))
+        with self._teacher.asking() as ask_teacher:
+
+            def ask(messages: Sequence[bytes], seed: int) -> Reply:
+                with self._budget.request() as usages:
+                    asked = time.perf_counter()
+                    reply = ask_teacher(messages, seed, deadline)
+                    usages.append(reply.usage)
+                turn_seconds.append(round(time.perf_counter() - asked, 4))
+                return reply
+
+            rollout = run_rollout(sample, journal.journaled(ask), self._run.rollout)
+        trace = self._folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
         self._folder.write_timing(index, seconds, turn_seconds)
@@ -328,7 +345,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
+def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Console) -> int:
     options = run.job.options
     on_change = OnChange(options.on_change)
     path = Path(options.output_dir)
@@ -347,8 +364,8 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     stops: list[str] = []
     tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
     solver = RolloutSolver(run, teacher, folder, budget)
-    with Progress(len(indices), len(done)) as progress:
-        teacher.availability.tell = progress.write
+    with Progress(len(indices), len(done), level) as progress:
+        teacher.tell_by(progress.write)
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.failure is not None:
@@ -366,8 +383,17 @@ def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     folder.write_failures(todo, failed)
     folder.journals.close()
     stop = stops[0] if stops else None
-    seconds = time.monotonic() - started
-    totals = RunTotals(folder.path, facts, failed, len(done), seconds, budget.spent, budget.has_prices, stop)
+    totals = RunTotals(
+        folder=folder.path,
+        facts=facts,
+        failures=failed,
+        num_skipped=len(done),
+        seconds=time.monotonic() - started,
+        spent=budget.spent,
+        has_prices=budget.has_prices,
+        stopped_by=stop,
+        level=level.state(),
+    )
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
     if options.estimate_samples is not None:
@@ -390,7 +416,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
     options = asdict(run.job.options)
     return {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "options": options | {"api_base": base_url_text(run.teacher)},
+        "options": options | {"api_base": _urls_text(run.teacher, run.api_bases)},
         "dataset": asdict(run.job.source.identity),
         "tool_mode": {"chosen": run.probe.tool_mode.value, "reason": run.probe.reason},
         "num_probe_requests": run.probe.num_requests,
@@ -410,5 +436,6 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "num_failed": len(totals.failures),
         "spent": asdict(totals.spent) | ({} if totals.has_prices else {"cost_usd": None}),
         "stopped_by": totals.stopped_by,
+        "requests_at_once": totals.level.as_dict(),
         "warning": warning,
     }

@@ -7,6 +7,7 @@
     ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
     ├── TeacherError        the teacher could not be asked, or its reply cannot be read
     │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
+    │   ├── TeacherUnreachable  no reply came: refused, reset or timed out
     │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
     │   └── DeadlinePassed  the time of a turn or a sample is over
     ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
@@ -52,6 +53,17 @@ class TeacherError(DistilError):
         super().__init__(message)
         self.status = status
         self.attempts = attempts
+
+
+class TeacherUnreachable(TeacherError):
+    """No reply came from the server: the connection was refused or broken, or it timed out.
+
+    `has_connected` is False where there was not even a connection.
+    """
+
+    def __init__(self, message: str, has_connected: bool = True) -> None:
+        super().__init__(message)
+        self.has_connected = has_connected
 
 
 class TeacherRefused(TeacherError):

@@ -15,6 +15,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.budget import Spent
+from distil.concurrency import Level, LevelState
 from distil.pictures import Frame
 from distil.records import Failure, Json
 from distil.sampler import Outcome
@@ -105,9 +106,10 @@ def _is_backward(box: ZoomBox) -> bool:
 
 
 class Progress:
-    """The progress bar: finished and failed, mean score, tool calls, tokens, samples a minute, time left."""
+    """The progress bar: finished and failed, mean score, calls, tokens, samples a minute, level."""
 
-    def __init__(self, total: int, already_done: int) -> None:
+    def __init__(self, total: int, already_done: int, level: Level) -> None:
+        self._level = level
         self._bar = tqdm(total=total, initial=already_done, unit="sample", dynamic_ncols=True, smoothing=0.1)
         self._started = time.monotonic()
         self._scores: list[float] = []
@@ -143,9 +145,11 @@ class Progress:
         minutes = (time.monotonic() - self._started) / 60
         score = f"{sum(self._scores) / finished:.3f}" if finished else "–"
         rate = f"{(finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
+        state = self._level.state()
         self._bar.set_postfix_str(
             f"{finished} finished, {self._failed} failed, score {score}, "
-            f"{self._calls} calls, {self._tokens / 1000:.0f}k tokens, {rate}",
+            f"{self._calls} calls, {self._tokens / 1000:.0f}k tokens, {rate}, "
+            f"{state.level}/{state.ceiling} at once ({state.reason})",
             refresh=refresh,
         )
 
@@ -162,6 +166,7 @@ class RunTotals:
     spent: Spent  # by all runs into the folder
     has_prices: bool
     stopped_by: str | None  # the limit that ended the run early
+    level: LevelState
 
 
 @dataclass(frozen=True, slots=True)

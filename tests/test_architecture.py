@@ -16,7 +16,7 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records"),
-    ("spans", "jsonable", "pictures", "sandbox", "saved_view", "budget"),
+    ("spans", "jsonable", "pictures", "sandbox", "saved_view", "budget", "concurrency"),
     ("conversation", "tasks", "tools"),
     ("source", "store", "teacher", "embedded"),
     ("rollout", "replay", "sampler", "address"),

@@ -112,6 +112,7 @@ def test_workers_overlap_their_requests(run_door: RunDoor, photos: Path, tmp_pat
         12,
         "--max_workers",
         6,
+        "--fixed_workers",
         teacher=script,
     )
     assert result.returncode == 0, result.stderr

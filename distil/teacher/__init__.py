@@ -6,6 +6,7 @@ from distil.teacher.examine import examine, list_models
 from distil.teacher.findings import Examination, Finding, Result
 from distil.teacher.probe import ProbeResult, probe_tool_mode
 from distil.teacher.profile import PROFILES, Profile, find_profile
+from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.retry import Deadline, RetryPolicy
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "OutagePolicy",
     "ProbeResult",
     "Profile",
+    "ReplicatedTeacher",
     "Result",
     "RetryPolicy",
     "Teacher",

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import openai
 
-from distil.errors import ContextOverflow, TeacherError, TeacherRefused
+from distil.concurrency import OVERLOAD_STATUSES, Level
+from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
 from distil.records import Json, Reply
 from distil.teacher.advice import advised_seconds, is_context_overflow
 from distil.teacher.availability import Availability, OutagePolicy, Sign
@@ -84,9 +85,16 @@ class Teacher:
     `availability.tell` gets a line when the server goes and when it is back.
     """
 
-    def __init__(self, settings: TeacherSettings, tools: Sequence[Mapping[str, Json]] = ()) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        tools: Sequence[Mapping[str, Json]] = (),
+        level: Level | None = None,
+    ) -> None:
+        """`level` says how many requests may be in flight; None for as many as there are threads."""
         self.settings = settings
         self.availability = Availability(settings.outage, base_url_text(settings))
+        self._level = level or Level.unlimited()
         self._tools = tools
         self._local = threading.local()
         self._connections: list[Connection] = []
@@ -135,7 +143,20 @@ class Teacher:
         attempts = Attempts(
             self.settings.retry, self.availability, deadlines, Timing(self.availability.sleep)
         )
-        return attempts.run(attempt, self.settings.timeout_seconds)
+
+        def attempt_in_slot(seconds: float) -> ResultT:
+            asked = time.monotonic()
+            with self._level.slot() as slot:
+                for one in deadlines:
+                    one.extend(time.monotonic() - asked)  # waiting for a slot is not the teacher's time
+                try:
+                    return attempt(seconds)
+                except AttemptFailed as failed:
+                    if failed.error.status in OVERLOAD_STATUSES:
+                        slot.refused()
+                    raise
+
+        return attempts.run(attempt_in_slot, self.settings.timeout_seconds)
 
     def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
         """One attempt, sent again at once without each field that the server turns out not to know."""
@@ -223,7 +244,10 @@ class Teacher:
         if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
             reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
         text = f"no reply from {base_url_text(self.settings)}: {reason}"
-        return AttemptFailed(TeacherError(without_key(text, self.settings.api_key)), True, sign)
+        unreachable = TeacherUnreachable(
+            without_key(text, self.settings.api_key), has_connected=sign is not Sign.NO_CONNECTION
+        )
+        return AttemptFailed(unreachable, True, sign)
 
 
 # A wrong address should be told within seconds, not after the retries of a long run.

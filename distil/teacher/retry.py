@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
+from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherUnreachable
 from distil.teacher.availability import Availability, Sign
 
 ResultT = TypeVar("ResultT")
@@ -29,6 +29,7 @@ class RetryPolicy:
     first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
     max_pause_seconds: float = 60.0
     max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
+    max_unreachable_retries: float = math.inf  # of them, after attempts without a reply
 
     def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
         """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
@@ -99,6 +100,7 @@ class Attempts:
     timing: Timing
     count: int = field(default=0, init=False)
     retries: int = field(default=0, init=False)
+    unreachable: int = field(default=0, init=False)  # attempts without a reply
 
     def run(self, attempt: Callable[[float], ResultT], max_seconds: float) -> ResultT:
         """What `attempt`, given the seconds it may take, returns.
@@ -129,7 +131,8 @@ class Attempts:
             raise self._ended(failed.error)
         if is_down:
             return
-        if self.retries >= self.policy.max_retries:
+        self.unreachable += isinstance(failed.error, TeacherUnreachable)
+        if self.retries >= self.policy.max_retries or self.unreachable > self.policy.max_unreachable_retries:
             raise self._ended(failed.error)
         advised = failed.advised_seconds or 0.0
         if advised > self.policy.max_advised_seconds:
