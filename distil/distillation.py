@@ -350,6 +350,8 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Co
     on_change = OnChange(options.on_change)
     path = Path(options.output_dir)
     folder = RunFolder(free_folder(path, run.facts) if on_change is OnChange.NEW else path, run.facts)
+    for note in folder.notes:
+        console.print(note, highlight=False, soft_wrap=True)
     indices = run.job.indices[: options.estimate_samples]
     done = folder.finished(indices, on_change)
     todo = [index for index in indices if index not in done]

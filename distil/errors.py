@@ -1,19 +1,19 @@
 """The error tree: what can go wrong, by who has to act on it.
 
-    DistilError
-    ├── UsageError          the command line is wrong: nothing was run, exit code 2
-    ├── SourceError         a dataset cannot be opened, or lacks what the task needs
-    │   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
-    ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
-    ├── TeacherError        the teacher could not be asked, or its reply cannot be read
-    │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
-    │   ├── TeacherUnreachable  no reply came: refused, reset or timed out
-    │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
-    │   └── DeadlinePassed  the time of a turn or a sample is over
-    ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
-    ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
-    ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
-    └── TraceError          a trace file cannot be read, or is not a trace
+DistilError
+├── UsageError          the command line is wrong: nothing was run, exit code 2
+├── SourceError         a dataset cannot be opened, or lacks what the task needs
+│   └── SampleError     one row cannot be used: it becomes a failed sample, the run goes on
+├── ToolError           a tool call cannot be carried out: its message goes to the teacher
+├── TeacherError        the teacher could not be asked, or its reply cannot be read
+│   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
+│   ├── TeacherUnreachable  no reply came: refused, reset or timed out
+│   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
+│   └── DeadlinePassed  the time of a turn or a sample is over
+├── SandboxUnavailable  model-written code cannot be contained here: code is not run
+├── FolderError         the run's folder cannot be written: the run stops before more is paid for
+├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
+└── TraceError          a trace file cannot be read, or is not a trace
 """
 
 from __future__ import annotations

@@ -127,6 +127,28 @@ def test_a_conversation_that_cannot_be_rebuilt_goes_on_from_where_it_differs(tmp
     assert SampleJournal(path, HEADER).num_turns == 3
 
 
+def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Path, run_door: RunDoor) -> None:
+    out = tmp_path / "out"
+
+    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 2:
+            return 400, {"error": {"message": "picture refused"}}
+        return three_turns(request)
+
+    with ScriptedTeacher(breaks_at_the_answer) as server:
+        run_door(*command(server.api_base, photos, out)[1:])
+    torn = out / FOLDER / "sample_00003.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-5])
+    (out / ".trace_00004.json.abc.tmp").write_text("{")
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, out)[1:])
+    assert result.returncode == 0, result.stderr
+    assert "12 samples go on where they were: 23 paid turns are kept." in result.stdout
+    assert "Repaired: 1 torn journals mended, 1 half-written files removed." in result.stdout
+    assert not list(out.glob(".*.tmp"))
+    assert sum(paid(server.requests).values()) == 12 + 1
+
+
 def test_journals_are_listed_counted_and_removed(tmp_path: Path) -> None:
     journals = Journals(tmp_path, "s")
     ask_turns(journals.of(3, "f"), Asked(), 2)

@@ -100,6 +100,20 @@ def test_a_refusal_of_every_request_is_told_apart(status: int) -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(402, {"message": "pay"}), (429, {"message": "no credit", "code": "insufficient_quota"})],
+)
+def test_an_account_without_credit_stops_the_run_at_once(status: int, error: dict[str, str]) -> None:
+    with (
+        ScriptedTeacher(lambda _: (status, {"error": error})) as server,
+        Teacher(settings(server.api_base)) as teacher,
+    ):
+        with pytest.raises(TeacherRefused):
+            teacher.ask(MESSAGES, seed=0)
+    assert len(server.requests) == 1
+
+
 def test_a_bad_request_is_an_error_of_its_sample() -> None:
     script = lambda _: (400, {"error": {"message": "context too long"}})
     with ScriptedTeacher(script) as server, Teacher(settings(server.api_base)) as teacher:

@@ -55,14 +55,17 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
         self._claim = _claim(path)
-        for leftover in path.glob(".*.tmp"):  # of a run that was killed while it wrote
+        leftovers = list(path.glob(".*.tmp"))  # of a run that was killed while it wrote
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         self._earlier_runs = _read_runs(path / RUN_RECORD)
         self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
         self.journals = Journals(path, run.settings_sha256)
         for index in self.journals.unfinished():
-            if self.trace_path(index).exists():  # killed between the trace and the removal of its journal
+            # Killed between the trace and the removal of its journal.
+            if _settings_of(self.trace_path(index)) == run.settings_sha256:
                 self.journals.remove(index)
+        self.notes = _resume_notes(self.journals, len(leftovers))
 
     def trace_path(self, sample_index: int) -> Path:
         """Where the trace of a row is."""
@@ -166,6 +169,20 @@ def _settings_of(path: Path) -> Json:
         return (load_json(path).get("metadata") or {}).get("settings_sha256")
     except TraceError:
         return None
+
+
+def _resume_notes(journals: Journals, num_leftovers: int) -> list[str]:
+    """What an earlier run left behind, in lines for the user."""
+    unfinished = list(journals.unfinished())
+    num_torn = sum(journals.is_torn(index) for index in unfinished)
+    notes = []
+    if unfinished:
+        num_turns = sum(journals.num_turns(index) for index in unfinished)
+        notes.append(f"{len(unfinished)} samples go on where they were: {num_turns} paid turns are kept.")
+    if num_torn or num_leftovers:
+        torn, leftovers = f"{num_torn} torn journals mended", f"{num_leftovers} half-written files removed"
+        notes.append(f"Repaired: {torn}, {leftovers}.")
+    return notes
 
 
 def _claim(folder: Path) -> IO[str] | None:

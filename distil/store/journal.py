@@ -108,9 +108,13 @@ class Journals:
         return SampleJournal(self._path(sample_index), header)
 
     def num_turns(self, sample_index: int) -> int:
-        """How many turns of a row are stored."""
+        """How many whole turns of a row are stored."""
         path = self._path(sample_index)
-        return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+    def is_torn(self, sample_index: int) -> bool:
+        """Whether the last line of a row's journal was cut off: its turn is asked for again."""
+        return not self._path(sample_index).read_bytes().endswith(b"\n")
 
     def unfinished(self) -> Iterator[int]:
         """The rows that have a journal."""

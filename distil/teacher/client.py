@@ -36,6 +36,7 @@ from distil.teacher.wire import parse_reply
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
+_NO_CREDIT_STATUS, _NO_CREDIT_CODE = 402, "insufficient_quota"  # OpenAI says the latter with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
@@ -226,13 +227,14 @@ class Teacher:
     def _status_failure(self, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
         text = f"HTTP {status} from {base_url_text(self.settings)}{path}: {_error_text(error)}"
-        kind = TeacherRefused if status in _REFUSED_STATUSES else TeacherError
+        is_broke = status == _NO_CREDIT_STATUS or error.code == _NO_CREDIT_CODE
+        kind = TeacherRefused if is_broke or status in _REFUSED_STATUSES else TeacherError
         if _is_overflow(error):
             kind = ContextOverflow
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return AttemptFailed(
             kind(without_key(text, self.settings.api_key), status),
-            is_retried_status(status),
+            is_retried_status(status) and not is_broke,
             sign_of_status(status),
             advised_seconds(status, headers, time.time()),
         )
