@@ -384,7 +384,8 @@ def add_signs_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_distillation(namespace: argparse.Namespace) -> int:
-    from distil.distillation import Options, run_distillation  # noqa: PLC0415
+    from distil.distillation import run_distillation  # noqa: PLC0415
+    from distil.preparation import Options  # noqa: PLC0415
 
     values = {field.name: getattr(namespace, field.name) for field in fields(Options)}
     return run_distillation(Options(**values), Console())

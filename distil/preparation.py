@@ -1,0 +1,263 @@
+"""What a run needs before its first sample: dataset, tools, sandbox, teacher, prompts, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import PIL
+from rich.console import Console
+from rich.text import Text
+
+from distil import __version__
+from distil.address import Address, only_model
+from distil.budget import FixedPrices
+from distil.embedded import drawn_signs
+from distil.errors import UsageError
+from distil.pictures import Frame
+from distil.records import Json, Prompt, ToolMode
+from distil.rollout import RolloutSettings
+from distil.sandbox import Sandbox, UnsafeExecutor
+from distil.source import Source, open_source
+from distil.store.trace_file import RunFacts
+from distil.tasks import TASKS, Task
+from distil.teacher import (
+    OutagePolicy,
+    ProbeResult,
+    Profile,
+    TeacherSettings,
+    check_reachable,
+    find_profile,
+    load_model_names,
+    probe_tool_mode,
+)
+from distil.teacher.client import base_url_text
+from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
+from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
+from distil.tools.python_code import PythonCodeTool
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of a run; the fields are the flags."""
+
+    dataset_path: str | None
+    output_dir: str
+    num_samples: int
+    max_turns: int
+    temperature: float
+    max_tokens: int
+    max_workers: int
+    fixed_workers: bool
+    api_base: str | None
+    model: str | None
+    tool_mode: str
+    coordinates: str
+    crop_from: str
+    order: str
+    seed: int
+    image_max_pixels: int | None
+    tools: str
+    system_prompt: str | None
+    user_prompt_file: str | None
+    request_timeout_seconds: float
+    turn_timeout_seconds: float
+    sample_timeout_seconds: float
+    max_outage_seconds: float
+    on_change: str
+    retry_failed: bool
+    max_cost_usd: float | None
+    max_total_tokens: int | None
+    max_calls: int | None
+    price_per_million: FixedPrices | None
+    estimate_samples: int | None
+    keep_pictures: bool
+    code_timeout: float
+    code_memory_mb: int
+    sandbox_workers: int | None
+    unsafe_exec: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on, before any teacher is asked."""
+
+    options: Options
+    task: Task
+    tools: tuple[Tool, ...]
+    sandbox: Sandbox | None
+    user_prompt: str
+    source: Source
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is set up: all that was asked for, found and chosen."""
+
+    job: Job
+    teacher: TeacherSettings
+    api_bases: tuple[str, ...]
+    profile: Profile
+    probe: ProbeResult
+    rollout: RolloutSettings
+    facts: RunFacts
+
+
+@contextmanager
+def code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None]:
+    """The started sandbox where the code tool is offered; raises SandboxUnavailable."""
+    if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(options.tools)):
+        yield None
+        return
+    kind = UnsafeExecutor if options.unsafe_exec else Sandbox
+    memory_bytes = options.code_memory_mb * 2**20
+    with kind(options.code_timeout, memory_bytes, options.sandbox_workers) as sandbox:
+        sandbox.start()
+        style = "bold red" if options.unsafe_exec else ""
+        console.print(Text(sandbox.levels.text, style=style), soft_wrap=True)
+        yield sandbox
+
+
+def read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Job:
+    """Open the dataset and read what the options name; raises UsageError or SourceError."""
+    tools = load_tools(options.tools, sandbox)
+    task = TASKS["geolocation"]
+    user_prompt = _read_prompt(options.user_prompt_file, task.user_prompt)
+    source = open_source(options.dataset_path or drawn_signs())
+    task.check_columns(source.columns)
+    indices = source.select(options.order, options.num_samples, options.seed)
+    if options.num_samples > len(source):
+        console.print(f"The dataset has {len(source)} rows: all of them are taken.", highlight=False)
+        if options.dataset_path is None:
+            console.print("More street signs: distil signs --output_dir DIR --num_rows N", highlight=False)
+    return Job(options, task, tools, sandbox, user_prompt, source, indices)
+
+
+def _read_prompt(path: str | None, standard: str) -> str:
+    if path is None:
+        return standard
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--user_prompt_file {path}: {error}") from None
+    if not text:
+        raise UsageError(f"--user_prompt_file {path} is empty")
+    return text
+
+
+def set_up(job: Job, address: Address, console: Console) -> Run:
+    """Settle model, profile, tool mode and prompts; raises UsageError or TeacherRefused."""
+    options = job.options
+    teacher = TeacherSettings(
+        api_base=address.api_base,
+        api_key=address.api_key,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        timeout_seconds=options.request_timeout_seconds,
+        turn_timeout_seconds=options.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
+    )
+    teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher), teacher))
+    profile = _profile(teacher.model, options)
+    teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
+    boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
+    toolbox = Toolbox(job.tools, boxes, profile.rule, profile.states_size and bool(job.tools))
+    prompt = Prompt(
+        system=job.task.system_prompt if options.system_prompt is None else options.system_prompt,
+        user=job.user_prompt,
+        tools=toolbox.schemas(),
+        states_size=toolbox.states_size,
+    )
+    probe = _settle_tool_mode(options, teacher, prompt)
+    teacher, prompt = probe.settings, replace(prompt, tool_mode=probe.tool_mode)
+    rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
+    facts = RunFacts(
+        dataset=job.source.identity,
+        settings=_trace_settings(job, teacher, profile, rollout, address.note),
+        versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
+        keeps_pictures=options.keep_pictures,
+    )
+    _print_choices(teacher, address.api_bases, profile, probe, console)
+    return Run(job, teacher, address.api_bases, profile, probe, rollout, facts)
+
+
+def _profile(model: str, options: Options) -> Profile:
+    frame = None if options.coordinates == "auto" else Frame(options.coordinates)
+    return with_max_area(with_frame(find_profile(model), frame), options.image_max_pixels)
+
+
+def _settle_tool_mode(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult:
+    if not prompt.tools:
+        check_reachable(teacher)
+        return ProbeResult(ToolMode.NONE, "no tools are offered", 0, teacher)
+    if options.tool_mode == "auto":
+        return probe_tool_mode(teacher, prompt)
+    check_reachable(teacher)
+    return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", 0, teacher)
+
+
+def _trace_settings(
+    job: Job, teacher: TeacherSettings, profile: Profile, rollout: RolloutSettings, note: str | None
+) -> dict[str, Json]:
+    """Everything that shapes a trace, and nothing that depends on the machine or the clock."""
+    options, prompt = job.options, rollout.prompt
+    settings: dict[str, Json] = {
+        "task": job.task.name,
+        "model": teacher.model,
+        "profile": profile.name,
+        "tool_mode": prompt.tool_mode.value,
+        "coordinates": profile.frame.value,
+        "crop_from": options.crop_from,
+        "temperature": teacher.temperature if teacher.sends_temperature else None,
+        "max_tokens": options.max_tokens,
+        "max_turns": options.max_turns,
+        "seed": options.seed,
+        "sends_seed": teacher.sends_seed,
+        "view_rule": asdict(profile.rule),
+        "states_size": prompt.states_size,
+        "system_prompt": prompt.system,
+        "user_prompt": prompt.user,
+        "tool_schemas": list(prompt.tools),
+        "keep_pictures": options.keep_pictures,
+    }
+    if job.sandbox is not None:
+        limits = {"timeout_seconds": options.code_timeout, "memory_bytes": options.code_memory_mb * 2**20}
+        settings["code"] = limits | {"unsafe_exec": options.unsafe_exec}
+    if note is not None:
+        settings["teacher_note"] = note
+    return settings
+
+
+def offered_natively(prompt: Prompt) -> Sequence[Json]:
+    """The tools that go into the request's own field."""
+    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+
+
+def urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+    """The servers' addresses as they may be shown."""
+    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+
+
+def _print_choices(
+    teacher: TeacherSettings,
+    api_bases: Sequence[str],
+    profile: Profile,
+    probe: ProbeResult,
+    console: Console,
+) -> None:
+    console.print(
+        f"Model: {teacher.model} at {urls_text(teacher, api_bases)}; tool calls: {probe.tool_mode.value} "
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
+        console.print(
+            "This model's family is not known: its boxes are taken as pixels (see --coordinates).",
+            highlight=False,
+            soft_wrap=True,
+        )
