@@ -196,7 +196,7 @@ def test_a_run_killed_at_any_instant_pays_no_turn_twice(
     """Killed with SIGKILL again and again, it ends with the very files of a run that was left alone."""
 
     def slow(request: dict[str, Any]) -> Any:
-        time.sleep(0.15)
+        time.sleep(0.6)
         return three_turns(request)
 
     generator = random.Random(7)
@@ -210,7 +210,7 @@ def test_a_run_killed_at_any_instant_pays_no_turn_twice(
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             try:
-                child.communicate(timeout=1.0 + generator.random() * 0.7 if kills < 12 else 120)
+                child.communicate(timeout=1.1 + generator.random() * 0.6 if kills < 30 else 120)
                 break
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
@@ -218,13 +218,12 @@ def test_a_run_killed_at_any_instant_pays_no_turn_twice(
                 kills += 1
                 in_flight += 3
     assert child.returncode == 0
-    assert kills >= 3
+    assert kills >= 15
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "whole")) == 12
     turns = paid(server.requests)
     assert len(turns) == 36
     assert sum(turns.values()) - 36 <= in_flight, "only requests in flight at a kill are asked for again"
-    assert sum(turns.values()) < 36 + 3 * 12
     assert not (tmp_path / "killed" / FOLDER).exists()
 
 
