@@ -17,7 +17,7 @@ from rich.console import Console
 from distil import __version__
 from distil.errors import DistilError, FolderError, TeacherRefused, UsageError
 
-EXIT_DONE, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130  # and 1, some samples failed: the commands return it
 COORDINATES = ("auto", "pixel", "rel1000", "rel1000_yx", "rel1")
 
 

@@ -52,11 +52,6 @@ class TextLine:
     text: str
     read_score: float
 
-    @property
-    def is_level(self) -> bool:
-        """Whether the line is level enough to be read."""
-        return abs(self.tilt_degrees) <= MAX_LEVEL_TILT_DEGREES
-
 
 @dataclass(frozen=True, slots=True)
 class Look:

@@ -32,7 +32,6 @@ READY, OUTPUT, FAILURE, PICTURE = b"R", b"O", b"F", b"P"
 JOB = struct.Struct("<4sII")  # magic, random seed, length of the code in bytes
 JOB_MAGIC = b"job1"
 HEADER = struct.Struct("<8sII4sHBHQ")  # mode, width, height, palette mode and length, transparency, pixels
-HEADER_EXTRA_MAX = 1024 + 1024  # palette + transparency
 
 # First byte of a FAILURE frame, and `ExecResult.kind`.
 FAILURE_KINDS = {b"e": "error", b"m": "memory", b"n": "no_result", b"b": "bad_result"}
