@@ -2,7 +2,8 @@
 
 A server that queues (vLLM, SGLang) never refuses, so refusals alone cannot steer. The level goes by what
 more requests in flight are worth: it rises while they raise the throughput by a fair part of their share,
-and falls where they only wait longer, or where the server refuses (429, 503).
+and falls where they only wait longer, or where the server refuses (429, 503). A request that many later ones
+have overtaken is stuck, or exceptionally long: it says nothing about the level and takes no room in it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _REFUSED_SHARE = 0.2  # of the latest replies; fewer refusals are faults, not ov
 _MIN_LATEST = 32
 _FIRST_PATIENCE, _CEILING_PATIENCE, _MAX_PATIENCE = 2, 8, 8  # windows between two trials
 _FORGET_REFUSAL_WINDOWS = 32
+_OVERTAKEN_ROUNDS, _MIN_OVERTAKEN = 4, 12  # replies per level to later requests, and at the least
+_STUCK_LATENCIES, _MIN_STUCK_SECONDS = 20, 0.5  # where nothing is left to overtake
+_LATENCY_WEIGHT = 1 / 16  # of the latest reply in the usual latency
+_WAKE_SECONDS = 0.5
 _UNLIMITED = 2**30
 
 
@@ -62,6 +67,16 @@ class LevelState:
     def as_dict(self) -> dict[str, Json]:
         """The state as the run record keeps it."""
         return asdict(self) | {"reason": self.reason.value}
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request in flight: the epoch of levels it started in, and how many replies had come by then."""
+
+    epoch: int
+    started_at: float
+    num_replies_before: int
+    is_overtaken: bool = False
 
 
 class _Trial(Enum):
@@ -130,7 +145,10 @@ class Climber:
         self.highest = self.level
         self.reason = Reason.FIXED if is_fixed else Reason.START
         self.changes: Counter[str] = Counter()
-        self.in_flight = 0
+        self.in_flight = self.num_overtaken = 0  # those that were overtaken are not counted as in flight
+        self._running: dict[Ticket, None] = {}  # they, the oldest first
+        self._num_replies = 0
+        self._usual_seconds = math.inf
         self._is_steering = not is_fixed and ceiling > 1
         self._epoch = 0  # counts the changes of level: a request belongs to the level it started at
         self._changed_at = now
@@ -145,17 +163,34 @@ class Climber:
         self._refused_at: int | None = None
         self._windows_since_refusal = 1
 
-    def start(self, now: float) -> int:
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may leave."""
+        return self.in_flight < self.level and self.in_flight + self.num_overtaken < self.ceiling
+
+    def start(self, now: float) -> Ticket:
         """A request leaves; returns what `finish` and `refuse` are to be told of it."""
         self._pass_time(now)
         self.in_flight += 1
-        return self._epoch
+        ticket = Ticket(self._epoch, now, self._num_replies)
+        self._running[ticket] = None
+        return ticket
 
-    def finish(self, epoch: int, now: float, seconds: float | None) -> None:
+    def finish(self, ticket: Ticket, now: float, seconds: float | None) -> None:
         """A request ended after `seconds`; None for one that failed or was refused, which says nothing."""
         self._pass_time(now)
+        if ticket.is_overtaken:
+            self.num_overtaken -= 1
+            return
         self.in_flight -= 1
-        if seconds is None or not self._is_steering or (self._is_fast and epoch != self._epoch):
+        del self._running[ticket]
+        if seconds is None or not self._is_steering:
+            return
+        self._num_replies += 1
+        gap = 0.0 if self._usual_seconds == math.inf else self._usual_seconds - seconds
+        self._usual_seconds = seconds + (1 - _LATENCY_WEIGHT) * gap
+        self._pass_over_overtaken()
+        if self._is_fast and ticket.epoch != self._epoch:
             return
         self._refused_share -= self._refused_share / max(_MIN_LATEST, self.level)
         if self._window.num_to_skip:
@@ -165,9 +200,36 @@ class Climber:
         if self._is_over(now):
             self._judge(now)
 
-    def refuse(self, epoch: int, now: float) -> None:
+    def _pass_over_overtaken(self) -> None:
+        limit = max(_MIN_OVERTAKEN, _OVERTAKEN_ROUNDS * self.level)
+        while self._running:
+            oldest = next(iter(self._running))
+            if self._num_replies - oldest.num_replies_before <= limit:
+                return
+            self._pass_over(oldest)
+
+    def pass_over_stuck(self, now: float) -> None:
+        """Pass over what takes many times as long as usual: where all are stuck, none overtakes another.
+
+        A server that stands still gets a level's requests in many times the usual time by this, no more.
+        """
+        limit_seconds = max(_MIN_STUCK_SECONDS, _STUCK_LATENCIES * self._usual_seconds)
+        while self._is_steering and self._running:
+            oldest = next(iter(self._running))
+            if now - oldest.started_at <= limit_seconds:
+                return
+            self._pass_time(now)
+            self._pass_over(oldest)
+
+    def _pass_over(self, ticket: Ticket) -> None:
+        ticket.is_overtaken = True
+        self.num_overtaken += 1
+        self.in_flight -= 1
+        del self._running[ticket]
+
+    def refuse(self, ticket: Ticket, now: float) -> None:
         """The server refused a request because it has too many."""
-        if not self._is_steering or epoch != self._epoch or self.level == 1:
+        if not self._is_steering or ticket.epoch != self._epoch or self.level == 1:
             return  # where it left before the level fell, that fall has answered it
         self._refused_share += (1 - self._refused_share) / max(_MIN_LATEST, self.level)
         if self._refused_share >= _REFUSED_SHARE:
@@ -190,7 +252,7 @@ class Climber:
 
     def _judge(self, now: float) -> None:
         if self._mean_in_flight(now) < _SATURATED * self.level:
-            self._pass_over(now)
+            self._learn_nothing(now)
             return
         measured = self._measure(now)
         self._forget_refusal()
@@ -230,7 +292,7 @@ class Climber:
             gain += self._window.relative_error
         return measured.throughput >= self._base.throughput * (1 + gain)
 
-    def _pass_over(self, now: float) -> None:
+    def _learn_nothing(self, now: float) -> None:
         """The samples did not fill the level: nothing can be learnt from this window."""
         if self._trial is not None and self._base is not None:
             self._stay(self._base.level, Reason.NO_DEMAND, now)
@@ -340,29 +402,31 @@ class Slot:
     """The leave to have one request in flight; a context manager that waits for it and gives it back."""
 
     _level: Level
-    _epoch: int = 0
+    _ticket: Ticket | None = None
     _started_at: float = 0.0
     _was_refused: bool = False
 
     def __enter__(self) -> Slot:
-        self._epoch, self._started_at = self._level._acquire()
+        self._ticket, self._started_at = self._level._acquire()
         return self
 
     def __exit__(self, error_class: type[BaseException] | None, *_: object) -> None:
         is_measured = error_class is None and not self._was_refused
-        self._level._release(self._epoch, self._started_at if is_measured else None)
+        if self._ticket is not None:
+            self._level._release(self._ticket, self._started_at if is_measured else None)
 
     def refused(self) -> None:
         """Tell that the server has too many requests (429, 503)."""
         self._was_refused = True
-        self._level._refuse(self._epoch)
+        if self._ticket is not None:
+            self._level._refuse(self._ticket)
 
 
 @dataclass(slots=True)
 class _Waiter:
     admitted: threading.Event = field(default_factory=threading.Event)
-    epoch: int = 0
-    started_at: float | None = None  # not let in
+    ticket: Ticket | None = None  # not let in
+    started_at: float = 0.0
 
 
 class Level:
@@ -402,25 +466,28 @@ class Level:
         for waiter in waiters:
             waiter.admitted.set()
 
-    def _acquire(self) -> tuple[int, float]:
+    def _acquire(self) -> tuple[Ticket, float]:
         waiter = _Waiter()
         with self._lock:
             self._waiters.append(waiter)
             self._admit()
-        waiter.admitted.wait()
-        if waiter.started_at is None:
+        while not waiter.admitted.wait(_WAKE_SECONDS):
+            with self._lock:
+                self._climber.pass_over_stuck(self._clock())
+                self._admit()
+        if waiter.ticket is None:
             raise TeacherError("the run was given up")
-        return waiter.epoch, waiter.started_at
+        return waiter.ticket, waiter.started_at
 
-    def _release(self, epoch: int, started_at: float | None) -> None:
+    def _release(self, ticket: Ticket, started_at: float | None) -> None:
         with self._lock:
             now = self._clock()
-            self._climber.finish(epoch, now, None if started_at is None else now - started_at)
+            self._climber.finish(ticket, now, None if started_at is None else now - started_at)
             self._admit()
 
-    def _refuse(self, epoch: int) -> None:
+    def _refuse(self, ticket: Ticket) -> None:
         with self._lock:
-            self._climber.refuse(epoch, self._clock())
+            self._climber.refuse(ticket, self._clock())
 
     def _admit(self) -> None:
         """Let in those who wait longest while there is room; the lock is held."""
@@ -428,8 +495,8 @@ class Level:
             for waiter in self._waiters:
                 waiter.admitted.set()
             self._waiters.clear()
-        while self._waiters and self._climber.in_flight < self._climber.level:
+        while self._waiters and self._climber.has_room:
             waiter = self._waiters.popleft()
             waiter.started_at = self._clock()
-            waiter.epoch = self._climber.start(waiter.started_at)
+            waiter.ticket = self._climber.start(waiter.started_at)
             waiter.admitted.set()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil.concurrency import Climber, Level, Reason
+from distil.concurrency import Climber, Level, Reason, Ticket
 from distil.errors import TeacherError
 
 SERVICE_SECONDS = 0.05
@@ -37,12 +37,13 @@ class QueueingServer:
     refuses_above: int = 10**6
     demand: int = 10**6  # more requests there never are
     fault_share: float = 0.0  # 503s that have nothing to do with load
+    stall_share: float = 0.0  # requests that get no reply and no slot, until they are given up
     seed: int = 0
     now: float = 0.0
     num_served: int = 0
     most_in_flight: int = 0
-    _queue: deque[tuple[int, float]] = field(default_factory=deque)
-    _ends: list[tuple[float, int, bool, int, float]] = field(default_factory=list)
+    _queue: deque[tuple[Ticket, float]] = field(default_factory=deque)
+    _ends: list[tuple[float, int, bool, Ticket, float]] = field(default_factory=list)
     _num_busy: int = 0
     _count: int = 0
 
@@ -53,7 +54,7 @@ class QueueingServer:
         """Keep as many requests in flight as the level lets; the throughput."""
         until, served = self.now + seconds, self.num_served
         while self.now < until:
-            while self.climber.in_flight < min(self.climber.level, self.demand):
+            while self.climber.has_room and self.climber.in_flight < self.demand:
                 self._send()
             self._serve_queue()
             self._end_one()
@@ -61,8 +62,11 @@ class QueueingServer:
 
     def _send(self) -> None:
         epoch = self.climber.start(self.now)
-        self.most_in_flight = max(self.most_in_flight, self.climber.in_flight)
-        if self.climber.in_flight > self.refuses_above or self._generator.random() < self.fault_share:
+        num_open = self.climber.in_flight + self.climber.num_overtaken
+        self.most_in_flight = max(self.most_in_flight, num_open)
+        if self._generator.random() < self.stall_share:
+            self._end_after(160 * SERVICE_SECONDS, True, (epoch, self.now))
+        elif self.climber.in_flight > self.refuses_above or self._generator.random() < self.fault_share:
             self._end_after(0.02, True, (epoch, self.now))
         else:
             self._queue.append((epoch, self.now))
@@ -72,14 +76,15 @@ class QueueingServer:
             self._num_busy += 1
             self._end_after(SERVICE_SECONDS * self.noise(self._generator), False, self._queue.popleft())
 
-    def _end_after(self, seconds: float, is_refused: bool, request: tuple[int, float]) -> None:
+    def _end_after(self, seconds: float, is_refused: bool, request: tuple[Ticket, float]) -> None:
         self._count += 1
         heapq.heappush(self._ends, (self.now + seconds, self._count, is_refused, *request))
 
     def _end_one(self) -> None:
         self.now, _, is_refused, epoch, started = heapq.heappop(self._ends)
         if is_refused:
-            self.climber.refuse(epoch, self.now)
+            if self.now - started < 1:
+                self.climber.refuse(epoch, self.now)
             self.climber.finish(epoch, self.now, None)
             return
         self._num_busy -= 1
@@ -157,6 +162,47 @@ def test_a_few_faults_are_no_overload() -> None:
     assert server.run(10) >= 0.8 * best(64)
 
 
+@pytest.mark.parametrize("num_slots", [8, 20])
+def test_requests_that_are_stuck_take_no_room(num_slots: int) -> None:
+    """One in 70 gets no reply in 160 times the usual time: most of a level would soon be stuck."""
+    servers = [
+        QueueingServer(Climber(256, 0.0), num_slots, stall_share=0.014, seed=seed) for seed in range(4)
+    ]
+    for server in servers:
+        server.run(20)
+    assert statistics.fmean(server.run(60) for server in servers) >= 0.85 * best(num_slots)
+    assert max(server.most_in_flight for server in servers) <= 256
+
+
+def fill(climber: Climber, now: float) -> list[Ticket]:
+    """As many requests as there is room for."""
+    tickets = []
+    while climber.has_room:
+        tickets.append(climber.start(now))
+    return tickets
+
+
+def test_while_nothing_was_ever_answered_no_more_is_sent() -> None:
+    climber = Climber(64, 0.0)
+    assert len(fill(climber, 0.0)) == climber.level < 64
+    climber.pass_over_stuck(10**6)
+    assert not climber.has_room
+
+
+def test_a_level_that_is_stuck_as_a_whole_takes_no_room() -> None:
+    climber = Climber(64, 0.0)
+    for ticket in fill(climber, 0.0):
+        climber.finish(ticket, 1.0, 1.0)
+    stuck = fill(climber, 1.0)
+    climber.pass_over_stuck(20.0)
+    assert not climber.has_room
+    climber.pass_over_stuck(22.0)
+    assert fill(climber, 22.0)
+    for ticket in stuck:
+        climber.finish(ticket, 600.0, None)
+    assert climber.num_overtaken == 0
+
+
 def test_it_does_not_rise_where_nobody_asks_for_more() -> None:
     server = QueueingServer(Climber(64, 0.0), 1000, demand=5)
     server.run(20)
@@ -182,7 +228,7 @@ def test_the_level_stays_between_one_and_the_ceiling_whatever_happens(ceiling: i
     for _ in range(1500):
         now += generator.choice((0.0, 0.001, 0.1, 100.0))
         choice = generator.random()
-        if choice < 0.5 and climber.in_flight < climber.level:
+        if choice < 0.5 and climber.has_room:
             under_way.append(climber.start(now))
         elif under_way:
             epoch = under_way.pop(generator.randrange(len(under_way)))
@@ -190,7 +236,7 @@ def test_the_level_stays_between_one_and_the_ceiling_whatever_happens(ceiling: i
                 climber.refuse(epoch, now)
             climber.finish(epoch, now, generator.choice((None, 0.0, 0.01, 50.0)))
         assert 1 <= climber.level <= climber.highest <= ceiling
-        assert climber.in_flight == len(under_way)
+        assert climber.in_flight + climber.num_overtaken == len(under_way) <= ceiling
 
 
 def test_a_fixed_level_never_moves() -> None:
