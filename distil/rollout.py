@@ -11,6 +11,7 @@ from distil.conversation import Message, opening_messages, turn_messages
 from distil.errors import ContextOverflow
 from distil.pictures import encode_sent
 from distil.records import (
+    Observation,
     Place,
     Prompt,
     Reply,
@@ -25,6 +26,8 @@ from distil.tasks import Task
 from distil.tools import Scene, Toolbox
 
 Ask = Callable[[Sequence[bytes], int], Reply]  # encoded messages and a seed to a reply
+
+MAX_CALLS_A_TURN = 32  # each may bring a picture, which every further request carries
 
 _STOPS = {"length": StopReason.TRUNCATED, "content_filter": StopReason.REFUSED}
 
@@ -96,12 +99,17 @@ class Conversation:
         return cls(sample, settings.toolbox, sent, Scene.start(image), sent, messages)
 
     def run_calls(self, reply: Reply) -> tuple[ToolCall, ...]:
-        """Run the calls of a reply in order, each on the picture that the one before made."""
+        """Run the calls of a reply in order, each on the picture that the one before made.
+
+        Of a teacher that repeats itself without end only the first calls are run.
+        """
         calls = []
-        for raw in reply.calls:
+        for raw in reply.calls[:MAX_CALLS_A_TURN]:
             call, self.scene = self.toolbox.run(raw, self.scene, self.sent, self.current_sent)
             self.current_sent = call.observation.sent or self.current_sent
             calls.append(call)
+        not_run = Observation(False, f"Error: only the first {MAX_CALLS_A_TURN} calls of a turn are run")
+        calls += [ToolCall(raw, {}, False, not_run) for raw in reply.calls[MAX_CALLS_A_TURN:]]
         return tuple(calls)
 
     def append(self, turn: Turn) -> None:
