@@ -22,6 +22,7 @@ class Exchange:
         self.server = server
         self.sock = sock
         self.request = request
+        self.is_whole = False  # a whole reply was sent: the connection can be used again
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -29,6 +30,7 @@ class Exchange:
     def reply(self, status: int, body: bytes, headers: str = "") -> None:
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         self.send((head + headers + "\r\n").encode() + body)
+        self.is_whole = True
 
     def await_disconnect(self, seconds: float) -> bool:
         """Whether the client leaves within so many seconds; noted by the server."""
@@ -43,10 +45,16 @@ class Exchange:
 
 
 class FaultServer:
-    """`with FaultServer(reset, ok) as server:` does the first to the first request; the last one lasts."""
+    """`with FaultServer(reset, ok) as server:` does the first to the first request; the last one lasts.
 
-    def __init__(self, *schedule: Fault, port: int = 0) -> None:
+    `choose` takes the place of the schedule: it is given each request and says what to do to it.
+    """
+
+    def __init__(
+        self, *schedule: Fault, port: int = 0, choose: Callable[[bytes], Fault] | None = None
+    ) -> None:
         self.schedule = schedule
+        self.choose = choose
         self.arrivals: list[float] = []
         self.requests: list[bytes] = []
         self.disconnects: list[float] = []
@@ -80,12 +88,18 @@ class FaultServer:
         with sock, contextlib.suppress(OSError):
             while request := _read_request(sock):
                 with self._lock:
-                    fault = self.schedule[min(len(self.requests), len(self.schedule) - 1)]
-                    self.requests.append(request)
+                    fault = self._next_fault(request)
                     self.arrivals.append(time.monotonic())
-                fault(Exchange(self, sock, request))
-                if fault not in _KEEP_ALIVE and not isinstance(fault, Status):
+                exchange = Exchange(self, sock, request)
+                fault(exchange)
+                if not exchange.is_whole:
                     return
+
+    def _next_fault(self, request: bytes) -> Fault:
+        if self.choose is not None:
+            return self.choose(request)
+        self.requests.append(request)
+        return self.schedule[min(len(self.requests), len(self.schedule)) - 1]
 
 
 def _read_request(sock: socket.socket) -> bytes:
@@ -137,6 +151,10 @@ def garbage(exchange: Exchange) -> None:
 
 def half_json(exchange: Exchange) -> None:
     exchange.reply(200, ANSWER[: len(ANSWER) // 2])
+
+
+def not_utf8(exchange: Exchange) -> None:
+    exchange.reply(200, ANSWER.replace(b'"hi"', b'"\xff\xe9"'))
 
 
 def no_http(exchange: Exchange) -> None:
@@ -202,6 +220,3 @@ class Status:
 
     def __call__(self, exchange: Exchange) -> None:
         exchange.reply(self.status, json.dumps({"error": self.error}).encode(), self.headers)
-
-
-_KEEP_ALIVE = (ok, garbage, half_json, empty_choices)
