@@ -1,24 +1,22 @@
 """What a run has spent, over all its resumes, and the limits that it must not pass.
 
-Every answered request is a line in `spending.jsonl`. Before a request leaves, the most that it can come to is
-reserved; what is in flight counts as spent until it is answered. So spending passes a limit at most by what
-a server bills beyond the reservation of requests that were already sent.
+Before a request leaves, the most that it can come to is reserved, and it is recorded as sent; what is in
+flight counts as spent until it is answered. So spending passes a limit at most by what a server bills beyond
+the reservation of requests that were already sent, and a request that a kill cut off is not forgotten.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Protocol
 
 from distil.errors import BudgetExceeded, UsageError
 from distil.records import Json
 
-SPENDING = "spending.jsonl"
 _FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
 _MILLION = 1_000_000
 _UNREPORTED = "the server does not report its tokens; use --max_calls"
@@ -135,84 +133,156 @@ class Limits:
     max_calls: int | None = None
 
 
+class RequestState(StrEnum):
+    """What became of a request, as far as money goes."""
+
+    SENT = "sent"  # in flight; or cut off with the process that sent it
+    ANSWERED = "answered"
+    RETRIED = "retried"  # sent, and no usable reply came: a provider may bill it all the same
+    REFUSED = "refused"  # not connected, or refused with a status: free
+
+
+@dataclass(slots=True)
+class Request:
+    """The leave to send one request, which is told when it is sent and what becomes of it."""
+
+    _number_of_next: Callable[[], int] = lambda: 0
+    state: RequestState = RequestState.RETRIED  # unless told otherwise
+    tokens: Tokens = field(default_factory=Tokens)
+    number: int | None = None  # not sent
+
+    def sent(self) -> None:
+        """It leaves now."""
+        self.number = self._number_of_next()
+
+    def answered(self, usage: Mapping[str, Json] | None) -> None:
+        """A usable reply came, with this `usage`."""
+        self.state, self.tokens = RequestState.ANSWERED, read_tokens(usage)
+
+    def unusable(self, usage: Mapping[str, Json] | None) -> None:
+        """A reply came that cannot be used, with this `usage`."""
+        self.state, self.tokens = RequestState.RETRIED, read_tokens(usage)
+
+    def refused(self) -> None:
+        """The server did not take it."""
+        self.state = RequestState.REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What some requests came to: sums over those that report a figure, None where none does."""
+
+    requests: int = 0
+    tokens: Tokens = Tokens()
+    cost_usd: float | None = None
+    without_tokens: int = 0  # requests that do not say how many prompt and completion tokens they took
+    without_cost: int = 0
+
+    def plus(self, tokens: Tokens, cost_usd: float | None) -> Bill:
+        """With one more request."""
+        sums = {name: _sum(value, getattr(tokens, name)) for name, value in asdict(self.tokens).items()}
+        return Bill(
+            self.requests + 1,
+            Tokens(**sums),
+            _sum(self.cost_usd, cost_usd),
+            self.without_tokens + (tokens.total is None),
+            self.without_cost + (cost_usd is None),
+        )
+
+
+def _sum(sum_so_far: float | None, value: float | None) -> Json:
+    return sum_so_far if value is None else value + (sum_so_far or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What answered requests came to; the `unknown_…` are requests that do not say."""
+    """What all requests came to, by what became of them."""
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_usd: float = 0.0
-    unknown_tokens: int = 0
-    unknown_cost: int = 0
+    answered: Bill = Bill()
+    retried: Bill = Bill()
+    refused: int = 0
 
     @property
-    def total_tokens(self) -> int:
-        """Prompt and completion tokens."""
-        return self.prompt_tokens + self.completion_tokens
+    def calls(self) -> int:
+        """The requests that are or may be billed."""
+        return self.answered.requests + self.retried.requests
 
-    def plus(self, tokens: Tokens, cost_usd: float | None) -> Spent:
-        """With one more answered request."""
-        return Spent(
-            calls=self.calls + 1,
-            prompt_tokens=self.prompt_tokens + (tokens.prompt or 0),
-            cached_tokens=self.cached_tokens + (tokens.cached or 0),
-            completion_tokens=self.completion_tokens + (tokens.completion or 0),
-            reasoning_tokens=self.reasoning_tokens + (tokens.reasoning or 0),
-            cost_usd=self.cost_usd + (cost_usd or 0.0),
-            unknown_tokens=self.unknown_tokens + (tokens.total is None),
-            unknown_cost=self.unknown_cost + (cost_usd is None),
-        )
+    def plus(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> Spent:
+        """With one more request."""
+        if state is RequestState.REFUSED:
+            return replace(self, refused=self.refused + 1)
+        if state is RequestState.ANSWERED:
+            return replace(self, answered=self.answered.plus(tokens, cost_usd))
+        return replace(self, retried=self.retried.plus(tokens, cost_usd))
 
 
 class Budget:
     """Counts and bounds a run folder's requests; safe from many threads."""
 
-    def __init__(self, folder: Path, limits: Limits, prices: Prices | None, max_tokens: int) -> None:
-        """`max_tokens` is the most that one reply can have. Raises UsageError for a limit without a price."""
+    def __init__(
+        self,
+        limits: Limits,
+        prices: Prices | None,
+        max_tokens: int,
+        earlier: Iterable[Mapping[str, Json]] = (),
+        record: Callable[[Mapping[str, Json]], None] = lambda _: None,
+    ) -> None:
+        """`max_tokens` is the most that one reply can have.
+
+        `record` is given an entry as a request is sent and one as it ends; `earlier` are those of earlier
+        runs. Raises UsageError for a limit without a price.
+        """
         if limits.max_cost_usd is not None and prices is None:
             raise UsageError(
                 "--max_cost_usd needs prices, and this model's at this address are not known: state them by "
                 "--price_per_million IN,OUT[,CACHED_IN] (providers' prices: pip install -e '.[prices]')"
             )
-        self._path = folder / SPENDING
         self._limits, self._prices, self._max_tokens = limits, prices, max_tokens
-        self.spent = read_spent(self._path)
+        self._record = record
+        self.spent = Spent()
         self.has_prices = prices is not None
         self._largest_prompt = _FIRST_PROMPT_TOKENS
-        self._in_flight = 0
+        self._in_flight = self._num_sent = 0
         self._changed = threading.Condition()
+        self._read(earlier)
+
+    @classmethod
+    def unlimited(cls, record: Callable[[Mapping[str, Json]], None] = lambda _: None) -> Budget:
+        """A budget without limits and prices."""
+        return cls(Limits(), None, 0, (), record)
 
     @contextmanager
-    def request(self) -> Iterator[list[Mapping[str, Json] | None]]:
-        """Around one request: append its `usage` to the yielded list, or nothing if it was not answered.
+    def request(self) -> Iterator[Request]:
+        """Around one request, which is told what became of it.
 
         Waits while requests in flight could use up what is left; raises BudgetExceeded when none is in
         flight and one more does not fit.
         """
         self._reserve()
-        usages: list[Mapping[str, Json] | None] = []
+        request = Request(self._send)
         try:
-            yield usages
+            yield request
         finally:
             with self._changed:
                 self._in_flight -= 1
-                for usage in usages:
-                    self._count(read_tokens(usage))
                 self._changed.notify_all()
+                if request.number is not None:
+                    self._end(request.number, request.state, request.tokens)
 
-    def count(self, usage: Mapping[str, Json] | None) -> None:
-        """Count a request that was answered outside `request`: the probe."""
-        with self._changed:
-            self._count(read_tokens(usage))
+    def count(self, entries: Iterable[Mapping[str, Json]]) -> None:
+        """Count requests that were made outside `request`, the probe's, by the entries they were given."""
+        for entry in entries:
+            if entry["state"] != RequestState.SENT:
+                number = self._send()
+                with self._changed:
+                    self._end(number, RequestState(entry["state"]), _entry_tokens(entry))
 
     def cost_usd(self, tokens: Tokens) -> float | None:
         """What tokens cost, None where it is not known."""
         return None if self._prices is None else self._prices.cost_usd(tokens)
 
     def _reserve(self) -> None:
+        """Wait until one more request fits."""
         with self._changed:
             while (limit := self._passed_limit()) is not None:
                 if self._in_flight == 0:
@@ -222,42 +292,66 @@ class Budget:
 
     def _passed_limit(self) -> str | None:
         """Which limit one more request could pass, in words, or None."""
-        limits, spent, requests = self._limits, self.spent, self._in_flight + 1
-        if limits.max_calls is not None and spent.calls + requests > limits.max_calls:
+        limits, spent = self._limits, self.spent
+        if limits.max_calls is not None and spent.calls + self._in_flight + 1 > limits.max_calls:
             return f"--max_calls {limits.max_calls}: {spent.calls} made"
         most = Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
         if limits.max_total_tokens is not None:
-            if spent.unknown_tokens:
+            if spent.answered.without_tokens:
                 return f"--max_total_tokens cannot be kept: {_UNREPORTED}"
-            if spent.total_tokens + requests * (most.total or 0) > limits.max_total_tokens:
-                return f"--max_total_tokens {limits.max_total_tokens}: {spent.total_tokens} used"
+            num_reserved = self._in_flight + 1 + spent.retried.without_tokens
+            used = _total(spent.answered) + _total(spent.retried)
+            if used + num_reserved * (most.total or 0) > limits.max_total_tokens:
+                return f"--max_total_tokens {limits.max_total_tokens}: {used} used"
         if limits.max_cost_usd is not None and self._prices is not None:
-            if spent.unknown_cost:
+            if spent.answered.without_cost:
                 return f"--max_cost_usd cannot be kept: {_UNREPORTED}"
-            if spent.cost_usd + requests * (self._prices.cost_usd(most) or 0.0) > limits.max_cost_usd:
-                return f"--max_cost_usd {limits.max_cost_usd:g}: {spent.cost_usd:.4f} spent"
+            num_reserved = self._in_flight + 1 + spent.retried.without_cost
+            cost_usd = (spent.answered.cost_usd or 0.0) + (spent.retried.cost_usd or 0.0)
+            if cost_usd + num_reserved * (self._prices.cost_usd(most) or 0.0) > limits.max_cost_usd:
+                return f"--max_cost_usd {limits.max_cost_usd:g}: {cost_usd:.4f} spent"
         return None
 
-    def _count(self, tokens: Tokens) -> None:
-        cost_usd = self.cost_usd(tokens)
-        self.spent = self.spent.plus(tokens, cost_usd)
+    def _send(self) -> int:
+        with self._changed:
+            self._num_sent += 1
+            self._record({"request": self._num_sent, "state": RequestState.SENT.value})
+            return self._num_sent
+
+    def _end(self, number: int, state: RequestState, tokens: Tokens) -> None:
+        cost_usd = None if state is RequestState.REFUSED else self.cost_usd(tokens)
+        self._add(state, tokens, cost_usd)
+        entry = {"request": number, "state": state.value}
+        if state is not RequestState.REFUSED:
+            entry |= asdict(tokens) | {"cost_usd": cost_usd}
+        self._record(entry)
+
+    def _add(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> None:
+        self.spent = self.spent.plus(state, tokens, cost_usd)
         self._largest_prompt = max(self._largest_prompt, tokens.prompt or 0)
-        line = json.dumps(asdict(tokens) | {"cost_usd": cost_usd})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+    def _read(self, entries: Iterable[Mapping[str, Json]]) -> None:
+        """Take in what earlier runs recorded; a request that was sent and never ended may be billed."""
+        in_flight: set[int] = set()
+        for entry in entries:
+            number, state = entry["request"], RequestState(entry["state"])
+            self._num_sent = max(self._num_sent, number)
+            if state is RequestState.SENT:
+                in_flight.add(number)
+                continue
+            in_flight.discard(number)
+            tokens, cost_usd = _entry_tokens(entry), entry.get("cost_usd")
+            if cost_usd is None:  # the earlier run had no prices
+                cost_usd = self.cost_usd(tokens)
+            self._add(state, tokens, cost_usd)
+        for _ in in_flight:
+            self._add(RequestState.RETRIED, Tokens(), None)
 
 
-def read_spent(path: Path) -> Spent:
-    """What earlier runs into a folder have spent."""
-    spent = Spent()
-    if not path.exists():
-        return spent
-    names = [item.name for item in fields(Tokens)]
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            spent = spent.plus(Tokens(*(entry[name] for name in names)), entry["cost_usd"])
-        except (ValueError, KeyError, TypeError):
-            # A line that a kill cut off: a request that was answered and whose size is lost.
-            spent = replace(spent, calls=spent.calls + 1)
-    return spent
+def _total(bill: Bill) -> int:
+    """The tokens that are known; a bill that knows only one kind counts as that."""
+    return (bill.tokens.prompt or 0) + (bill.tokens.completion or 0)
+
+
+def _entry_tokens(entry: Mapping[str, Json]) -> Tokens:
+    return Tokens(*(_count(entry.get(name)) for name in ("prompt", "cached", "completion", "reasoning")))

@@ -116,7 +116,9 @@ def run_viewer_door(arguments: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Parse, run and turn every error meant for the user into one message and an exit code."""
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and scripts with `&` set it
+            signal.signal(number, _interrupt)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -127,10 +129,8 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print(
-            f"\n{parser.prog}: interrupted; finished traces are kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        advice = "; nothing is lost, the same command goes on from here" if run is _run_distillation else ""
+        print(f"\n{parser.prog}: interrupted{advice}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,6 +145,9 @@ def _leave(status: int) -> NoReturn:
 
 
 def _interrupt(*_: object) -> None:
+    """The first signal closes what is in flight on its way out, the second leaves at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(EXIT_INTERRUPTED))
     raise KeyboardInterrupt
 
 
@@ -299,7 +302,7 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     budget = parser.add_argument_group("budget, counted over all runs into DIR")
     budget.add_argument("--max_cost_usd", type=_amount, metavar="USD")
     budget.add_argument("--max_total_tokens", type=_positive, metavar="N", help="prompt and completion")
-    budget.add_argument("--max_calls", type=_positive, metavar="N", help="answered requests")
+    budget.add_argument("--max_calls", type=_positive, metavar="N", help="requests that are or may be billed")
     budget.add_argument(
         "--price_per_million",
         type=_prices,
@@ -348,8 +351,9 @@ def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sandbox", action="store_true", help="the layers that contain code")
     parser.add_argument(
         "--api_base",
-        metavar="URL",
-        help="the teacher to examine with about ten small requests, or 'embedded' (its key: $OPENAI_API_KEY)",
+        metavar="URL[,URL…]",
+        help="the teacher to examine with about ten small requests to each replica, or 'embedded' (its key: "
+        "$OPENAI_API_KEY)",
     )
     parser.add_argument(
         "--model", help="(default: the server's only model; without --api_base at $OPENAI_BASE_URL)"

@@ -50,20 +50,21 @@ def run_distillation(options: Options, console: Console) -> int:
         job = read_job(options, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = set_up(job, address, console)
+        folder = _open_folder(run, console)
         level = Level(options.max_workers, options.fixed_workers)
         offered = offered_natively(run.rollout.prompt)
-        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level) as teacher:
-            return _run_samples(run, teacher, level, console)
+        budget = _open_budget(run, folder)
+        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level, budget) as teacher:
+            return _run_samples(run, teacher, folder, console)
 
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: ReplicatedTeacher, folder: RunFolder, budget: Budget) -> None:
+    def __init__(self, run: Run, teacher: ReplicatedTeacher, folder: RunFolder) -> None:
         self._run = run
         self._teacher = teacher
         self._folder = folder
-        self._budget = budget
         self.spending: list[SampleSpending] = []
 
     def solve(self, index: int) -> Solved:
@@ -76,10 +77,8 @@ class RolloutSolver:
         with self._teacher.asking() as ask_teacher:
 
             def ask(messages: Sequence[bytes], seed: int) -> Reply:
-                with self._budget.request() as usages:
-                    asked = time.perf_counter()
-                    reply = ask_teacher(messages, seed, deadline)
-                    usages.append(reply.usage)
+                asked = time.perf_counter()
+                reply = ask_teacher(messages, seed, deadline)
                 turn_seconds.append(round(time.perf_counter() - asked, 4))
                 return reply
 
@@ -93,7 +92,7 @@ class RolloutSolver:
 
     def _spending(self, trace: Json, seconds: float) -> SampleSpending:
         tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
-        costs = [self._budget.cost_usd(item) for item in tokens]
+        costs = [self._teacher.budget.cost_usd(item) for item in tokens]
         return SampleSpending(seconds, _sum([item.total for item in tokens]), _sum(costs))
 
     def abort(self) -> None:
@@ -106,19 +105,32 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Console) -> int:
-    options = run.job.options
-    on_change = OnChange(options.on_change)
-    path = Path(options.output_dir)
-    folder = RunFolder(free_folder(path, run.facts) if on_change is OnChange.NEW else path, run.facts)
+def _open_folder(run: Run, console: Console) -> RunFolder:
+    path = Path(run.job.options.output_dir)
+    is_new = OnChange(run.job.options.on_change) is OnChange.NEW
+    folder = RunFolder(free_folder(path, run.facts) if is_new else path, run.facts)
     for note in folder.notes:
         console.print(note, highlight=False, soft_wrap=True)
+    return folder
+
+
+def _open_budget(run: Run, folder: RunFolder) -> Budget:
+    options = run.job.options
+    limits = Limits(options.max_cost_usd, options.max_total_tokens, options.max_calls)
+    prices = find_prices(options.price_per_million, run.teacher.model, run.teacher.api_base or OPENAI_URL)
+    spending = folder.spending
+    budget = Budget(limits, prices, options.max_tokens, spending.entries(), spending.append)
+    budget.count(run.probe.requests)
+    return budget
+
+
+def _run_samples(run: Run, teacher: ReplicatedTeacher, folder: RunFolder, console: Console) -> int:
+    options = run.job.options
     indices = run.job.indices[: options.estimate_samples]
-    done = folder.finished(indices, on_change)
+    done = folder.finished(indices, OnChange(options.on_change))
     todo = [index for index in indices if index not in done]
     if options.retry_failed:
         todo = [index for index in todo if index in folder.failed()]
-    budget = _open_budget(run, folder)
     record = _start_record(run, len(done))
     folder.write_run_record(record)
     started = time.monotonic()
@@ -126,8 +138,8 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Co
     failures: dict[int, Failure] = {}
     stops: list[str] = []
     tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
-    solver = RolloutSolver(run, teacher, folder, budget)
-    with Progress(len(indices), len(done), level) as progress:
+    solver = RolloutSolver(run, teacher, folder)
+    with Progress(len(indices), len(done), teacher.level) as progress:
         teacher.tell_by(progress.write)
 
         def on_done(outcome: Outcome[Solved]) -> None:
@@ -144,7 +156,7 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Co
                 tally.add(outcome.result)
     failed = [failures[index] for index in sorted(failures)]
     folder.write_failures(todo, failed)
-    folder.journals.close()
+    folder.close()
     stop = stops[0] if stops else None
     totals = RunTotals(
         folder=folder.path,
@@ -152,26 +164,15 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, level: Level, console: Co
         failures=failed,
         num_skipped=len(done),
         seconds=time.monotonic() - started,
-        spent=budget.spent,
-        has_prices=budget.has_prices,
+        spent=teacher.budget.spent,
         stopped_by=stop,
-        level=level.state(),
+        level=teacher.level.state(),
     )
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
     if options.estimate_samples is not None:
         print_estimate(totals, solver.spending, len(run.job.indices), options.max_workers, console)
     return 1 if failed or stop else 0
-
-
-def _open_budget(run: Run, folder: RunFolder) -> Budget:
-    options = run.job.options
-    limits = Limits(options.max_cost_usd, options.max_total_tokens, options.max_calls)
-    prices = find_prices(options.price_per_million, run.teacher.model, run.teacher.api_base or OPENAI_URL)
-    budget = Budget(folder.path, limits, prices, options.max_tokens)
-    for usage in run.probe.usages:
-        budget.count(usage)
-    return budget
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
@@ -181,8 +182,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "options": options | {"api_base": urls_text(run.teacher, run.api_bases)},
         "dataset": asdict(run.job.source.identity),
-        "tool_mode": {"chosen": run.probe.tool_mode.value, "reason": run.probe.reason},
-        "num_probe_requests": run.probe.num_requests,
+        "probe": run.probe.as_dict(),
         "settings": dict(run.facts.settings),
         "settings_sha256": run.facts.settings_sha256,
         "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
@@ -197,7 +197,7 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "seconds": round(totals.seconds, 3),
         "num_finished": len(totals.facts),
         "num_failed": len(totals.failures),
-        "spent": asdict(totals.spent) | ({} if totals.has_prices else {"cost_usd": None}),
+        "spent": asdict(totals.spent),
         "stopped_by": totals.stopped_by,
         "requests_at_once": totals.level.as_dict(),
         "warning": warning,

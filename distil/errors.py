@@ -7,7 +7,7 @@ DistilError
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
-│   ├── TeacherUnreachable  no reply came: refused, reset or timed out
+│   ├── TeacherUnreachable  no reply came: refused, reset, timed out, or a gateway's error
 │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
@@ -46,7 +46,7 @@ class ToolError(DistilError):
 class TeacherError(DistilError):
     """The teacher could not be asked or its reply cannot be read.
 
-    `status` is the HTTP status, if any, `attempts` how many requests the turn came to.
+    `status` is the HTTP status, if any, `attempts` how many requests were made for the turn.
     """
 
     def __init__(self, message: str, status: int | None = None, attempts: int = 1) -> None:
@@ -56,13 +56,13 @@ class TeacherError(DistilError):
 
 
 class TeacherUnreachable(TeacherError):
-    """No reply came from the server: the connection was refused or broken, or it timed out.
+    """No reply came from the server: connection refused or broken, time-out, or a gateway that says so.
 
-    `has_connected` is False where there was not even a connection.
+    `has_connected` is False where there was not even a connection; `status` is the gateway's.
     """
 
-    def __init__(self, message: str, has_connected: bool = True) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, has_connected: bool = True, status: int | None = None) -> None:
+        super().__init__(message, status)
         self.has_connected = has_connected
 
 

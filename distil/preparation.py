@@ -22,6 +22,7 @@ from distil.records import Json, Prompt, ToolMode
 from distil.rollout import RolloutSettings
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
+from distil.store import read_runs
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
@@ -31,8 +32,10 @@ from distil.teacher import (
     TeacherSettings,
     check_reachable,
     find_profile,
+    first_reachable,
     load_model_names,
     probe_tool_mode,
+    recalled_probe,
 )
 from distil.teacher.client import base_url_text
 from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
@@ -161,6 +164,9 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         turn_timeout_seconds=options.turn_timeout_seconds,
         outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
+    teacher = first_reachable(
+        teacher, address.api_bases, lambda line: console.print(line, highlight=False, soft_wrap=True)
+    )
     teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher), teacher))
     profile = _profile(teacher.model, options)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
@@ -193,11 +199,24 @@ def _profile(model: str, options: Options) -> Profile:
 def _settle_tool_mode(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult:
     if not prompt.tools:
         check_reachable(teacher)
-        return ProbeResult(ToolMode.NONE, "no tools are offered", 0, teacher)
-    if options.tool_mode == "auto":
+        return ProbeResult(ToolMode.NONE, "no tools are offered", teacher)
+    if options.tool_mode != "auto":
+        check_reachable(teacher)
+        return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", teacher)
+    earlier = _earlier_probe(options, teacher, prompt)
+    if earlier is None:
         return probe_tool_mode(teacher, prompt)
     check_reachable(teacher)
-    return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", 0, teacher)
+    return earlier
+
+
+def _earlier_probe(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult | None:
+    """What the last run into the folder found out, if it offered the same tools and asked as well."""
+    for record in read_runs(Path(options.output_dir))[-1:]:
+        settings, asked = record.get("settings", {}), record.get("options", {})
+        if asked.get("tool_mode") == "auto" and settings.get("tool_schemas") == list(prompt.tools):
+            return recalled_probe(teacher, record.get("probe", {}))
+    return None
 
 
 def _trace_settings(

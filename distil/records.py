@@ -178,14 +178,16 @@ class Rollout:
 class Failure:
     """A sample that has no trace: `kind` is the error's class, `message` is for the user.
 
-    `turns_spent` are the turns that were paid for and are kept for the next attempt.
+    `attempts` are the requests for the turn that failed, 0 where the failure was not the teacher's; `runs`
+    how often the sample was tried; `turns_spent` the turns that were paid for and are kept for the next run.
     """
 
     sample_index: int
     kind: str
     message: str
     status: int | None = None
-    attempts: int = 1
+    attempts: int = 0
+    runs: int = 1
     turns_spent: int = 0
 
 

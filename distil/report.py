@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from distil.budget import Spent
+from distil.budget import Bill, Spent
 from distil.concurrency import Level, LevelState
 from distil.pictures import Frame
 from distil.records import Failure, Json
@@ -164,7 +164,6 @@ class RunTotals:
     num_skipped: int
     seconds: float
     spent: Spent  # by all runs into the folder
-    has_prices: bool
     stopped_by: str | None  # the limit that ended the run early
     level: LevelState
 
@@ -191,7 +190,9 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
     if totals.failures:
         path = totals.folder / "failed_samples.jsonl"
         console.print(f"Failed samples, with their reasons: {path}", highlight=False, soft_wrap=True)
-    console.print(f"Spent in this folder: {_spent_text(totals)}", highlight=False, soft_wrap=True)
+    console.print(f"Requests at once: {_level_text(totals.level)}", highlight=False, soft_wrap=True)
+    for line in _spent_lines(totals.spent):
+        console.print(line, highlight=False, soft_wrap=True)
     if totals.stopped_by is not None:
         text = f"Stopped by the budget, {totals.stopped_by}. Raise it and run again: nothing is lost."
         console.print(Text(text, style="yellow"), soft_wrap=True)
@@ -203,20 +204,43 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
         console.print(f"Check them:   distil verify {totals.folder}", highlight=False, soft_wrap=True)
 
 
-def _spent_text(totals: RunTotals) -> str:
-    spent = totals.spent
-    if spent.unknown_tokens == spent.calls:
-        return f"{spent.calls:,} requests, tokens not reported"
+def _level_text(state: LevelState) -> str:
+    highest = f", at most {state.highest}" if state.highest > state.level else ""
+    return f"{state.level} of {state.ceiling} ({state.reason}{highest})"
+
+
+def _spent_lines(spent: Spent) -> list[str]:
+    lines = [f"Spent in this folder: {_bill_text(spent.answered)}"]
+    if spent.retried.requests:
+        lines.append(f"Asked again, perhaps billed too: {_bill_text(spent.retried)}")
+    if spent.refused:
+        lines.append(f"Refused or not connected, free: {_number(spent.refused, 'request')}")
+    return lines
+
+
+def _bill_text(bill: Bill) -> str:
+    requests = _number(bill.requests, "request")
+    if bill.without_tokens == bill.requests:
+        return f"{requests}, tokens not reported" if bill.requests else requests
+    tokens = bill.tokens
     parts = [
-        f"{spent.calls:,} requests",
-        f"{spent.prompt_tokens:,} tokens in ({spent.cached_tokens:,} cached)",
-        f"{spent.completion_tokens:,} out ({spent.reasoning_tokens:,} reasoning)",
+        requests,
+        f"{tokens.prompt:,} tokens in ({_of_which(tokens.cached, 'cached')})",
+        f"{tokens.completion:,} out ({_of_which(tokens.reasoning, 'reasoning')})",
     ]
-    if totals.has_prices:
-        parts.append(f"{spent.cost_usd:.4f} USD")
-    if spent.unknown_tokens:
-        parts.append(f"{spent.unknown_tokens:,} requests without figures")
+    if bill.cost_usd is not None:
+        parts.append(f"{bill.cost_usd:.4f} USD")
+    if bill.without_tokens:
+        parts.append(f"{_number(bill.without_tokens, 'request')} without figures")
     return ", ".join(parts)
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _of_which(tokens: int | None, kind: str) -> str:
+    return f"{kind}: not reported" if tokens is None else f"{tokens:,} {kind}"
 
 
 def print_estimate(

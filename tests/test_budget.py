@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,25 +17,32 @@ from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_turns
 
 from distil.budget import (
-    SPENDING,
+    Bill,
     Budget,
     FixedPrices,
     Limits,
     Tokens,
     find_prices,
     parse_prices,
-    read_spent,
     read_tokens,
 )
-from distil.errors import BudgetExceeded, UsageError
+from distil.errors import BudgetExceeded, FolderError, UsageError
+from distil.store.spending import SPENDING, SpendingFile
 
 PRICES = FixedPrices(input_usd=2.0, output_usd=10.0, cached_usd=0.5)
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 200}
 
 
 def spend(budget: Budget, usage: Any = USAGE) -> None:
-    with budget.request() as usages:
-        usages.append(usage)
+    with budget.request() as request:
+        request.sent()
+        request.answered(usage)
+
+
+def opened(folder: Path, prices: FixedPrices | None = PRICES) -> Budget:
+    """The budget of a folder, as a run opens it."""
+    file = SpendingFile(folder)
+    return Budget(Limits(), prices, 100, file.entries(), file.append)
 
 
 @pytest.mark.parametrize(
@@ -75,87 +82,140 @@ def test_prices_of_a_provider_are_known_and_of_an_own_server_not() -> None:
     assert find_prices(PRICES, "Qwen3-VL", "http://127.0.0.1:8000/v1") == PRICES
 
 
-def test_a_cost_limit_without_prices_is_refused(tmp_path: Path) -> None:
+def test_a_cost_limit_without_prices_is_refused() -> None:
     with pytest.raises(UsageError, match="--price_per_million"):
-        Budget(tmp_path, Limits(max_cost_usd=1.0), None, 100)
+        Budget(Limits(max_cost_usd=1.0), None, 100)
 
 
 def test_what_was_spent_is_counted_over_resumes(tmp_path: Path) -> None:
     for _ in range(2):
-        budget = Budget(tmp_path, Limits(), PRICES, 100)
+        budget = opened(tmp_path)
         spend(budget)
         spend(budget, None)
-    spent = Budget(tmp_path, Limits(), PRICES, 100).spent
-    assert (spent.calls, spent.total_tokens, spent.unknown_tokens) == (4, 2400, 2)
-    assert spent.cost_usd == pytest.approx(2 * (0.002 + 0.002))
+    spent = opened(tmp_path).spent
+    assert spent == budget.spent
+    assert spent.answered == Bill(4, Tokens(2000, None, 400, None), pytest.approx(0.008), 2, 2)
 
 
-def test_a_torn_line_counts_as_a_request(tmp_path: Path) -> None:
-    spend(Budget(tmp_path, Limits(), PRICES, 100))
+def test_an_earlier_run_without_prices_is_priced_later(tmp_path: Path) -> None:
+    spend(opened(tmp_path, prices=None))
+    assert opened(tmp_path).spent.answered.cost_usd == pytest.approx(0.004)
+
+
+def test_requests_are_told_apart_by_what_became_of_them(tmp_path: Path) -> None:
+    budget = opened(tmp_path)
+    spend(budget)
+    with budget.request() as request:
+        request.sent()
+        request.unusable(USAGE)
+    with budget.request() as request, contextlib.suppress(OSError):
+        request.sent()
+        raise OSError
+    with budget.request() as request:
+        request.sent()
+        request.refused()
+    with budget.request():
+        pass  # never sent
+    spent = opened(tmp_path).spent
+    assert spent == budget.spent
+    assert (spent.answered.requests, spent.refused, spent.calls) == (1, 1, 3)
+    assert spent.retried == Bill(2, Tokens(1000, None, 200, None), pytest.approx(0.004), 1, 1)
+
+
+def test_a_request_that_a_kill_cut_off_may_be_billed(tmp_path: Path) -> None:
+    with opened(tmp_path).request() as request:
+        request.sent()
+        resumed = opened(tmp_path)  # as if the process had died here
+    assert resumed.spent.retried == Bill(1, Tokens(), None, 1, 1)
+
+
+def test_a_torn_line_is_passed_over_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    spend(opened(tmp_path))
     with (tmp_path / SPENDING).open("a") as file:
-        file.write('{"prompt": 10')
-    assert read_spent(tmp_path / SPENDING).calls == 2
+        file.write('{"request": 2, "sta')
+    spend(opened(tmp_path))
+    assert opened(tmp_path).spent.answered.requests == 2
+
+
+def test_a_spending_file_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / SPENDING).mkdir()
+    with (
+        pytest.raises(FolderError, match=SPENDING),
+        Budget(Limits(), None, 100, record=SpendingFile(tmp_path).append).request() as request,
+    ):
+        request.sent()
+
+
+def test_retried_requests_without_figures_are_held_against_the_limit() -> None:
+    budget = Budget(Limits(max_total_tokens=10_000), None, 1000)
+    with budget.request() as request:
+        request.sent()  # and no reply
+    assert budget.spent.retried.without_tokens == 1
+    spend(budget, {"prompt_tokens": 10, "completion_tokens": 1})
+    with pytest.raises(BudgetExceeded):
+        spend(budget)
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 2**32))
 def test_no_limit_is_passed_however_many_threads_spend(limit: int, threads: int, seed: int) -> None:
     generator = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        budget = Budget(Path(folder), Limits(max_calls=limit), None, 100)
-        sent = []
+    budget = Budget(Limits(max_calls=limit), None, 100)
+    sent = []
 
-        def worker() -> None:
-            try:
-                for _ in range(50):
-                    with budget.request() as usages:
-                        sent.append(1)
-                        if generator.random() < 0.2:
-                            time.sleep(0.0002)
-                        usages.append(USAGE)
-            except BudgetExceeded:
-                pass
+    def worker() -> None:
+        try:
+            for _ in range(50):
+                with budget.request() as request:
+                    sent.append(1)
+                    request.sent()
+                    if generator.random() < 0.2:
+                        time.sleep(0.0002)
+                    if generator.random() < 0.5:
+                        request.answered(USAGE)
+        except BudgetExceeded:
+            pass
 
-        workers = [threading.Thread(target=worker) for _ in range(threads)]
-        for thread in workers:
-            thread.start()
-        for thread in workers:
-            thread.join(20)
-        assert len(sent) == budget.spent.calls == min(limit, 50 * threads)
+    workers = [threading.Thread(target=worker) for _ in range(threads)]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join(20)
+    assert len(sent) == budget.spent.calls == min(limit, 50 * threads)
 
 
-def test_token_and_cost_limits_reserve_the_most_that_a_request_can_come_to(tmp_path: Path) -> None:
+def test_token_and_cost_limits_reserve_the_most_that_a_request_can_come_to() -> None:
     for name, limits, most in (
         ("tokens", Limits(max_total_tokens=20_000), 20_000),
         ("cost", Limits(max_cost_usd=0.05), None),
     ):
-        (tmp_path / name).mkdir()
-        budget = Budget(tmp_path / name, limits, PRICES, 1000)
+        budget = Budget(limits, PRICES, 1000)
         with pytest.raises(BudgetExceeded, match=f"max_.*{name}"):
             for _ in range(100):
                 spend(budget)
         assert budget.spent.calls > 5
         if most is not None:
-            assert budget.spent.total_tokens <= most
+            assert budget.spent.answered.tokens.total <= most
         else:
-            assert budget.spent.cost_usd <= 0.05
+            assert budget.spent.answered.cost_usd <= 0.05
 
 
-def test_a_limit_that_cannot_be_counted_stops_the_run(tmp_path: Path) -> None:
-    budget = Budget(tmp_path, Limits(max_total_tokens=10**9), None, 100)
+def test_a_limit_that_cannot_be_counted_stops_the_run() -> None:
+    budget = Budget(Limits(max_total_tokens=10**9), None, 100)
     spend(budget, None)
     with pytest.raises(BudgetExceeded, match="does not report"):
         spend(budget, None)
 
 
-def test_a_request_waits_for_those_in_flight_and_then_fits(tmp_path: Path) -> None:
-    budget = Budget(tmp_path, Limits(max_total_tokens=12_000), None, 1000)
+def test_a_request_waits_for_those_in_flight_and_then_fits() -> None:
+    budget = Budget(Limits(max_total_tokens=12_000), None, 1000)
     entered = threading.Event()
     with budget.request() as first, budget.request() as second:
         waiting = threading.Thread(target=lambda: (spend(budget), entered.set()))
         waiting.start()
         assert not entered.wait(0.1)
-        first.append(USAGE)
-        second.append(USAGE)
+        for request in (first, second):
+            request.sent()
+            request.answered(USAGE)
     assert entered.wait(5)
 
 
@@ -174,25 +234,36 @@ def run(
     run_door: RunDoor, photos: Path, folder: Path, *flags: object, script: str = "demo_concurrent.py"
 ) -> Any:
     with ScriptedTeacher(three_turns) as server:
-        result = run_door(
-            *([script] if script.endswith("t.py") else script.split()), "--api_base", server.api_base,
-            "--dataset_path", photos, "--output_dir", folder, *flags,
-        )  # fmt: skip
-    return result, server.requests
+        return run_against(server, run_door, photos, folder, *flags, script=script), server.requests
+
+
+def run_against(
+    server: ScriptedTeacher,
+    run_door: RunDoor,
+    photos: Path,
+    folder: Path,
+    *flags: object,
+    script: str = "demo_concurrent.py",
+) -> Any:
+    return run_door(
+        *([script] if script.endswith("t.py") else script.split()), "--api_base", server.api_base,
+        "--dataset_path", photos, "--output_dir", folder, *flags,
+    )  # fmt: skip
 
 
 def test_a_run_stops_at_its_limit_and_goes_on_when_it_is_raised(
     run_door: RunDoor, photos: Path, tmp_path: Path
 ) -> None:
-    result, requests = run(run_door, photos, tmp_path / "out", "--max_calls", 14)
-    assert result.returncode == 1
-    assert len(requests) == 14, "the probe counts too"
-    assert "Stopped by the budget, --max_calls 14" in result.stdout
-    assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
-    result, more = run(run_door, photos, tmp_path / "out", "--max_calls", 100)
-    assert result.returncode == 0, result.stderr
-    assert len(requests) + len(more) == 2 + 30, "two probes, and no turn twice"
-    assert "32 requests, 32,000 tokens in (16,000 cached), 3,200 out (1,280 reasoning)" in result.stdout
+    with ScriptedTeacher(three_turns) as server:
+        result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 14)
+        assert result.returncode == 1
+        assert len(server.requests) == 14, "the probe counts too"
+        assert "Stopped by the budget, --max_calls 14" in result.stdout
+        assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
+        result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 100)
+        assert result.returncode == 0, result.stderr
+        assert len(server.requests) == 1 + 30, "one probe, and no turn twice"
+    assert "31 requests, 31,000 tokens in (15,500 cached), 3,100 out (1,240 reasoning)" in result.stdout
 
 
 def test_a_cost_limit_holds_and_is_recorded(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
@@ -210,7 +281,7 @@ def test_a_cost_limit_holds_and_is_recorded(run_door: RunDoor, photos: Path, tmp
     assert result.returncode == 1
     assert len(requests) * 0.003 <= 0.06
     (record,) = json.loads((tmp_path / "out" / "run_record.json").read_text())["runs"]
-    assert record["spent"]["cost_usd"] == pytest.approx(0.003 * len(requests))
+    assert record["spent"]["answered"]["cost_usd"] == pytest.approx(0.003 * len(requests))
     assert record["stopped_by"].startswith("--max_cost_usd")
 
 
@@ -224,11 +295,12 @@ def test_estimate_runs_a_few_samples_keeps_them_and_says_what_the_whole_takes(
     run_door: RunDoor, photos: Path, tmp_path: Path
 ) -> None:
     flags = ("--num_samples", 12, "--price_per_million", "2,10,1", "--estimate_samples", 4)
-    result, requests = run(run_door, photos, tmp_path / "out", *flags, script="cli.py estimate")
-    assert result.returncode == 0, result.stderr
-    assert len(requests) == 1 + 12
-    assert len(list((tmp_path / "out").glob("trace_*.json"))) == 4
-    assert "12 samples" in result.stdout and "39,600" in result.stdout and "0.09 USD" in result.stdout
-    result, requests = run(run_door, photos, tmp_path / "out", "--num_samples", 12)
-    assert result.returncode == 0
-    assert len(requests) == 1 + 24, "the estimate's samples are kept"
+    with ScriptedTeacher(three_turns) as server:
+        result = run_against(server, run_door, photos, tmp_path / "out", *flags, script="cli.py estimate")
+        assert result.returncode == 0, result.stderr
+        assert len(server.requests) == 1 + 12
+        assert len(list((tmp_path / "out").glob("trace_*.json"))) == 4
+        assert "12 samples" in result.stdout and "39,600" in result.stdout and "0.09 USD" in result.stdout
+        result = run_against(server, run_door, photos, tmp_path / "out", "--num_samples", 12)
+        assert result.returncode == 0
+        assert len(server.requests) == 1 + 36, "the estimate's samples and its probe are kept"

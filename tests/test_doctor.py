@@ -30,6 +30,17 @@ def doctor(run_door: RunDoor, script: Any, *flags: str, model: str = QWEN) -> tu
     return result, server
 
 
+def test_each_replica_is_examined_and_a_dead_one_is_told(run_door: RunDoor) -> None:
+    dead = f"http://127.0.0.1:{closed_port()}/v1"
+    with ScriptedTeacher(Seeing(), models=(QWEN,)) as a, ScriptedTeacher(Seeing(), models=(QWEN,)) as b:
+        urls = f"{dead},{a.api_base},{b.api_base}"
+        result = run_door("cli.py", "doctor", "--api_base", urls, env={"COLUMNS": "300"})
+        assert a.requests and b.requests
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stdout.count("The main job can run.") == 2
+    assert f"A replica cannot be asked: no reply from {dead}" in result.stdout
+
+
 def row(result: Result, probe: str) -> str:
     """What the table says of a probe: the result and the detail."""
     (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{probe}  "))

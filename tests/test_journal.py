@@ -243,8 +243,9 @@ def test_a_sample_that_fails_late_goes_on_where_it_failed(
         json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
     ]
     assert [line["sample_index"] for line in lines] == list(range(12))
+    assert {line["runs"] for line in lines} == {2}
     assert {(line["kind"], line["status"], line["attempts"], line["turns_spent"]) for line in lines} == {
-        ("teacher", 400, 2, 2)
+        ("teacher", 400, 1, 2)
     }
     with ScriptedTeacher(three_turns) as server:
         result = run_door(*command(server.api_base, photos, tmp_path / "out", "--retry_failed")[1:])

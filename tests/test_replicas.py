@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from conftest import RunDoor
+from fault_server import FaultServer, hang_up, stall
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.address import find_teacher
+from distil.budget import Budget
 from distil.concurrency import Level
-from distil.errors import TeacherError, TeacherUnreachable, UsageError
+from distil.errors import DeadlinePassed, TeacherError, TeacherUnreachable, UsageError
 from distil.teacher import OutagePolicy, ReplicatedTeacher, RetryPolicy, TeacherSettings
 from distil.teacher.replicas import Replicas
 
@@ -111,7 +113,7 @@ def sample_of(request: dict[str, Any]) -> str:
 @contextmanager
 def replicated(*api_bases: str, level: Level | None = None) -> Iterator[ReplicatedTeacher]:
     settings = TeacherSettings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
-    with ReplicatedTeacher(settings, api_bases, (), level or Level(4)) as teacher:
+    with ReplicatedTeacher(settings, api_bases, (), level or Level(4), Budget.unlimited()) as teacher:
         yield teacher
 
 
@@ -153,6 +155,51 @@ def test_one_dies_in_the_middle_and_every_sample_is_finished() -> None:
             assert solve_all(teacher, 20) == []
     assert len(b.requests) == 60 - 10
     assert len(a.requests) <= 10 + 4 * 2  # what was under way, and no sample after it
+
+
+def test_a_gateway_without_a_server_behind_it_is_left() -> None:
+    for status in (502, 503, 504):
+        gateway = lambda _, status=status: (status, {"error": {"message": "no upstream"}})
+        with ScriptedTeacher(gateway) as dead, ScriptedTeacher(script) as alive:
+            with replicated(dead.api_base, alive.api_base) as teacher:
+                assert solve_all(teacher, 12) == []
+            assert len(dead.requests) <= 2 * 4, "each thread meets it once, and once more"
+            assert len(alive.requests) == 36
+
+
+def test_a_turn_has_one_deadline_whatever_replicas_it_meets() -> None:
+    with FaultServer(stall) as a, FaultServer(stall) as b:
+        settings = TeacherSettings(
+            a.api_base, "k" * 8, "m", timeout_seconds=0.4, turn_timeout_seconds=0.6, retry=QUICK, outage=SHORT
+        )
+        started = time.monotonic()
+        with ReplicatedTeacher(
+            settings, (a.api_base, b.api_base), (), Level(4), Budget.unlimited()
+        ) as teacher:
+            with teacher.asking() as ask, pytest.raises(DeadlinePassed):
+                ask(message(0, 0), 0)
+        assert time.monotonic() - started < 2
+
+
+def test_a_failure_counts_the_requests_to_every_replica() -> None:
+    with FaultServer(hang_up) as a, FaultServer(hang_up) as b:
+        with replicated(a.api_base, b.api_base) as teacher, teacher.asking() as ask:
+            with pytest.raises(TeacherError) as caught:
+                ask(message(0, 0), 0)
+        assert caught.value.attempts == len(a.requests) + len(b.requests)
+
+
+def test_a_replica_that_is_not_there_at_the_start_is_passed_over(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(run_script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", f"http://127.0.0.1:9/v1,{server.api_base}",
+            "--dataset_path", photos, "--output_dir", tmp_path, "--num_samples", 4,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "A replica is not there: no reply from http://127.0.0.1:9/v1" in result.stdout
+    assert len(list(tmp_path.glob("trace_*.json"))) == 4
 
 
 def test_where_both_stay_dead_the_run_is_refused_after_the_outage_limit() -> None:
@@ -235,7 +282,7 @@ def test_refusals_lower_the_level_although_the_client_retries_them() -> None:
     level._climber.level = 12
     with ScriptedTeacher(busy) as server:
         settings = TeacherSettings(server.api_base, "k" * 8, "m", timeout_seconds=20, retry=QUICK)
-        with ReplicatedTeacher(settings, (server.api_base,), (), level) as teacher:
+        with ReplicatedTeacher(settings, (server.api_base,), (), level, Budget.unlimited()) as teacher:
             assert solve_all(teacher, 40, num_threads=12) == []
     assert level.state().level < 12
     assert level.state().changes["refused"] >= 1

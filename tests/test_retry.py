@@ -190,16 +190,17 @@ def test_a_turn_ends_at_its_deadline(fault: Fault) -> None:
 def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
     with asking(ok, stall) as (server, teacher):
         deadline = Deadline.after("sample", 0.5)
-        assert teacher.ask(MESSAGES, 0, deadline).content == "hi"
+        assert teacher.ask(MESSAGES, 0, (deadline,)).content == "hi"
         for _ in range(2):
             with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
-                teacher.ask(MESSAGES, 0, deadline)
+                teacher.ask(MESSAGES, 0, (deadline,))
         assert len(server.requests) == 2
 
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
-    with asking(Status(429, "retry-after: 0.8\r\n"), ok, turn_timeout_seconds=0.5) as (_, teacher):
-        assert teacher.ask(MESSAGES, 0, Deadline.after("sample", 0.5)).content == "hi"
+    with asking(Status(429, "retry-after: 0.8\r\n"), ok) as (_, teacher):
+        deadlines = (Deadline.after("turn", 0.5), Deadline.after("sample", 0.5))
+        assert teacher.ask(MESSAGES, 0, deadlines).content == "hi"
 
 
 # --- outages
@@ -470,6 +471,12 @@ def test_dates_are_read_to_the_second_and_those_gone_by_are_now(now: int, offset
     moment = max(0, now + offset)
     text = email.utils.formatdate(moment, usegmt=True)
     assert parse_retry_after(text, now) == max(0, moment - now)
+
+
+def test_a_date_is_told_by_the_servers_clock_if_it_tells_it() -> None:
+    headers = {"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    for now in (0.0, 1445412480.0, 2e9):  # our clock may be years off
+        assert advised_seconds(503, headers, now) == 30
 
 
 def test_headers_by_rank() -> None:

@@ -19,6 +19,7 @@ from distil.teacher import (
     check_reachable,
     load_model_names,
     probe_tool_mode,
+    recalled_probe,
 )
 from distil.tools import BoxFrame, load_tools
 
@@ -100,6 +101,18 @@ def test_a_refusal_of_every_request_is_told_apart(status: int) -> None:
     assert len(server.requests) == 1
 
 
+def test_a_moderated_picture_is_an_error_of_its_sample() -> None:
+    error = {"message": 'openai/gpt-4o requires moderation on OpenAI. Your input was flagged for "violence".'}
+    with (
+        ScriptedTeacher(lambda _: (403, {"error": error})) as server,
+        Teacher(settings(server.api_base)) as teacher,
+        pytest.raises(TeacherError) as caught,
+    ):
+        teacher.ask(MESSAGES, seed=0)
+    assert not isinstance(caught.value, TeacherRefused)
+    assert (caught.value.status, len(server.requests)) == (403, 1)
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(402, {"message": "pay"}), (429, {"message": "no credit", "code": "insufficient_quota"})],
@@ -164,8 +177,27 @@ def test_the_probe_finds_native_calls() -> None:
     script = lambda request: calls((request["tools"][0]["function"]["name"], {}))
     with ScriptedTeacher(script) as server:
         result = probe_tool_mode(settings(server.api_base), PROMPT)
-    assert (result.tool_mode, result.num_requests) == (ToolMode.NATIVE, 1)
+    assert result.tool_mode is ToolMode.NATIVE
+    assert [entry["state"] for entry in result.requests] == ["sent", "answered"]
     assert is_probe(server.requests[0])
+    assert len(server.requests) == 1
+
+
+def test_what_a_probe_found_is_recalled_for_the_same_model_at_the_same_address() -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if "seed" in request:
+            return 400, {"error": {"message": "seed is not supported"}}
+        return says("no call")
+
+    with ScriptedTeacher(script) as server:
+        found = probe_tool_mode(settings(server.api_base), PROMPT)
+        assert [entry["state"] for entry in found.requests] == ["sent", "answered"]
+    recalled = recalled_probe(settings(server.api_base), json.loads(json.dumps(found.as_dict())))
+    assert recalled is not None and not recalled.settings.sends_seed
+    assert (recalled.tool_mode, recalled.reason, recalled.requests) == (ToolMode.TEXT, found.reason, ())
+    for other in ({"model": "b"}, {"api_base": "http://127.0.0.1:1/v1"}, {"tool_mode": "telepathy"}):
+        assert recalled_probe(settings(server.api_base), found.as_dict() | other) is None
+    assert recalled_probe(settings(server.api_base), {}) is None
 
 
 def test_the_probe_takes_text_where_calls_pass_through_as_text() -> None:
@@ -186,7 +218,8 @@ def test_the_probe_takes_text_where_the_server_refuses_tools() -> None:
 
     with ScriptedTeacher(script) as server:
         result = probe_tool_mode(settings(server.api_base), PROMPT)
-    assert (result.tool_mode, result.num_requests) == (ToolMode.TEXT, 2)
+    assert result.tool_mode is ToolMode.TEXT
+    assert [entry["state"] for entry in result.requests] == ["sent", "refused", "sent", "answered"]
     assert "<tools>" in server.requests[1]["messages"][0]["content"]
 
 

@@ -16,6 +16,7 @@ from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals
+from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, trace_json
 
 fcntl: ModuleType | None
@@ -58,8 +59,9 @@ class RunFolder:
         leftovers = list(path.glob(".*.tmp"))  # of a run that was killed while it wrote
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
-        self._earlier_runs = _read_runs(path / RUN_RECORD)
+        self._earlier_runs = read_runs(path)
         self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
+        self.spending = SpendingFile(path)
         self.journals = Journals(path, run.settings_sha256)
         for index in self.journals.unfinished():
             # Killed between the trace and the removal of its journal.
@@ -101,13 +103,11 @@ class RunFolder:
         self._append(TIMINGS, line)
 
     def write_failure(self, failure: Failure) -> Failure:
-        """Add a failed sample as soon as it fails; returns it with its attempts and turns spent."""
-        before = (
-            item.attempts for item in self._earlier_failures if item.sample_index == failure.sample_index
-        )
+        """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
+        before = (item.runs for item in self._earlier_failures if item.sample_index == failure.sample_index)
         failure = replace(
             failure,
-            attempts=max(before, default=0) + 1,
+            runs=max(before, default=0) + 1,
             turns_spent=self.journals.num_turns(failure.sample_index),
         )
         self._append(FAILED_SAMPLES, asdict(failure))
@@ -132,6 +132,11 @@ class RunFolder:
     def write_run_record(self, record: Mapping[str, Json]) -> None:
         """Write this run's record beside those of earlier runs in the folder."""
         write_json(self.path / RUN_RECORD, {"runs": [*self._earlier_runs, dict(record)]})
+
+    def close(self) -> None:
+        """Close what is open and remove what a run without failures needs no more."""
+        self.spending.close()
+        self.journals.close()
 
     def _append(self, name: str, value: Json) -> None:
         path = self.path / name
@@ -206,7 +211,9 @@ def _claim(folder: Path) -> IO[str] | None:
     return file
 
 
-def _read_runs(path: Path) -> list[Json]:
+def read_runs(folder: Path) -> list[Json]:
+    """The records of earlier runs into a folder; raises UsageError where they cannot be read."""
+    path = folder / RUN_RECORD
     if not path.exists():
         return []
     try:

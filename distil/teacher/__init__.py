@@ -1,10 +1,10 @@
 """The teacher: any OpenAI-compatible server. The only room that imports `openai`."""
 
 from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
+from distil.teacher.client import Teacher, TeacherSettings, check_reachable, first_reachable, load_model_names
 from distil.teacher.examine import examine, list_models
 from distil.teacher.findings import Examination, Finding, Result
-from distil.teacher.probe import ProbeResult, probe_tool_mode
+from distil.teacher.probe import ProbeResult, probe_tool_mode, recalled_probe
 from distil.teacher.profile import PROFILES, Profile, find_profile
 from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.retry import Deadline, RetryPolicy
@@ -25,7 +25,9 @@ __all__ = [
     "check_reachable",
     "examine",
     "find_profile",
+    "first_reachable",
     "list_models",
     "load_model_names",
     "probe_tool_mode",
+    "recalled_probe",
 ]

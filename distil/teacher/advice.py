@@ -1,4 +1,4 @@
-"""What a server says about its refusal: how long to wait, and whether the conversation has grown too long."""
+"""What a server says about its refusal: how long to wait, and whether it is this conversation's own fault."""
 
 from __future__ import annotations
 
@@ -25,15 +25,21 @@ _OVERFLOW_WORDS = (
 )
 
 
+# OpenRouter's 403 "… requires moderation … Your input was flagged for …"; a wrong key is not "flagged".
+_MODERATION_WORDS = ("flagged", "moderation", "content policy", "content filter", "safety")
+
+
 def advised_seconds(status: int, headers: Mapping[str, str], now: float) -> float | None:
     """How long the server asks to wait before the next request, None where it does not say.
 
-    `headers` have lower-case names; `now` is the time of day in seconds since 1970.
+    `headers` have lower-case names; `now` is the time of day in seconds since 1970, used where the server
+    does not tell its own: a date is told by the server's clock, and ours may be set wrong.
     """
+    server_now = parse_date(headers.get("date"))
     milliseconds = parse_number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    told = parse_retry_after(headers.get("retry-after"), now)
+    told = parse_retry_after(headers.get("retry-after"), now if server_now is None else server_now)
     if told is not None:
         return told
     return _limit_reset_seconds(headers) if status == 429 else None
@@ -42,13 +48,21 @@ def advised_seconds(status: int, headers: Mapping[str, str], now: float) -> floa
 def parse_retry_after(text: str | None, now: float) -> float | None:
     """The seconds of a `retry-after` header, which holds seconds or an HTTP date."""
     seconds = parse_number(text)
-    if seconds is not None or text is None:
+    if seconds is not None:
         return seconds
+    moment = parse_date(text)
+    return None if moment is None else max(0.0, moment - now)
+
+
+def parse_date(text: str | None) -> float | None:
+    """The seconds since 1970 of an HTTP date."""
+    if text is None:
+        return None
     try:
         moment = email.utils.parsedate_to_datetime(text)
         if moment.tzinfo is None:  # "-0000", or no zone at all
             moment = moment.replace(tzinfo=dt.UTC)
-        return max(0.0, moment.timestamp() - now)
+        return moment.timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
@@ -82,6 +96,11 @@ def _limit_reset_seconds(headers: Mapping[str, str]) -> float | None:
     }
     used_up = [span for name, span in spans.items() if headers.get(_LIMIT_REMAINING + name) == "0"]
     return max(used_up or spans.values(), default=None)
+
+
+def is_moderation(status: int, text: str) -> bool:
+    """Whether a refusal is of this conversation's content, not of the key."""
+    return status == 403 and any(words in text.lower() for words in _MODERATION_WORDS)
 
 
 def is_context_overflow(status: int, code: str, text: str) -> bool:

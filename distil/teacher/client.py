@@ -12,15 +12,17 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import openai
 
+from distil.budget import Budget, Request
 from distil.concurrency import OVERLOAD_STATUSES, Level
 from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
 from distil.records import Json, Reply
-from distil.teacher.advice import advised_seconds, is_context_overflow
+from distil.teacher.advice import advised_seconds, is_context_overflow, is_moderation
 from distil.teacher.availability import Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
 from distil.teacher.retry import (
@@ -32,7 +34,7 @@ from distil.teacher.retry import (
     is_retried_status,
     sign_of_status,
 )
-from distil.teacher.wire import parse_reply
+from distil.teacher.wire import parse_reply, read_usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
@@ -91,11 +93,16 @@ class Teacher:
         settings: TeacherSettings,
         tools: Sequence[Mapping[str, Json]] = (),
         level: Level | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`level` says how many requests may be in flight; None for as many as there are threads."""
+        """`level` says how many requests may be in flight; None for as many as there are threads.
+
+        `budget` counts every request for a reply and may end the run.
+        """
         self.settings = settings
         self.availability = Availability(settings.outage, base_url_text(settings))
         self._level = level or Level.unlimited()
+        self._budget = budget or Budget.unlimited()
         self._tools = tools
         self._local = threading.local()
         self._connections: list[Connection] = []
@@ -117,18 +124,22 @@ class Teacher:
             connection.close()
         self._watchdog.close()
 
-    def ask(self, messages: Sequence[bytes], seed: int, deadline: Deadline | None = None) -> Reply:
-        """Send the messages, each an encoded JSON object, and read the reply; `deadline` is the sample's.
+    def ask(self, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...] = ()) -> Reply:
+        """Send the messages, each an encoded JSON object, and read the reply; without deadlines, a turn's.
 
-        Raises TeacherRefused where every request would fail alike, ContextOverflow, DeadlinePassed, or
-        else TeacherError.
+        Raises TeacherRefused where every request would fail alike, BudgetExceeded, ContextOverflow,
+        DeadlinePassed, or else TeacherError.
         """
-        return self._retried(lambda seconds: self._attempt(messages, seed, seconds), deadline)
+        return self._retried(
+            lambda seconds, request: self._attempt(messages, seed, seconds, request),
+            self._budget.request,
+            deadlines,
+        )
 
     def model_names(self) -> list[str]:
         """The models that the server offers; raises as `ask` does."""
 
-        def attempt(seconds: float) -> list[str]:
+        def attempt(seconds: float, _: Request) -> list[str]:
             try:
                 return _model_names(
                     self._sent(lambda connection: connection.get("/models", seconds), seconds)
@@ -136,22 +147,26 @@ class Teacher:
             except openai.APIStatusError as error:
                 raise self._status_failure(error, "/models") from None
 
-        return self._retried(attempt, None)
+        return self._retried(attempt, lambda: nullcontext(Request()), ())
 
-    def _retried(self, attempt: Callable[[float], ResultT], deadline: Deadline | None) -> ResultT:
-        turn_deadline = Deadline.after("turn", self.settings.turn_timeout_seconds)
-        deadlines = (turn_deadline, deadline) if deadline else (turn_deadline,)
+    def _retried(
+        self,
+        attempt: Callable[[float, Request], ResultT],
+        reserve: Callable[[], AbstractContextManager[Request]],
+        deadlines: tuple[Deadline, ...],
+    ) -> ResultT:
+        deadlines = deadlines or (Deadline.after("turn", self.settings.turn_timeout_seconds),)
         attempts = Attempts(
             self.settings.retry, self.availability, deadlines, Timing(self.availability.sleep)
         )
 
         def attempt_in_slot(seconds: float) -> ResultT:
             asked = time.monotonic()
-            with self._level.slot() as slot:
-                for one in deadlines:
-                    one.extend(time.monotonic() - asked)  # waiting for a slot is not the teacher's time
+            with reserve() as request, self._level.slot() as slot:
+                for deadline in deadlines:
+                    deadline.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
                 try:
-                    return attempt(seconds)
+                    return attempt(seconds, request)
                 except AttemptFailed as failed:
                     if failed.error.status in OVERLOAD_STATUSES:
                         slot.refused()
@@ -159,18 +174,26 @@ class Teacher:
 
         return attempts.run(attempt_in_slot, self.settings.timeout_seconds)
 
-    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
+    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float, request: Request) -> Reply:
         """One attempt, sent again at once without each field that the server turns out not to know."""
+        request.sent()
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
             body = b"".join((self._head(settings, seed), b",".join(messages), b"]}"))
             left = max(0.001, until - time.monotonic())
             try:
-                return self._parsed(
-                    self._sent(lambda connection: connection.post("/chat/completions", body, left), left)  # noqa: B023
+                reply_body = self._sent(
+                    lambda connection: connection.post("/chat/completions", body, left),  # noqa: B023
+                    left,
                 )
+                return _parsed(reply_body, request)
+            except AttemptFailed as failed:
+                if failed.sign is Sign.NO_CONNECTION:
+                    request.refused()
+                raise
             except openai.APIStatusError as error:
+                request.refused()
                 adapted = (
                     settings.without_field(_error_text(error)) if error.status_code in (400, 422) else None
                 )
@@ -180,12 +203,6 @@ class Teacher:
         raise AttemptFailed(
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
         )
-
-    def _parsed(self, body: bytes) -> Reply:
-        try:
-            return parse_reply(body)
-        except TeacherError as error:
-            raise AttemptFailed(error, True, Sign.ALIVE) from None
 
     def _sent(self, send: Callable[[Connection], bytes], seconds: float) -> bytes:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
@@ -228,12 +245,9 @@ class Teacher:
         status = error.status_code
         text = f"HTTP {status} from {base_url_text(self.settings)}{path}: {_error_text(error)}"
         is_broke = status == _NO_CREDIT_STATUS or error.code == _NO_CREDIT_CODE
-        kind = TeacherRefused if is_broke or status in _REFUSED_STATUSES else TeacherError
-        if _is_overflow(error):
-            kind = ContextOverflow
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return AttemptFailed(
-            kind(without_key(text, self.settings.api_key), status),
+            _status_error(error, without_key(text, self.settings.api_key), is_broke),
             is_retried_status(status) and not is_broke,
             sign_of_status(status),
             advised_seconds(status, headers, time.time()),
@@ -289,12 +303,32 @@ def _model_names(body: bytes) -> list[str]:
     return names
 
 
+def first_reachable(
+    settings: TeacherSettings, api_bases: Sequence[str], tell: Callable[[str], None]
+) -> TeacherSettings:
+    """The settings with the first of several replicas that is there; `tell` gets a line for each that is not.
+
+    Raises TeacherRefused where none is, or where one refuses the key.
+    """
+    for api_base in api_bases[:-1]:
+        settings = replace(settings, api_base=api_base)
+        try:
+            check_reachable(settings)
+            return settings
+        except TeacherRefused as error:
+            if error.status is not None and sign_of_status(error.status) is not Sign.BROKEN:
+                raise
+            tell(f"A replica is not there: {error}")
+    return replace(settings, api_base=api_bases[-1])
+
+
 def check_reachable(settings: TeacherSettings) -> None:
     """Raise TeacherRefused where no server answers or the key is wrong; a missing model list is fine."""
     try:
         load_model_names(settings)
     except TeacherRefused as error:
-        if error.status is None or error.status in (401, 403):
+        no_server = error.status is None or sign_of_status(error.status) is Sign.BROKEN
+        if no_server or error.status in (401, 403):
             raise
 
 
@@ -308,6 +342,26 @@ def base_url_text(settings: TeacherSettings) -> str:
 def without_key(text: str, api_key: str) -> str:
     """The text with the key blacked out: servers quote it in their error messages."""
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def _parsed(body: bytes, request: Request) -> Reply:
+    try:
+        reply = parse_reply(body)
+    except TeacherError as error:
+        request.unusable(read_usage(body))
+        raise AttemptFailed(error, True, Sign.ALIVE) from None
+    request.answered(reply.usage)
+    return reply
+
+
+def _status_error(error: openai.APIStatusError, text: str, is_broke: bool) -> TeacherError:
+    status = error.status_code
+    if _is_overflow(error):
+        return ContextOverflow(text, status)
+    if sign_of_status(status) is Sign.BROKEN:
+        return TeacherUnreachable(text, status=status)
+    is_general = status in _REFUSED_STATUSES and not is_moderation(status, _error_text(error))
+    return TeacherRefused(text, status) if is_broke or is_general else TeacherError(text, status)
 
 
 def _error_text(error: openai.APIStatusError) -> str:

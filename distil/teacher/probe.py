@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
+from distil.budget import Budget
 from distil.conversation import opening_messages
 from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import ViewRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
-from distil.teacher.client import Teacher, TeacherSettings, for_setup
+from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
 
 _PROBE_SEED = 0
+_ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
 # What servers without a tool parser say to `tools` (llama.cpp: 500, OpenRouter: 404); too many requests
 # or a time-out say nothing about tools.
 _TOOLS_REFUSED = (400, 404, 405, 415, 422, 500, 501)
@@ -29,9 +31,33 @@ class ProbeResult:
 
     tool_mode: ToolMode
     reason: str
-    num_requests: int
     settings: TeacherSettings
-    usages: tuple[Mapping[str, Json] | None, ...] = ()  # of the requests that were answered
+    requests: tuple[Mapping[str, Json], ...] = ()  # for `Budget.count`
+
+    def as_dict(self) -> dict[str, Json]:
+        """What the run record keeps, for `recalled_probe` in a later run."""
+        settings = self.settings
+        return {
+            "api_base": base_url_text(settings),
+            "model": settings.model,
+            "tool_mode": self.tool_mode.value,
+            "reason": self.reason,
+            **{name: getattr(settings, name) for name in _ADAPTED},
+        }
+
+
+def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> ProbeResult | None:
+    """What an earlier run into the folder found of this model at this address, None if it is of another.
+
+    A teacher that calls tools now and then would otherwise change a run's tool mode half-way.
+    """
+    try:
+        adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
+        result = ProbeResult(ToolMode(earlier["tool_mode"]), earlier["reason"], adapted)
+    except (KeyError, TypeError, ValueError):
+        return None
+    asked = (earlier.get("api_base"), earlier.get("model"))
+    return result if asked == (base_url_text(settings), settings.model) else None
 
 
 def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
@@ -43,14 +69,17 @@ def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
     name = prompt.tools[0]["function"]["name"]
     question = f"Call the tool {name} once, on the whole image. Write nothing else."
     native = replace(prompt, user=question, tool_mode=ToolMode.NATIVE)
+    requests: list[Mapping[str, Json]] = []
+    budget = Budget.unlimited(requests.append)
     try:
-        reply, settings = _ask(settings, native)
+        reply, settings = _ask(settings, native, budget)
+        tool_mode, reason = _judge(reply)
     except TeacherError as error:
         if error.status not in _TOOLS_REFUSED:
             raise TeacherRefused(str(error), error.status) from None
-        return _probe_text(settings, replace(native, tool_mode=ToolMode.TEXT), error)
-    tool_mode, reason = _judge(reply)
-    return ProbeResult(tool_mode, reason, 1, settings, (reply.usage,))
+        settings = _ask_in_text(settings, replace(native, tool_mode=ToolMode.TEXT), budget)
+        tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
+    return ProbeResult(tool_mode, reason, settings, tuple(requests))
 
 
 def _judge(reply: Reply) -> tuple[ToolMode, str]:
@@ -63,21 +92,18 @@ def _judge(reply: Reply) -> tuple[ToolMode, str]:
     return ToolMode.TEXT, "the teacher made no native tool call when asked for one"
 
 
-def _probe_text(settings: TeacherSettings, prompt: Prompt, native_error: TeacherError) -> ProbeResult:
+def _ask_in_text(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> TeacherSettings:
     try:
-        reply, settings = _ask(settings, prompt)
+        return _ask(settings, prompt, budget)[1]
     except TeacherError as error:
         raise TeacherRefused(str(error), error.status) from None
-    return ProbeResult(
-        ToolMode.TEXT, f"the server takes no tools ({native_error})", 2, settings, (reply.usage,)
-    )
 
 
-def _ask(settings: TeacherSettings, prompt: Prompt) -> tuple[Reply, TeacherSettings]:
+def _ask(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> tuple[Reply, TeacherSettings]:
     """The reply, and the settings without what the server refused."""
     tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
-    with Teacher(for_setup(settings), tools) as teacher:
+    with Teacher(for_setup(settings), tools, budget=budget) as teacher:
         reply = teacher.ask(messages, _PROBE_SEED)
         return reply, replace(teacher.settings, retry=settings.retry)
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from distil.budget import Budget
 from distil.concurrency import Level
 from distil.errors import TeacherError, TeacherUnreachable
 from distil.records import Json, Reply
 from distil.teacher.availability import Availability, Sign
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text
-from distil.teacher.retry import Deadline, RetryPolicy, Timing
+from distil.teacher.retry import Deadline, Timing
 
 _REPLICA_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
@@ -101,12 +102,15 @@ class ReplicatedTeacher:
         api_bases: Sequence[str],
         tools: Sequence[Mapping[str, Json]],
         level: Level,
+        budget: Budget,
     ) -> None:
-        self._level = level
-        self._retry = settings.retry
+        self.level, self.budget = level, budget
+        self._settings = settings
         self._replicas = Replicas(api_bases)
         of_replica = _of_several(settings) if len(api_bases) > 1 else settings
-        self._teachers = {url: Teacher(replace(of_replica, api_base=url), tools, level) for url in api_bases}
+        self._teachers = {
+            url: Teacher(replace(of_replica, api_base=url), tools, level, budget) for url in api_bases
+        }
         names = ", ".join(base_url_text(teacher.settings) for teacher in self._teachers.values())
         self._all = Availability(replace(settings.outage, num_failures=1), names)
 
@@ -125,25 +129,25 @@ class ReplicatedTeacher:
     def close(self) -> None:
         """Close every connection; requests in flight, pauses and waits for a slot end at once."""
         self._all.close()
-        self._level.close()
+        self.level.close()
         for teacher in self._teachers.values():
             teacher.close()
 
     @contextmanager
     def asking(self) -> Iterator[_SampleTurns]:
         """What asks for one sample, always the same replica for as long as that replies."""
-        turns = _SampleTurns(self._replicas, self._ask_replica, self._all, self._retry)
+        turns = _SampleTurns(self._replicas, self._ask_replica, self._all, self._settings)
         try:
             yield turns
         finally:
             turns.close()
 
     def _ask_replica(
-        self, url: str, messages: Sequence[bytes], seed: int, deadline: Deadline | None
+        self, url: str, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...]
     ) -> Reply:
         teacher = self._teachers[url]
         try:
-            reply = teacher.ask(messages, seed, deadline)
+            reply = teacher.ask(messages, seed, deadlines)
         except TeacherUnreachable as error:
             self._all.check_open()  # else it is we who broke the connection
             if self._replicas.mark_dead(url) and self._replicas.num_replicas > 1:
@@ -168,9 +172,9 @@ class _SampleTurns:
     """One sample's replica, taken at its first request; used by one thread."""
 
     _replicas: Replicas
-    _ask_replica: Callable[[str, Sequence[bytes], int, Deadline | None], Reply]
+    _ask_replica: Callable[[str, Sequence[bytes], int, tuple[Deadline, ...]], Reply]
     _all: Availability
-    _retry: RetryPolicy
+    _settings: TeacherSettings
     _url: str | None = field(default=None, init=False)
 
     def __call__(self, messages: Sequence[bytes], seed: int, deadline: Deadline | None = None) -> Reply:
@@ -178,21 +182,26 @@ class _SampleTurns:
 
         Where none replies it waits as for one server; raises as `Teacher.ask` does.
         """
+        turn = Deadline.after("turn", self._settings.turn_timeout_seconds)
+        deadlines = (turn, deadline) if deadline is not None else (turn,)
         if self._replicas.num_replicas == 1:
-            return self._ask_each(messages, seed, deadline)
+            return self._ask_each(messages, seed, deadlines)
         timing = Timing(self._all.sleep)
+        num_attempts = 0
         for num_rounds in itertools.count():
             waited = self._all.wait_until_up(self)
-            if deadline is not None:
-                deadline.extend(waited)
+            for one in deadlines:
+                one.extend(waited)
             sign, reason = Sign.NOTHING, ""
             try:
-                reply = self._ask_each(messages, seed, deadline)
+                reply = self._ask_each(messages, seed, deadlines)
                 sign = Sign.ALIVE
                 return reply
             except TeacherUnreachable as error:
                 # Perhaps it is this request that breaks every connection: it takes two samples to tell.
                 sign, reason, last = Sign.BROKEN, str(error), error
+                num_attempts += error.attempts
+                error.attempts = num_attempts
                 if not error.has_connected:
                     sign = Sign.NO_CONNECTION
             except TeacherError as error:
@@ -201,26 +210,28 @@ class _SampleTurns:
             finally:
                 is_down = self._all.note(self, sign, reason)
             if not is_down:
-                if num_rounds >= min(self._retry.max_retries, _MAX_MORE_ROUNDS):
+                retry = self._settings.retry
+                if num_rounds >= min(retry.max_retries, _MAX_MORE_ROUNDS):
                     raise last
-                timing.sleep(self._retry.pause_seconds(num_rounds, None, timing.chance()))
+                timing.sleep(retry.pause_seconds(num_rounds, None, timing.chance()))
         raise AssertionError("not reached")
 
-    def _ask_each(self, messages: Sequence[bytes], seed: int, deadline: Deadline | None) -> Reply:
+    def _ask_each(self, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...]) -> Reply:
         """Ask one replica after another; raises the last error, as connected if any was."""
         tried: list[str] = []
-        has_connected = False
+        num_attempts, has_connected = 0, False
         while True:
             if self._url is None:
                 self._url = self._replicas.take(tried)
             try:
-                return self._ask_replica(self._url, messages, seed, deadline)
+                return self._ask_replica(self._url, messages, seed, deadlines)
             except TeacherUnreachable as error:
                 has_connected = has_connected or error.has_connected
+                num_attempts += error.attempts
                 tried.append(self._url)
                 self.close()
                 if self._replicas.num_replicas == len(tried):
-                    error.has_connected = has_connected
+                    error.has_connected, error.attempts = has_connected, num_attempts
                     raise
 
     def close(self) -> None:

@@ -34,7 +34,6 @@ def parse_reply(body: bytes) -> Reply:
     content, thought_parts = _content(message.get("content"))
     reasoning, reasoning_field = _reasoning(message, content, thought_parts)
     calls = tuple(_native_call(call) for call in native_calls)
-    usage = completion.get("usage")
     return Reply(
         content=content,
         reasoning=reasoning,
@@ -42,9 +41,22 @@ def parse_reply(body: bytes) -> Reply:
         finish_reason=_text_or_none(choice.get("finish_reason")),
         calls=calls or parse_text_calls(content),
         call_form=ToolMode.NATIVE if calls else ToolMode.TEXT,
-        usage=_clean_json(usage) if isinstance(usage, dict) else None,
+        usage=_usage(completion),
         refusal=_text_or_none(message.get("refusal")),
     )
+
+
+def read_usage(body: bytes) -> dict[str, Json] | None:
+    """The `usage` of a reply that cannot be used otherwise, None where it has none."""
+    try:
+        return _usage(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _usage(completion: Json) -> dict[str, Json] | None:
+    usage = completion.get("usage") if isinstance(completion, dict) else None
+    return _clean_json(usage) if isinstance(usage, dict) else None
 
 
 def parse_text_calls(content: str) -> tuple[RawCall, ...]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distil.address import find_teacher, only_model, started
-from distil.errors import SandboxUnavailable, UsageError
+from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
 from distil.pictures import Frame
 from distil.sandbox import Sandbox
 from distil.teacher import Examination, Profile, TeacherSettings, examine, list_models
@@ -60,9 +60,10 @@ def show_sandbox(console: Console) -> int:
 
 
 def show_teacher(options: DoctorOptions, console: Console) -> int:
-    """Examine the teacher and show what was found: 0 ready, 1 with the flags shown, 2 cannot run.
+    """Examine each replica of the teacher and show what was found: the worst exit code of them.
 
-    Raises TeacherRefused or UsageError where it cannot be asked at all.
+    0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
+    TeacherRefused or UsageError where none can be asked.
     """
     with started(find_teacher(options.api_base), console) as address:
         settings = TeacherSettings(
@@ -71,13 +72,27 @@ def show_teacher(options: DoctorOptions, console: Console) -> int:
             max_tokens=options.max_tokens,
             timeout_seconds=options.request_timeout_seconds,
         )
-        models = list_models(settings)
-        if options.model is None and models.problem is not None:
-            raise UsageError(models.problem)
-        settings = replace(settings, model=options.model or only_model(models.names, settings))
-        frame = None if options.coordinates == "auto" else Frame(options.coordinates)
-        with console.status("Asking the teacher"):
-            examination = examine(settings, models, frame)
+        exit_codes, refusals = [], []
+        for api_base in address.api_bases:
+            try:
+                exit_codes.append(_show_server(replace(settings, api_base=api_base), options, console))
+            except TeacherRefused as error:
+                refusals.append(error)
+        if not exit_codes:
+            raise refusals[0]
+        for refusal in refusals:
+            _say(console, f"A replica cannot be asked: {refusal}", "yellow")
+        return max(*exit_codes, _NEEDS_ATTENTION if refusals else _READY)
+
+
+def _show_server(settings: TeacherSettings, options: DoctorOptions, console: Console) -> int:
+    models = list_models(settings)
+    if options.model is None and models.problem is not None:
+        raise UsageError(models.problem)
+    settings = replace(settings, model=options.model or only_model(models.names, settings))
+    frame = None if options.coordinates == "auto" else Frame(options.coordinates)
+    with console.status("Asking the teacher"):
+        examination = examine(settings, models, frame)
     _say(console, f"Model: {settings.model} at {base_url_text(settings)}")
     return _show(examination, console)
 
