@@ -126,11 +126,12 @@ def _open_budget(run: Run, folder: RunFolder) -> Budget:
 
 def _run_samples(run: Run, teacher: ReplicatedTeacher, folder: RunFolder, console: Console) -> int:
     options = run.job.options
-    indices = run.job.indices[: options.estimate_samples]
-    done = folder.finished(indices, OnChange(options.on_change))
-    todo = [index for index in indices if index not in done]
+    done = folder.finished(run.job.indices, OnChange(options.on_change))
+    left = [index for index in run.job.indices if index not in done]
     if options.retry_failed:
-        todo = [index for index in todo if index in folder.failed()]
+        failed_before = folder.failed()
+        left = [index for index in left if index in failed_before]
+    todo = left[: options.estimate_samples]
     record = _start_record(run, len(done))
     folder.write_run_record(record)
     started = time.monotonic()
@@ -139,7 +140,7 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, folder: RunFolder, consol
     stops: list[str] = []
     tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
     solver = RolloutSolver(run, teacher, folder)
-    with Progress(len(indices), len(done), teacher.level) as progress:
+    with Progress(len(todo) + len(done), len(done), teacher.level) as progress:
         teacher.tell_by(progress.write)
 
         def on_done(outcome: Outcome[Solved]) -> None:
@@ -171,7 +172,7 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, folder: RunFolder, consol
     folder.write_run_record(record | _end_record(totals, tally.warning()))
     print_summary(totals, tally.warning(), console)
     if options.estimate_samples is not None:
-        print_estimate(totals, solver.spending, len(run.job.indices), options.max_workers, console)
+        print_estimate(solver.spending, len(run.job.indices), len(left), options.max_workers, console)
     return 1 if failed or stop else 0
 
 

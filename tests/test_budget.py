@@ -300,7 +300,14 @@ def test_estimate_runs_a_few_samples_keeps_them_and_says_what_the_whole_takes(
         assert result.returncode == 0, result.stderr
         assert len(server.requests) == 1 + 12
         assert len(list((tmp_path / "out").glob("trace_*.json"))) == 4
-        assert "12 samples" in result.stdout and "39,600" in result.stdout and "0.09 USD" in result.stdout
+        table = {line.split()[0]: " ".join(line.split()[1:]) for line in result.stdout.splitlines() if line}
+        assert table["tokens"] == "3,300 39,600 39,600 – 39,600 26,400"
+        # a turn: 500 tokens in at 2, 500 cached at 1, 100 out at 10 USD a million
+        assert table["cost"] == "0.0075 USD 0.0900 USD 0.0900 USD – 0.0900 USD 0.0600 USD"
+        assert "all 12 samples" in result.stdout
+        again = run_against(server, run_door, photos, tmp_path / "out", *flags, script="cli.py estimate")
+        assert again.returncode == 0, again.stderr
+        assert len(server.requests) == 1 + 24, "the next ones, not none"
         result = run_against(server, run_door, photos, tmp_path / "out", "--num_samples", 12)
         assert result.returncode == 0
         assert len(server.requests) == 1 + 36, "the estimate's samples and its probe are kept"
