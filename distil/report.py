@@ -26,6 +26,7 @@ from distil.viewer.terminal import totals_table
 _MAX_BAD_SHARE = 0.2  # of a run's boxes; a teacher in the right frame overshoots now and then
 _MIN_BOXES = 5
 _SHOWN_FAILURES = 5
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,16 @@ def _is_backward(box: ZoomBox) -> bool:
 
 
 class Progress:
-    """The progress bar: finished and failed, mean score, calls, tokens, samples a minute, level."""
+    """The progress bar: samples done and failed, a minute, level, mean score, calls, tokens.
+
+    A narrow terminal cuts off its end.
+    """
 
     def __init__(self, total: int, already_done: int, level: Level) -> None:
         self._level = level
-        self._bar = tqdm(total=total, initial=already_done, unit="sample", dynamic_ncols=True, smoothing=0.1)
+        self._bar = tqdm(
+            total=total, initial=already_done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR_FORMAT
+        )
         self._started = time.monotonic()
         self._scores: list[float] = []
         self._failed = self._calls = self._tokens = 0
@@ -147,9 +153,8 @@ class Progress:
         rate = f"{(finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
         state = self._level.state()
         self._bar.set_postfix_str(
-            f"{finished} finished, {self._failed} failed, score {score}, "
-            f"{self._calls} calls, {self._tokens / 1000:.0f}k tokens, {rate}, "
-            f"{state.level}/{state.ceiling} at once ({state.reason})",
+            f"{self._failed} failed, {rate}, {state.level}/{state.ceiling} at once ({state.reason}), "
+            f"score {score}, {self._calls} calls, {self._tokens / 1000:.0f}k tokens",
             refresh=refresh,
         )
 
