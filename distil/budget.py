@@ -12,116 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
 
 from distil.errors import BudgetExceeded, UsageError
+from distil.prices import Prices, Tokens, read_tokens, stored_tokens
 from distil.records import Json
 
 _FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
-_MILLION = 1_000_000
 _UNREPORTED = "the server does not report its tokens; use --max_calls"
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens of one request or of many; None where the server did not report them, never 0."""
-
-    prompt: int | None = None
-    cached: int | None = None  # of the prompt
-    completion: int | None = None
-    reasoning: int | None = None  # of the completion
-
-    @property
-    def total(self) -> int | None:
-        """Prompt and completion, None where either is not known."""
-        return None if self.prompt is None or self.completion is None else self.prompt + self.completion
-
-
-class Prices(Protocol):
-    """What tokens cost."""
-
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        """The cost in USD, None where it cannot be known."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FixedPrices:
-    """USD per million tokens, as `--price_per_million` states them."""
-
-    input_usd: float
-    output_usd: float
-    cached_usd: float
-
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        if tokens.prompt is None or tokens.completion is None:
-            return None
-        cached = tokens.cached or 0
-        total = (tokens.prompt - cached) * self.input_usd + cached * self.cached_usd
-        return (total + tokens.completion * self.output_usd) / _MILLION
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderPrices:
-    """Prices of the library `genai-prices`, by the model's name and the server's address."""
-
-    model: str
-    api_base: str
-
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        if tokens.prompt is None or tokens.completion is None:
-            return None
-        from genai_prices import Usage, calc_price  # noqa: PLC0415 - an extra, slow to import
-
-        usage = Usage(
-            input_tokens=tokens.prompt, output_tokens=tokens.completion, cache_read_tokens=tokens.cached or 0
-        )
-        try:
-            price = calc_price(usage, self.model, provider_api_url=self.api_base)
-        except (LookupError, ValueError):
-            return None
-        return float(price.total_price)
-
-
-def parse_prices(text: str) -> FixedPrices:
-    """Read `IN,OUT` or `IN,OUT,CACHED_IN`, USD per million tokens; raises ValueError."""
-    numbers = [float(part) for part in text.split(",")]
-    if len(numbers) not in (2, 3) or not all(0 <= number < float("inf") for number in numbers):
-        raise ValueError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens")
-    return FixedPrices(numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else numbers[0])
-
-
-def find_prices(fixed: FixedPrices | None, model: str, api_base: str) -> Prices | None:
-    """The stated prices, else those of the provider at `api_base`, else None."""
-    if fixed is not None:
-        return fixed
-    try:
-        import genai_prices  # noqa: F401, PLC0415 - an extra
-    except ImportError:
-        return None
-    provider = ProviderPrices(model, api_base)
-    return provider if provider.cost_usd(Tokens(prompt=1000, completion=1000)) is not None else None
-
-
-def read_tokens(usage: Mapping[str, Json] | None) -> Tokens:
-    """The tokens of a chat completion's `usage`."""
-    usage = usage or {}
-    cached = _count(_details(usage, "prompt_tokens_details").get("cached_tokens"))
-    return Tokens(
-        prompt=_count(usage.get("prompt_tokens")),
-        cached=_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached,
-        completion=_count(usage.get("completion_tokens")),
-        reasoning=_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
-    )
-
-
-def _details(usage: Mapping[str, Json], name: str) -> Mapping[str, Json]:
-    value = usage.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _count(value: Json) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +70,7 @@ class Bill:
     """What some requests came to: sums over those that report a figure, None where none does."""
 
     requests: int = 0
-    tokens: Tokens = Tokens()
+    tokens: Tokens = field(default_factory=Tokens)
     cost_usd: float | None = None
     without_tokens: int = 0  # requests that do not say how many prompt and completion tokens they took
     without_cost: int = 0
@@ -198,8 +95,8 @@ def _sum(sum_so_far: float | None, value: float | None) -> Json:
 class Spent:
     """What all requests came to, by what became of them."""
 
-    answered: Bill = Bill()
-    retried: Bill = Bill()
+    answered: Bill = field(default_factory=Bill)
+    retried: Bill = field(default_factory=Bill)
     refused: int = 0
 
     @property
@@ -275,7 +172,7 @@ class Budget:
             if entry["state"] != RequestState.SENT:
                 number = self._send()
                 with self._changed:
-                    self._end(number, RequestState(entry["state"]), _entry_tokens(entry))
+                    self._end(number, RequestState(entry["state"]), stored_tokens(entry))
 
     def cost_usd(self, tokens: Tokens) -> float | None:
         """What tokens cost, None where it is not known."""
@@ -340,7 +237,7 @@ class Budget:
                 in_flight.add(number)
                 continue
             in_flight.discard(number)
-            tokens, cost_usd = _entry_tokens(entry), entry.get("cost_usd")
+            tokens, cost_usd = stored_tokens(entry), entry.get("cost_usd")
             if cost_usd is None:  # the earlier run had no prices
                 cost_usd = self.cost_usd(tokens)
             self._add(state, tokens, cost_usd)
@@ -351,7 +248,3 @@ class Budget:
 def _total(bill: Bill) -> int:
     """The tokens that are known; a bill that knows only one kind counts as that."""
     return (bill.tokens.prompt or 0) + (bill.tokens.completion or 0)
-
-
-def _entry_tokens(entry: Mapping[str, Json]) -> Tokens:
-    return Tokens(*(_count(entry.get(name)) for name in ("prompt", "cached", "completion", "reasoning")))

@@ -450,7 +450,7 @@ def _amount(text: str) -> float:
 
 
 def _prices(text: str) -> object:
-    from distil.budget import parse_prices  # noqa: PLC0415
+    from distil.prices import parse_prices  # noqa: PLC0415
 
     try:
         return parse_prices(text)

@@ -14,9 +14,10 @@ import openai
 from rich.console import Console
 
 from distil.address import find_teacher, started
-from distil.budget import Budget, Limits, find_prices, read_tokens
+from distil.budget import Budget, Limits
 from distil.concurrency import Level
 from distil.preparation import Options, Run, code_sandbox, offered_natively, read_job, set_up, urls_text
+from distil.prices import find_prices, read_tokens
 from distil.records import Failure, Json, Reply
 from distil.report import (
     BoxTally,

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from distil import __version__
 from distil.address import Address, only_model
-from distil.budget import FixedPrices
 from distil.embedded import drawn_signs
 from distil.errors import UsageError
 from distil.pictures import Frame
+from distil.prices import FixedPrices
 from distil.records import Json, Prompt, ToolMode
 from distil.rollout import RolloutSettings
 from distil.sandbox import Sandbox, UnsafeExecutor

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records"),
-    ("spans", "jsonable", "pictures", "sandbox", "saved_view", "budget", "concurrency"),
-    ("conversation", "tasks", "tools"),
+    ("spans", "jsonable", "pictures", "sandbox", "saved_view", "prices", "concurrency"),
+    ("conversation", "tasks", "tools", "budget"),
     ("source", "store", "teacher", "embedded"),
     ("rollout", "replay", "sampler", "address"),
     ("viewer",),
