@@ -144,9 +144,9 @@ class Budget:
         self._read(earlier)
 
     @classmethod
-    def unlimited(cls, record: Callable[[Mapping[str, Json]], None] = lambda _: None) -> Budget:
+    def unlimited(cls) -> Budget:
         """A budget without limits and prices."""
-        return cls(Limits(), None, 0, (), record)
+        return cls(Limits(), None, 0)
 
     @contextmanager
     def request(self) -> Iterator[Request]:
@@ -165,14 +165,6 @@ class Budget:
                 self._changed.notify_all()
                 if request.number is not None:
                     self._end(request.number, request.state, request.tokens)
-
-    def count(self, entries: Iterable[Mapping[str, Json]]) -> None:
-        """Count requests that were made outside `request`, the probe's, by the entries they were given."""
-        for entry in entries:
-            if entry["state"] != RequestState.SENT:
-                number = self._send()
-                with self._changed:
-                    self._end(number, RequestState(entry["state"]), stored_tokens(entry))
 
     def cost_usd(self, tokens: Tokens) -> float | None:
         """What tokens cost, None where it is not known."""

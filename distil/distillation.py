@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 
 import datasets
 import openai
 from rich.console import Console
 
 from distil.address import find_teacher, started
-from distil.budget import Budget, Limits
 from distil.concurrency import Level
-from distil.preparation import Options, Run, code_sandbox, offered_natively, read_job, set_up, urls_text
-from distil.prices import find_prices, read_tokens
+from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
+from distil.preparation import (
+    Options,
+    Run,
+    code_sandbox,
+    offered_natively,
+    open_budget,
+    read_job,
+    set_up,
+    urls_text,
+)
+from distil.prices import read_tokens
 from distil.records import Failure, Json, Reply
 from distil.report import (
     BoxTally,
@@ -31,14 +39,9 @@ from distil.report import (
 )
 from distil.rollout import run_rollout
 from distil.sampler import Outcome, run_samples
-from distil.store import OnChange, RunFolder, free_folder
-from distil.teacher import (
-    Deadline,
-    ReplicatedTeacher,
-)
-from distil.teacher.client import OPENAI_URL
+from distil.teacher import Deadline, ReplicatedTeacher
 from distil.tools import CropFrom
-from distil.viewer.facts import TraceFacts, trace_facts
+from distil.viewer.facts import trace_facts
 
 
 def run_distillation(options: Options, console: Console) -> int:
@@ -51,31 +54,28 @@ def run_distillation(options: Options, console: Console) -> int:
         job = read_job(options, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = set_up(job, address, console)
-        folder = _open_folder(run, console)
         level = Level(options.max_workers, options.fixed_workers)
         offered = offered_natively(run.rollout.prompt)
-        budget = _open_budget(run, folder)
+        budget = open_budget(options, run.teacher, run.folder.spending)
         with ReplicatedTeacher(run.teacher, run.api_bases, offered, level, budget) as teacher:
-            return _run_samples(run, teacher, folder, console)
+            return _run_samples(run, teacher, console)
 
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: ReplicatedTeacher, folder: RunFolder) -> None:
-        self._run = run
-        self._teacher = teacher
-        self._folder = folder
+    def __init__(self, run: Run, teacher: ReplicatedTeacher) -> None:
+        self.run, self.teacher, self.folder = run, teacher, run.folder
         self.spending: list[SampleSpending] = []
 
     def solve(self, index: int) -> Solved:
         """Load the row, run its rollout, write its trace."""
         started = time.perf_counter()
         turn_seconds: list[float] = []
-        deadline = Deadline.after("sample", self._run.job.options.sample_timeout_seconds)
-        sample = self._run.job.source.load(index, self._run.job.task)
-        journal = self._folder.journals.of(index, sample.picture.file_sha256)
-        with self._teacher.asking() as ask_teacher:
+        deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
+        sample = self.run.job.source.load(index, self.run.job.task)
+        journal = self.folder.journals.of(index, sample.picture.file_sha256)
+        with self.teacher.asking() as ask_teacher:
 
             def ask(messages: Sequence[bytes], seed: int) -> Reply:
                 asked = time.perf_counter()
@@ -83,22 +83,22 @@ class RolloutSolver:
                 turn_seconds.append(round(time.perf_counter() - asked, 4))
                 return reply
 
-            rollout = run_rollout(sample, journal.journaled(ask), self._run.rollout)
-        trace = self._folder.write_trace(rollout)
+            rollout = run_rollout(sample, journal.journaled(ask), self.run.rollout)
+        trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
-        self._folder.write_timing(index, seconds, turn_seconds)
+        self.folder.write_timing(index, seconds, turn_seconds)
         self.spending.append(self._spending(trace, seconds))
         return solved_from_trace(trace, trace_facts(trace))
 
     def _spending(self, trace: Json, seconds: float) -> SampleSpending:
         tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
-        costs = [self._teacher.budget.cost_usd(item) for item in tokens]
+        costs = [self.teacher.budget.cost_usd(item) for item in tokens]
         return SampleSpending(seconds, _sum([item.total for item in tokens]), _sum(costs))
 
     def abort(self) -> None:
         """Close the teacher: requests in flight, pauses and waits for it end at once."""
-        self._teacher.close()
+        self.teacher.close()
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -106,75 +106,90 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _open_folder(run: Run, console: Console) -> RunFolder:
-    path = Path(run.job.options.output_dir)
-    is_new = OnChange(run.job.options.on_change) is OnChange.NEW
-    folder = RunFolder(free_folder(path, run.facts) if is_new else path, run.facts)
-    for note in folder.notes:
-        console.print(note, highlight=False, soft_wrap=True)
-    return folder
+@dataclass
+class _Collected:
+    """What has come of the samples so far."""
+
+    solved: dict[int, Solved] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    stopped_by: str | None = None
+    started: float = field(default_factory=time.monotonic)
 
 
-def _open_budget(run: Run, folder: RunFolder) -> Budget:
-    options = run.job.options
-    limits = Limits(options.max_cost_usd, options.max_total_tokens, options.max_calls)
-    prices = find_prices(options.price_per_million, run.teacher.model, run.teacher.api_base or OPENAI_URL)
-    spending = folder.spending
-    budget = Budget(limits, prices, options.max_tokens, spending.entries(), spending.append)
-    budget.count(run.probe.requests)
-    return budget
-
-
-def _run_samples(run: Run, teacher: ReplicatedTeacher, folder: RunFolder, console: Console) -> int:
-    options = run.job.options
-    done = folder.finished(run.job.indices, OnChange(options.on_change))
+def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
+    options, folder = run.job.options, run.folder
+    done = folder.finished(run.job.indices)
     left = [index for index in run.job.indices if index not in done]
     if options.retry_failed:
         failed_before = folder.failed()
         left = [index for index in left if index in failed_before]
-    todo = left[: options.estimate_samples]
+    for note in folder.resume_notes(left):
+        console.print(note, highlight=False, soft_wrap=True)
     record = _start_record(run, len(done))
     folder.write_run_record(record)
-    started = time.monotonic()
-    facts: list[TraceFacts] = []
-    failures: dict[int, Failure] = {}
-    stops: list[str] = []
-    tally = BoxTally(run.profile.frame, CropFrom(options.crop_from))
-    solver = RolloutSolver(run, teacher, folder)
-    with Progress(len(todo) + len(done), len(done), teacher.level) as progress:
-        teacher.tell_by(progress.write)
+    solver, got = RolloutSolver(run, teacher), _Collected()
+    try:
+        _solve(left[: options.estimate_samples], len(done), solver, got)
+    except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
+        got.stopped_by = str(error) or "interrupted"
+        with suppress(FolderError):
+            totals = _end(run, teacher, got, len(done), record)
+            if got.solved and not isinstance(error, KeyboardInterrupt):
+                print_summary(totals, None, console)
+                console.print("The same command goes on from here.")
+        raise
+    totals = _end(run, teacher, got, len(done), record)
+    folder.close()  # not where threads may still write
+    print_summary(totals, _box_warning(run, got), console)
+    if options.estimate_samples is not None:
+        print_estimate(solver.spending, len(run.job.indices), len(left), options.max_workers, console)
+    return 1 if got.failures or got.stopped_by else 0
+
+
+def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
+    """Solve the rows; `got` grows with each that ends, whatever ends the run."""
+    with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
+        solver.teacher.tell_by(progress.write)
 
         def on_done(outcome: Outcome[Solved]) -> None:
+            if outcome.result is not None:
+                got.solved[outcome.sample_index] = outcome.result
             if outcome.failure is not None:
-                failures[outcome.sample_index] = folder.write_failure(outcome.failure)
+                got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
             if outcome.stopped is not None:
-                stops.append(outcome.stopped)
+                got.stopped_by = got.stopped_by or outcome.stopped
             else:
                 progress.count(outcome)
 
-        for outcome in run_samples(todo, solver, options.max_workers, on_done):
-            if outcome.result is not None:
-                facts.append(outcome.result.facts)
-                tally.add(outcome.result)
-    failed = [failures[index] for index in sorted(failures)]
-    folder.write_failures(todo, failed)
-    folder.close()
-    stop = stops[0] if stops else None
+        for _ in run_samples(todo, solver, solver.run.job.options.max_workers, on_done):
+            pass
+
+
+def _end(
+    run: Run, teacher: ReplicatedTeacher, got: _Collected, num_skipped: int, record: Mapping[str, Json]
+) -> RunTotals:
+    """Bring ledger and run record up to date; returns what the run came to."""
+    failures = [got.failures[index] for index in sorted(got.failures)]
+    run.folder.write_failures(got.solved.keys(), failures)
     totals = RunTotals(
-        folder=folder.path,
-        facts=facts,
-        failures=failed,
-        num_skipped=len(done),
-        seconds=time.monotonic() - started,
+        folder=run.folder.path,
+        facts=[got.solved[index].facts for index in run.job.indices if index in got.solved],
+        failures=failures,
+        num_skipped=num_skipped,
+        seconds=time.monotonic() - got.started,
         spent=teacher.budget.spent,
-        stopped_by=stop,
+        stopped_by=got.stopped_by,
         level=teacher.level.state(),
     )
-    folder.write_run_record(record | _end_record(totals, tally.warning()))
-    print_summary(totals, tally.warning(), console)
-    if options.estimate_samples is not None:
-        print_estimate(solver.spending, len(run.job.indices), len(left), options.max_workers, console)
-    return 1 if failed or stop else 0
+    run.folder.write_run_record({**record, **_end_record(totals, _box_warning(run, got))})
+    return totals
+
+
+def _box_warning(run: Run, got: _Collected) -> str | None:
+    tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
+    for solved in got.solved.values():
+        tally.add(solved)
+    return tally.warning()
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:

@@ -14,15 +14,16 @@ from rich.text import Text
 
 from distil import __version__
 from distil.address import Address, only_model
+from distil.budget import Budget, Limits
 from distil.embedded import drawn_signs
-from distil.errors import UsageError
+from distil.errors import BudgetExceeded, UsageError
 from distil.pictures import Frame
-from distil.prices import FixedPrices
+from distil.prices import FixedPrices, find_prices
 from distil.records import Json, Prompt, ToolMode
 from distil.rollout import RolloutSettings
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
-from distil.store import read_runs
+from distil.store import OnChange, OutputFolder, RunFolder, SpendingFile, open_run_folder
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
@@ -37,10 +38,12 @@ from distil.teacher import (
     probe_tool_mode,
     recalled_probe,
 )
-from distil.teacher.client import base_url_text
+from distil.teacher.client import OPENAI_URL, base_url_text
 from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
 from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
 from distil.tools.python_code import PythonCodeTool
+
+_PROBED = ("tool_mode", "temperature", "sends_seed")  # settings that the probe may change
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Run:
     probe: ProbeResult
     rollout: RolloutSettings
     facts: RunFacts
+    folder: RunFolder
 
 
 @contextmanager
@@ -153,8 +157,12 @@ def _read_prompt(path: str | None, standard: str) -> str:
 
 
 def set_up(job: Job, address: Address, console: Console) -> Run:
-    """Settle model, profile, tool mode and prompts; raises UsageError or TeacherRefused."""
+    """Settle folder, model, profile, tool mode and prompts; raises UsageError, TeacherRefused or FolderError.
+
+    The cheap checks come first: nothing is paid for a run that could not start.
+    """
     options = job.options
+    output = OutputFolder(Path(options.output_dir))
     teacher = TeacherSettings(
         api_base=address.api_base,
         api_key=address.api_key,
@@ -178,7 +186,11 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         tools=toolbox.schemas(),
         states_size=toolbox.states_size,
     )
-    probe = _settle_tool_mode(options, teacher, prompt)
+    if OnChange(options.on_change) is OnChange.REFUSE:
+        unprobed = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
+        settings = _trace_settings(job, teacher, profile, unprobed, address.note)
+        output.refuse_changes(settings, job.source.identity.fingerprint, _PROBED)
+    probe = _settle_tool_mode(options, teacher, prompt, output)
     teacher, prompt = probe.settings, replace(prompt, tool_mode=probe.tool_mode)
     rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
     facts = RunFacts(
@@ -188,7 +200,15 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         keeps_pictures=options.keep_pictures,
     )
     _print_choices(teacher, address.api_bases, profile, probe, console)
-    return Run(job, teacher, address.api_bases, profile, probe, rollout, facts)
+    folder = open_run_folder(output, facts, OnChange(options.on_change))
+    return Run(job, teacher, address.api_bases, profile, probe, rollout, facts, folder)
+
+
+def open_budget(options: Options, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
+    """The budget of a folder; raises UsageError for a cost limit without prices."""
+    limits = Limits(options.max_cost_usd, options.max_total_tokens, options.max_calls)
+    prices = find_prices(options.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
+    return Budget(limits, prices, options.max_tokens, spending.entries(), spending.append)
 
 
 def _profile(model: str, options: Options) -> Profile:
@@ -196,23 +216,29 @@ def _profile(model: str, options: Options) -> Profile:
     return with_max_area(with_frame(find_profile(model), frame), options.image_max_pixels)
 
 
-def _settle_tool_mode(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult:
+def _settle_tool_mode(
+    options: Options, teacher: TeacherSettings, prompt: Prompt, output: OutputFolder
+) -> ProbeResult:
+    budget = open_budget(options, teacher, output.spending)
     if not prompt.tools:
         check_reachable(teacher)
         return ProbeResult(ToolMode.NONE, "no tools are offered", teacher)
     if options.tool_mode != "auto":
         check_reachable(teacher)
         return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", teacher)
-    earlier = _earlier_probe(options, teacher, prompt)
-    if earlier is None:
-        return probe_tool_mode(teacher, prompt)
-    check_reachable(teacher)
-    return earlier
+    earlier = _earlier_probe(output, teacher, prompt)
+    if earlier is not None:
+        check_reachable(teacher)
+        return earlier
+    try:
+        return probe_tool_mode(teacher, prompt, budget)
+    except BudgetExceeded as error:
+        raise UsageError(f"nothing can be asked within the budget, {error}") from None
 
 
-def _earlier_probe(options: Options, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult | None:
+def _earlier_probe(output: OutputFolder, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult | None:
     """What the last run into the folder found out, if it offered the same tools and asked as well."""
-    for record in read_runs(Path(options.output_dir))[-1:]:
+    for record in output.earlier_runs[-1:]:
         settings, asked = record.get("settings", {}), record.get("options", {})
         if asked.get("tool_mode") == "auto" and settings.get("tool_schemas") == list(prompt.tools):
             return recalled_probe(teacher, record.get("probe", {}))

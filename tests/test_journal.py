@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, ToolMode
-from distil.store.journal import FOLDER, Journals, SampleJournal
+from distil.store.journal import FOLDER, Journals, JournalState, SampleJournal, unfinished_samples
 
 HEADER = {"sample_index": 3, "settings_sha256": "s", "file_sha256": "f"}
 
@@ -152,7 +153,15 @@ def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Pat
 def test_journals_are_listed_counted_and_removed(tmp_path: Path) -> None:
     journals = Journals(tmp_path, "s")
     ask_turns(journals.of(3, "f"), Asked(), 2)
-    assert (list(journals.unfinished()), journals.num_turns(3), journals.num_turns(4)) == ([3], 2, 0)
+    assert unfinished_samples(tmp_path) == [3]
+    assert (journals.state(3), journals.state(4)) == (JournalState(2, True, False), None)
+    assert Journals(tmp_path, "other").state(3) == JournalState(2, False, False)
+    path = tmp_path / FOLDER / "sample_00003.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"{bad}\n" + lines[2])
+    assert journals.state(3) == JournalState(0, True, True), "nothing behind a bad line is used"
+    path.write_bytes(whole)
     journals.close()
     assert (tmp_path / FOLDER).is_dir(), "an unfinished sample keeps its journal"
     journals.remove(3)
@@ -333,6 +342,136 @@ def test_changed_settings_are_refused_or_dealt_with_as_asked(
         assert len(contents(tmp_path / "out-2")) == 6
     else:
         assert limits == ([5] * 4 + [6] * 2 if choice == "keep" else [6] * 6)
+
+
+def refuses_all(request: dict[str, Any]) -> Any:
+    return calls(("image_rotate_tool", {"angle": 90})) if is_probe(request) else (400, {"error": "no"})
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "failed_samples.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_samples_that_a_budget_kept_from_being_tried_stay_in_the_ledger(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(refuses_all) as server:
+        run_door(*command(server.api_base, photos, out, "--num_samples", "4")[1:])
+    assert len(ledger(out)) == 4
+    with ScriptedTeacher(three_turns) as server:
+        flags = ("--num_samples", "4", "--retry_failed", "--max_workers", "1")
+        stopped = run_door(*command(server.api_base, photos, out, *flags, "--max_calls", "6")[1:])
+        assert stopped.returncode == 1, stopped.stderr
+        assert 0 < len(ledger(out)) == 4 - len(contents(out)) < 4
+        again = run_door(*command(server.api_base, photos, out, *flags)[1:])
+    assert again.returncode == 0, again.stderr
+    assert len(contents(out)) == 4 and not ledger(out)
+
+
+def test_a_redone_sample_that_fails_is_not_taken_for_done(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+    redo = ("--num_samples", "4", "--temperature", "0.2", "--on_change", "redo")
+    with ScriptedTeacher(three_turns) as server:
+        run_door(*command(server.api_base, photos, out, "--num_samples", "4")[1:])
+    with ScriptedTeacher(refuses_all) as server:
+        assert run_door(*command(server.api_base, photos, out, *redo)[1:]).returncode == 1
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, out, *redo, "--retry_failed")[1:])
+    assert result.returncode == 0, result.stderr
+    assert {json.loads(data)["settings"]["temperature"] for data in contents(out).values()} == {0.2}
+    assert not ledger(out)
+
+
+def test_paid_turns_of_other_settings_are_not_thrown_away_unasked(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+
+    def breaks_late(request: dict[str, Any]) -> Any:
+        return (400, {"error": "no"}) if num_turns(request) == 2 else three_turns(request)
+
+    with ScriptedTeacher(breaks_late) as server:
+        run_door(*command(server.api_base, photos, out)[1:])
+    with ScriptedTeacher(three_turns) as server:
+        changed = run_door(*command(server.api_base, photos, out, "--max_tokens", "1024")[1:])
+        assert changed.returncode == 2
+        assert "max_tokens: 2048 then, 1024 now" in changed.stderr
+        assert server.requests == [], "nothing is paid for a run that is refused"
+        kept = run_door(*command(server.api_base, photos, out)[1:])
+        assert "12 samples go on where they were: 24 paid turns are kept." in kept.stdout
+    assert set(paid(server.requests).values()) == {1} and len(paid(server.requests)) == 12
+
+
+def test_rows_of_other_settings_are_refused_although_others_are_there(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(three_turns) as server:
+        run_door(*command(server.api_base, photos, out, "--num_samples", "2")[1:])
+        other = ("--num_samples", "2", "--order", "locatability_score:desc")
+        assert run_door(*command(server.api_base, photos, out, *other)[1:]).returncode == 0
+        result = run_door(
+            *command(server.api_base, photos, out, "--num_samples", "9", "--temperature", "0")[1:]
+        )
+    assert result.returncode == 2
+    assert "temperature: 0.7 then, 0.0 now" in result.stderr
+
+
+@pytest.mark.parametrize("how", ["outage", "interrupt"])
+def test_a_run_that_is_given_up_records_what_it_came_to(how: str, photos: Path, tmp_path: Path) -> None:
+    with ScriptedTeacher(three_turns) as server:
+        flags = ("--max_outage_seconds", "1", "--max_workers", "2")
+        child = subprocess.Popen(
+            command(server.api_base, photos, tmp_path, *flags), cwd=PACKAGE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        stalled = threading.Event()
+
+        def then_stalls(request: dict[str, Any]) -> Any:
+            if len(server.requests) > 8:
+                if how == "interrupt":
+                    stalled.wait(30)
+                return 502, {"error": "gone"}
+            return three_turns(request)
+
+        server.script = then_stalls
+        while how == "interrupt" and len(server.requests) < 10:
+            time.sleep(0.05)
+        if how == "interrupt":
+            child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+        stalled.set()
+    assert child.returncode == (130 if how == "interrupt" else 2), stderr
+    (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
+    assert record["num_finished"] == len(contents(tmp_path)) > 0
+    assert record["spent"]["answered"]["requests"] == 8
+    assert record["requests_at_once"]["ceiling"] == 2
+    assert ("interrupted" if how == "interrupt" else "--max_outage_seconds") in record["stopped_by"]
+    assert "goes on from here" in stdout + stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("journal", ""),
+        ("failed_samples.jsonl", '{"sample_index": "x", "kind": "a", "message": "b"}\n[]\n7\n'),
+        ("spending.jsonl", '{"request": 1, "state": "answered", "cost_usd": "x"}\n[]\n7\n'),
+        ("run_record.json", "[]"),
+    ],
+)
+def test_files_that_were_tampered_with_are_a_clear_error_or_passed_over(
+    name: str, text: str, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    (tmp_path / name).write_text(text)
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, photos, tmp_path)[1:])
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (2 if name in ("journal", "run_record.json") else 0), result.stderr
+    assert name in result.stderr or result.returncode == 0
 
 
 def test_a_reply_that_cannot_be_stored_is_an_error_of_the_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import IO
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
-from distil.store.journal import Journals
+from distil.store.journal import Journals, unfinished_samples
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, trace_json
 
@@ -44,52 +44,115 @@ def find_trace_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("trace_*.json"), key=lambda path: (len(path.name), path.name))
 
 
+class OutputFolder:
+    """A folder that this process alone writes to, with what earlier runs left in it.
+
+    Raises UsageError where it cannot be written or another run writes to it, or its record cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._claim = _claim(path)
+            self.num_leftovers = _remove_leftovers(path)
+        except OSError as error:
+            raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+        self.spending = SpendingFile(path)
+        self.earlier_runs = _read_runs(path)
+
+    @property
+    def holds_samples(self) -> bool:
+        """Whether there are traces, or turns that were paid for."""
+        return bool(find_trace_files(self.path) or unfinished_samples(self.path))
+
+    def refuse_changes(
+        self, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
+    ) -> None:
+        """Raise UsageError, with the difference, where what it holds was made with other settings."""
+        if not self.holds_samples or not self.earlier_runs:
+            return
+        earlier = self.earlier_runs[-1]
+        texts = _difference_texts(earlier.get("settings") or {}, settings, ignored)
+        theirs = (earlier.get("dataset") or {}).get("fingerprint")
+        if theirs != fingerprint:
+            texts.append(f"dataset: fingerprint {_short(theirs)} then, {_short(fingerprint)} now")
+        if texts:
+            raise _other_settings(str(self.path), "; ".join(texts))
+
+    def is_free_for(self, run: RunFacts) -> bool:
+        """Whether it holds nothing that was made with other settings."""
+        if not self.holds_samples:
+            return True
+        if self.earlier_runs:
+            return bool(self.earlier_runs[-1].get("settings_sha256") == run.settings_sha256)
+        files = find_trace_files(self.path)
+        return bool(files) and _settings_of(files[0]) == run.settings_sha256
+
+
+def open_run_folder(output: OutputFolder, run: RunFacts, on_change: OnChange) -> RunFolder:
+    """The folder to write to: `output`, or for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
+
+    Raises UsageError where what it holds was made with other settings and nothing was said about it.
+    """
+    if on_change is OnChange.REFUSE:
+        output.refuse_changes(run.settings, run.dataset.fingerprint)
+    path = output.path
+    for number in count(2):
+        if on_change is not OnChange.NEW or output.is_free_for(run):
+            break
+        output = OutputFolder(path.with_name(f"{path.name}-{number}"))
+    return RunFolder(output, run, on_change)
+
+
 class RunFolder:
     """Writes one run's files; safe to write from many threads."""
 
-    def __init__(self, path: Path, run: RunFacts) -> None:
-        self.path = path
-        self._run = run
+    def __init__(self, output: OutputFolder, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
+        self.path, self.spending = output.path, output.spending
+        self._output, self._run, self._on_change = output, run, on_change
         self._lock = threading.Lock()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
-        self._claim = _claim(path)
-        leftovers = list(path.glob(".*.tmp"))  # of a run that was killed while it wrote
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-        self._earlier_runs = read_runs(path)
-        self._earlier_failures = _read_failures(path / FAILED_SAMPLES)
-        self.spending = SpendingFile(path)
-        self.journals = Journals(path, run.settings_sha256)
-        for index in self.journals.unfinished():
-            # Killed between the trace and the removal of its journal.
-            if _settings_of(self.trace_path(index)) == run.settings_sha256:
+        self._earlier_failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
+        self.journals = Journals(self.path, run.settings_sha256)
+        for index in unfinished_samples(self.path):
+            if self._is_ours(index):  # killed between the trace and the removal of its journal
                 self.journals.remove(index)
-        self.notes = _resume_notes(self.journals, len(leftovers))
 
     def trace_path(self, sample_index: int) -> Path:
         """Where the trace of a row is."""
         return self.path / f"trace_{sample_index:05d}.json"
 
     def failed(self) -> set[int]:
-        """The rows that an earlier run recorded as failed and that have no trace."""
-        failures = self._earlier_failures
-        return {item.sample_index for item in failures if not self.trace_path(item.sample_index).exists()}
+        """The rows that an earlier run recorded as failed."""
+        return set(self._earlier_failures)
 
-    def finished(self, indices: Sequence[int], on_change: OnChange) -> set[int]:
+    def finished(self, indices: Sequence[int]) -> set[int]:
         """The rows that already have a trace which is to be kept.
 
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
-        done = set()
-        for index in indices:
-            path = self.trace_path(index)
-            if path.exists() and (on_change is OnChange.KEEP or self._is_ours(path, on_change)):
-                done.add(index)
-        return done
+        return {index for index in indices if self.trace_path(index).exists() and self._is_kept(index)}
+
+    def resume_notes(self, left: Collection[int]) -> list[str]:
+        """What earlier runs left of the rows that are left to do, in lines for the user."""
+        states = [state for index in left if (state := self.journals.state(index)) is not None]
+        ours = [state.num_turns for state in states if state.is_ours and state.num_turns]
+        others = sum(state.num_turns for state in states if not state.is_ours)
+        repairs = {
+            "torn journals mended": sum(state.is_torn for state in states),
+            "half-written files removed": self._output.num_leftovers,
+            f"unreadable lines of {FAILED_SAMPLES} passed over": self._num_bad_lines,
+        }
+        notes = []
+        if ours:
+            notes.append(f"{len(ours)} samples go on where they were: {sum(ours)} paid turns are kept.")
+        if others:
+            notes.append(f"{others} paid turns were made with other settings and are not used.")
+        repaired = [f"{number} {what}" for what, number in repairs.items() if number]
+        if repaired:
+            notes.append(f"Repaired: {', '.join(repaired)}.")
+        return notes
 
     def write_trace(self, rollout: Rollout) -> dict[str, Json]:
         """Write the trace of a finished rollout and return it."""
@@ -104,25 +167,26 @@ class RunFolder:
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
-        before = (item.runs for item in self._earlier_failures if item.sample_index == failure.sample_index)
+        before = self._earlier_failures.get(failure.sample_index)
+        state = self.journals.state(failure.sample_index)
         failure = replace(
             failure,
-            runs=max(before, default=0) + 1,
-            turns_spent=self.journals.num_turns(failure.sample_index),
+            runs=1 if before is None else before.runs + 1,
+            turns_spent=state.num_turns if state is not None and state.is_ours else 0,
         )
         self._append(FAILED_SAMPLES, asdict(failure))
         return failure
 
-    def write_failures(self, attempted: Collection[int], failures: Sequence[Failure]) -> None:
-        """Put this run's failures in the place of what was known of the rows it attempted."""
+    def write_failures(self, solved: Collection[int], failures: Sequence[Failure]) -> None:
+        """Bring the ledger up to date: a line for each row that failed now or before and was not solved."""
         path = self.path / FAILED_SAMPLES
-        kept = {failure.sample_index: failure for failure in self._earlier_failures}
-        kept = {
+        now = {failure.sample_index: failure for failure in failures}
+        before = {
             index: failure
-            for index, failure in kept.items()
-            if index not in attempted and not self.trace_path(index).exists()  # an interrupted run solved it
+            for index, failure in self._earlier_failures.items()
+            if index not in solved and not self._is_ours(index)  # by a run that was interrupted
         }
-        kept |= {failure.sample_index: failure for failure in failures}
+        kept = before | now
         lines = [json.dumps(asdict(kept[index]), ensure_ascii=False) + "\n" for index in sorted(kept)]
         if lines:
             write_bytes(path, "".join(lines).encode())
@@ -131,7 +195,7 @@ class RunFolder:
 
     def write_run_record(self, record: Mapping[str, Json]) -> None:
         """Write this run's record beside those of earlier runs in the folder."""
-        write_json(self.path / RUN_RECORD, {"runs": [*self._earlier_runs, dict(record)]})
+        write_json(self.path / RUN_RECORD, {"runs": [*self._output.earlier_runs, dict(record)]})
 
     def close(self) -> None:
         """Close what is open and remove what a run without failures needs no more."""
@@ -143,30 +207,28 @@ class RunFolder:
         with self._lock, folder_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def _is_ours(self, path: Path, on_change: OnChange) -> bool:
+    def _is_ours(self, sample_index: int) -> bool:
+        """Whether a row has a trace that was made with this run's settings."""
+        path = self.trace_path(sample_index)
+        return path.exists() and _settings_of(path) == self._run.settings_sha256
+
+    def _is_kept(self, sample_index: int) -> bool:
+        path = self.trace_path(sample_index)
+        if self._on_change is OnChange.KEEP:
+            return True
         try:
             trace = load_json(path)
         except TraceError as error:
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
-        metadata = trace.get("metadata") or {}
-        if metadata.get("settings_sha256") == self._run.settings_sha256:
+        if (trace.get("metadata") or {}).get("settings_sha256") == self._run.settings_sha256:
             return True
-        if on_change is OnChange.REDO:
+        if self._on_change is OnChange.REDO:
             return False
-        raise UsageError(
-            f"{path} was made with other settings ({_differences(trace, self._run)}); "
-            "choose another --output_dir, or say --on_change new, keep or redo"
-        )
-
-
-def free_folder(path: Path, run: RunFacts) -> Path:
-    """The folder itself if it holds no traces of other settings, else the first of `PATH-2`, `PATH-3` … ."""
-    for number in count(2):
-        files = find_trace_files(path)
-        if not files or _settings_of(files[0]) == run.settings_sha256:
-            return path
-        path = path.with_name(f"{path.name.rpartition('-')[0] if number > 2 else path.name}-{number}")
-    raise AssertionError("count() does not end")
+        theirs = trace.get("settings")
+        if not isinstance(theirs, dict):
+            raise _other_settings(str(path), "by another program")
+        texts = _difference_texts(theirs, self._run.settings)
+        raise _other_settings(str(path), "; ".join(texts) or "another dataset")
 
 
 def _settings_of(path: Path) -> Json:
@@ -176,18 +238,12 @@ def _settings_of(path: Path) -> Json:
         return None
 
 
-def _resume_notes(journals: Journals, num_leftovers: int) -> list[str]:
-    """What an earlier run left behind, in lines for the user."""
-    unfinished = list(journals.unfinished())
-    num_torn = sum(journals.is_torn(index) for index in unfinished)
-    notes = []
-    if unfinished:
-        num_turns = sum(journals.num_turns(index) for index in unfinished)
-        notes.append(f"{len(unfinished)} samples go on where they were: {num_turns} paid turns are kept.")
-    if num_torn or num_leftovers:
-        torn, leftovers = f"{num_torn} torn journals mended", f"{num_leftovers} half-written files removed"
-        notes.append(f"Repaired: {torn}, {leftovers}.")
-    return notes
+def _remove_leftovers(folder: Path) -> int:
+    """Remove temporary files of runs that were killed while they wrote; returns how many."""
+    leftovers = list(folder.glob(".*.tmp"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
 
 
 def _claim(folder: Path) -> IO[str] | None:
@@ -211,40 +267,60 @@ def _claim(folder: Path) -> IO[str] | None:
     return file
 
 
-def read_runs(folder: Path) -> list[Json]:
+def _read_runs(folder: Path) -> list[Json]:
     """The records of earlier runs into a folder; raises UsageError where they cannot be read."""
     path = folder / RUN_RECORD
     if not path.exists():
         return []
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        return list(runs)
+        runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+        if not all(isinstance(run, dict) for run in runs):
+            raise TypeError("a run is no object")
+        return runs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} cannot be read ({error}); move it away, or choose another --output_dir"
         ) from None
 
 
-def _read_failures(path: Path) -> list[Failure]:
-    if not path.exists():
-        return []
-    failures = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _read_failures(path: Path) -> tuple[dict[int, Failure], int]:
+    """The failures by row, the last of each, and how many lines cannot be read.
+
+    A line that a crash cut off is no loss: its row has no trace and is simply tried again.
+    """
+    failures: dict[int, Failure] = {}
+    num_bad_lines = 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            failures.append(Failure(**json.loads(line)))
+            failure = Failure(**json.loads(line))
+            if not all(type(number) is int for number in (failure.sample_index, failure.runs)):
+                raise TypeError
+            failures[failure.sample_index] = failure
         except (ValueError, TypeError):
-            continue  # a line that a crash cut off; its row has no trace and is simply tried again
-    return failures
+            num_bad_lines += 1
+    return failures, num_bad_lines
 
 
-def _differences(trace: Mapping[str, Json], run: RunFacts) -> str:
+def _difference_texts(
+    theirs: Mapping[str, Json], ours: Mapping[str, Json], ignored: Collection[str] = ()
+) -> list[str]:
     """The settings that differ, by name, for a message."""
-    theirs = trace.get("settings")
-    if not isinstance(theirs, dict):
-        return "or by another program"
-    names = [name for name in run.settings if theirs.get(name) != run.settings[name]]
-    texts = [f"{name}: {_short(theirs.get(name))} then, {_short(run.settings[name])} now" for name in names]
-    return "; ".join(texts) or "another dataset"
+    ours = json.loads(json.dumps(dict(ours)))
+    names = [name for name in ours if theirs.get(name) != ours[name]]
+    names += [name for name in theirs if name not in ours]
+    return [
+        f"{name}: {_short(theirs.get(name))} then, {_short(ours.get(name))} now"
+        for name in names
+        if name not in ignored
+    ]
+
+
+def _other_settings(what: str, difference: str) -> UsageError:
+    return UsageError(
+        f"{what} was made with other settings ({difference}); "
+        "choose another --output_dir, or say --on_change new, keep or redo"
+    )
 
 
 def _short(value: Json) -> str:

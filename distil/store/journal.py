@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,13 +90,23 @@ class SampleJournal:
         self.num_turns += 1
 
 
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """A journal's whole turns, whether this run's settings made them, and whether it has a bad end."""
+
+    num_turns: int
+    is_ours: bool
+    is_torn: bool
+
+
 class Journals:
-    """The journals of a run's folder."""
+    """The journals of a run's folder; raises FolderError where there can be none."""
 
     def __init__(self, run_folder: Path, settings_sha256: str) -> None:
         self._folder = run_folder / FOLDER
         self._settings_sha256 = settings_sha256
-        self._folder.mkdir(exist_ok=True)
+        with folder_errors(self._folder):
+            self._folder.mkdir(exist_ok=True)
 
     def of(self, sample_index: int, file_sha256: str) -> SampleJournal:
         """The journal of a row; turns that were made with other settings or another picture are not used."""
@@ -107,20 +117,15 @@ class Journals:
         }
         return SampleJournal(self._path(sample_index), header)
 
-    def num_turns(self, sample_index: int) -> int:
-        """How many whole turns of a row are stored."""
+    def state(self, sample_index: int) -> JournalState | None:
+        """What a row's journal holds, None where there is none; what follows a bad line is not counted."""
         path = self._path(sample_index)
-        return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
-
-    def is_torn(self, sample_index: int) -> bool:
-        """Whether the last line of a row's journal was cut off: its turn is asked for again."""
-        return not self._path(sample_index).read_bytes().endswith(b"\n")
-
-    def unfinished(self) -> Iterator[int]:
-        """The rows that have a journal."""
-        for path in sorted(self._folder.glob("sample_*.jsonl")):
-            with contextlib.suppress(ValueError):
-                yield int(path.stem.removeprefix("sample_"))
+        if not path.exists():
+            return None
+        header = _parse((path.read_bytes().splitlines(keepends=True) or [b""])[0])
+        turns, good_bytes = _read(path, header) if isinstance(header, dict) else ([], 0)
+        is_ours = isinstance(header, dict) and header.get("settings_sha256") == self._settings_sha256
+        return JournalState(len(turns), is_ours, good_bytes < path.stat().st_size)
 
     def remove(self, sample_index: int) -> None:
         """Remove the journal of a row that has its trace."""
@@ -133,6 +138,15 @@ class Journals:
 
     def _path(self, sample_index: int) -> Path:
         return self._folder / f"sample_{sample_index:05d}.jsonl"
+
+
+def unfinished_samples(run_folder: Path) -> list[int]:
+    """The rows of a run's folder that have a journal."""
+    indices = []
+    for path in sorted((run_folder / FOLDER).glob("sample_*.jsonl")):
+        with contextlib.suppress(ValueError):
+            indices.append(int(path.stem.removeprefix("sample_")))
+    return indices
 
 
 def _read(path: Path, header: Mapping[str, Json]) -> tuple[list[StoredTurn], int]:

@@ -31,9 +31,11 @@ class SpendingFile:
             for line in file:
                 try:
                     entry = json.loads(line)
-                    if isinstance(entry["request"], int) and entry["state"] in _STATES:
+                    cost_usd = entry.get("cost_usd")
+                    is_number = cost_usd is None or type(cost_usd) in (int, float)
+                    if type(entry["request"]) is int and entry["state"] in _STATES and is_number:
                         yield entry
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError):
                     continue
 
     def append(self, entry: Mapping[str, Json]) -> None:

@@ -32,7 +32,6 @@ class ProbeResult:
     tool_mode: ToolMode
     reason: str
     settings: TeacherSettings
-    requests: tuple[Mapping[str, Json], ...] = ()  # for `Budget.count`
 
     def as_dict(self) -> dict[str, Json]:
         """What the run record keeps, for `recalled_probe` in a later run."""
@@ -60,17 +59,15 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     return result if asked == (base_url_text(settings), settings.model) else None
 
 
-def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
+def probe_tool_mode(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> ProbeResult:
     """Ask once for a native tool call: native if one comes back, text otherwise.
 
     Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
-    model is told apart. Raises TeacherRefused where neither can be asked.
+    model is told apart. Raises TeacherRefused where neither can be asked, BudgetExceeded.
     """
     name = prompt.tools[0]["function"]["name"]
     question = f"Call the tool {name} once, on the whole image. Write nothing else."
     native = replace(prompt, user=question, tool_mode=ToolMode.NATIVE)
-    requests: list[Mapping[str, Json]] = []
-    budget = Budget.unlimited(requests.append)
     try:
         reply, settings = _ask(settings, native, budget)
         tool_mode, reason = _judge(reply)
@@ -79,7 +76,7 @@ def probe_tool_mode(settings: TeacherSettings, prompt: Prompt) -> ProbeResult:
             raise TeacherRefused(str(error), error.status) from None
         settings = _ask_in_text(settings, replace(native, tool_mode=ToolMode.TEXT), budget)
         tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
-    return ProbeResult(tool_mode, reason, settings, tuple(requests))
+    return ProbeResult(tool_mode, reason, settings)
 
 
 def _judge(reply: Reply) -> tuple[ToolMode, str]:
