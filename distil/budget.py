@@ -8,7 +8,7 @@ the reservation of requests that were already sent, and a request that a kill cu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -18,7 +18,9 @@ from distil.prices import Prices, Tokens, read_tokens, stored_tokens
 from distil.records import Json
 
 _FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
-_UNREPORTED = "the server does not report its tokens; use --max_calls"
+_MIN_UNREPORTED = 3  # answered requests, none with figures, that tell of a server that never reports any
+_UNREPORTED = "cannot be kept, as the server does not report its tokens: use --max_calls"
+_RAISE = "raise it and run again, nothing is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,11 @@ class Spent:
     answered: Bill = field(default_factory=Bill)
     retried: Bill = field(default_factory=Bill)
     refused: int = 0
+
+    @property
+    def bills(self) -> tuple[Bill, Bill]:
+        """Those of the requests that are or may be billed."""
+        return self.answered, self.retried
 
     @property
     def calls(self) -> int:
@@ -183,23 +190,41 @@ class Budget:
         """Which limit one more request could pass, in words, or None."""
         limits, spent = self._limits, self.spent
         if limits.max_calls is not None and spent.calls + self._in_flight + 1 > limits.max_calls:
-            return f"--max_calls {limits.max_calls}: {spent.calls} made"
-        most = Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
+            return f"--max_calls {limits.max_calls}: {spent.calls} made; {_RAISE}"
         if limits.max_total_tokens is not None:
-            if spent.answered.without_tokens:
-                return f"--max_total_tokens cannot be kept: {_UNREPORTED}"
-            num_reserved = self._in_flight + 1 + spent.retried.without_tokens
-            used = _total(spent.answered) + _total(spent.retried)
-            if used + num_reserved * (most.total or 0) > limits.max_total_tokens:
-                return f"--max_total_tokens {limits.max_total_tokens}: {used} used"
+            bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
+            limit, text = limits.max_total_tokens, "{:,.0f} tokens"
+            if (passed := self._passed(bills, self._most.total or 0, limit, text)) is not None:
+                return f"--max_total_tokens {limit}{passed}"
         if limits.max_cost_usd is not None and self._prices is not None:
-            if spent.answered.without_cost:
-                return f"--max_cost_usd cannot be kept: {_UNREPORTED}"
-            num_reserved = self._in_flight + 1 + spent.retried.without_cost
-            cost_usd = (spent.answered.cost_usd or 0.0) + (spent.retried.cost_usd or 0.0)
-            if cost_usd + num_reserved * (self._prices.cost_usd(most) or 0.0) > limits.max_cost_usd:
-                return f"--max_cost_usd {limits.max_cost_usd:g}: {cost_usd:.4f} spent"
+            costs = [(bill.cost_usd or 0.0, bill.without_cost) for bill in spent.bills]
+            most_usd, limit_usd = self._prices.cost_usd(self._most) or 0.0, limits.max_cost_usd
+            if (passed := self._passed(costs, most_usd, limit_usd, "{:.4f} USD")) is not None:
+                return f"--max_cost_usd {limit_usd:g}{passed}"
         return None
+
+    @property
+    def _most(self) -> Tokens:
+        """The most that a request can come to."""
+        return Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
+
+    def _passed(self, bills: Sequence[tuple[float, int]], most: float, limit: float, text: str) -> str | None:
+        """Why one more request of at most `most` could pass the limit, in words, or None.
+
+        `bills` are what is known of answered and retried requests, and how many say nothing: for each of
+        those the mean of the others is held back, or the most where there are no others.
+        """
+        (answered, num_silent), _ = bills
+        num_answered = self.spent.answered.requests
+        if num_silent == num_answered >= _MIN_UNREPORTED:
+            return f" {_UNREPORTED}"
+        used, num_unknown = sum(known for known, _ in bills), sum(number for _, number in bills)
+        num_told = num_answered - num_silent
+        held = num_unknown * (answered / num_told if num_told else most)
+        if used + held + (self._in_flight + 1) * most <= limit:
+            return None
+        told = f", {text.format(held)} held for {num_unknown} requests without figures" if num_unknown else ""
+        return f": {text.format(used)} used{told}, up to {text.format(most)} a request; {_RAISE}"
 
     def _send(self) -> int:
         with self._changed:
@@ -235,8 +260,3 @@ class Budget:
             self._add(state, tokens, cost_usd)
         for _ in in_flight:
             self._add(RequestState.RETRIED, Tokens(), None)
-
-
-def _total(bill: Bill) -> int:
-    """The tokens that are known; a bill that knows only one kind counts as that."""
-    return (bill.tokens.prompt or 0) + (bill.tokens.completion or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -163,6 +163,10 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
     """
     options = job.options
     output = OutputFolder(Path(options.output_dir))
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
     teacher = TeacherSettings(
         api_base=address.api_base,
         api_key=address.api_key,
@@ -172,10 +176,8 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         turn_timeout_seconds=options.turn_timeout_seconds,
         outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
-    teacher = first_reachable(
-        teacher, address.api_bases, lambda line: console.print(line, highlight=False, soft_wrap=True)
-    )
-    teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher), teacher))
+    teacher = first_reachable(teacher, address.api_bases, tell)
+    teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher, tell), teacher))
     profile = _profile(teacher.model, options)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
     boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
@@ -190,7 +192,7 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         unprobed = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
         settings = _trace_settings(job, teacher, profile, unprobed, address.note)
         output.refuse_changes(settings, job.source.identity.fingerprint, _PROBED)
-    probe = _settle_tool_mode(options, teacher, prompt, output)
+    probe = _settle_tool_mode(options, teacher, prompt, output, tell)
     teacher, prompt = probe.settings, replace(prompt, tool_mode=probe.tool_mode)
     rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
     facts = RunFacts(
@@ -217,21 +219,25 @@ def _profile(model: str, options: Options) -> Profile:
 
 
 def _settle_tool_mode(
-    options: Options, teacher: TeacherSettings, prompt: Prompt, output: OutputFolder
+    options: Options,
+    teacher: TeacherSettings,
+    prompt: Prompt,
+    output: OutputFolder,
+    tell: Callable[[str], None],
 ) -> ProbeResult:
     budget = open_budget(options, teacher, output.spending)
     if not prompt.tools:
-        check_reachable(teacher)
+        check_reachable(teacher, tell)
         return ProbeResult(ToolMode.NONE, "no tools are offered", teacher)
     if options.tool_mode != "auto":
-        check_reachable(teacher)
+        check_reachable(teacher, tell)
         return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", teacher)
     earlier = _earlier_probe(output, teacher, prompt)
     if earlier is not None:
-        check_reachable(teacher)
+        check_reachable(teacher, tell)
         return earlier
     try:
-        return probe_tool_mode(teacher, prompt, budget)
+        return probe_tool_mode(teacher, prompt, budget, tell)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
 

@@ -25,6 +25,11 @@ class Tokens:
         """Prompt and completion, None where either is not known."""
         return None if self.prompt is None or self.completion is None else self.prompt + self.completion
 
+    @property
+    def known(self) -> int:
+        """Prompt and completion as far as they are known."""
+        return (self.prompt or 0) + (self.completion or 0)
+
 
 class Prices(Protocol):
     """What tokens cost."""

@@ -199,8 +199,7 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
     for line in _spent_lines(totals.spent):
         console.print(line, highlight=False, soft_wrap=True)
     if totals.stopped_by is not None:
-        text = f"Stopped by the budget, {totals.stopped_by}. Raise it and run again: nothing is lost."
-        console.print(Text(text, style="yellow"), soft_wrap=True)
+        console.print(Text(f"Stopped: {totals.stopped_by}.", style="yellow"), soft_wrap=True)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)

@@ -138,13 +138,20 @@ def test_a_spending_file_that_cannot_be_written_stops_the_run(tmp_path: Path) ->
         request.sent()
 
 
-def test_retried_requests_without_figures_are_held_against_the_limit() -> None:
+def test_requests_without_figures_are_held_against_the_limit_at_the_mean_of_the_others() -> None:
     budget = Budget(Limits(max_total_tokens=10_000), None, 1000)
     with budget.request() as request:
         request.sent()  # and no reply
-    assert budget.spent.retried.without_tokens == 1
-    spend(budget, {"prompt_tokens": 10, "completion_tokens": 1})
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceeded, match="1,200 tokens held for 1 requests without figures"):
+        for _ in range(10):
+            spend(budget)
+    assert budget.spent.answered.requests == 4, "without the one that was lost it would be 5"
+
+
+def test_one_reply_without_figures_does_not_end_a_run() -> None:
+    budget = Budget(Limits(max_total_tokens=10**6, max_cost_usd=10), PRICES, 1000)
+    spend(budget, None)
+    for _ in range(20):
         spend(budget)
 
 
@@ -192,10 +199,12 @@ def test_token_and_cost_limits_reserve_the_most_that_a_request_can_come_to() -> 
 
 
 def test_a_limit_that_cannot_be_counted_stops_the_run() -> None:
-    budget = Budget(Limits(max_total_tokens=10**9), None, 100)
-    spend(budget, None)
-    with pytest.raises(BudgetExceeded, match="does not report"):
-        spend(budget, None)
+    for limits in (Limits(max_total_tokens=10**9), Limits(max_cost_usd=10**9)):
+        budget = Budget(limits, PRICES, 100)
+        with pytest.raises(BudgetExceeded, match="does not report its tokens: use --max_calls"):
+            for _ in range(10):
+                spend(budget, None)
+        assert budget.spent.calls == 3
 
 
 def test_a_request_waits_for_those_in_flight_and_then_fits() -> None:
@@ -250,7 +259,7 @@ def test_a_run_stops_at_its_limit_and_goes_on_when_it_is_raised(
         result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 14)
         assert result.returncode == 1
         assert len(server.requests) == 14, "the probe counts too"
-        assert "Stopped by the budget, --max_calls 14" in result.stdout
+        assert "Stopped: --max_calls 14: 14 made; raise it and run again, nothing is lost." in result.stdout
         assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
         result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 100)
         assert result.returncode == 0, result.stderr

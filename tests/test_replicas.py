@@ -157,8 +157,8 @@ def test_one_dies_in_the_middle_and_every_sample_is_finished() -> None:
     assert len(a.requests) <= 10 + 4 * 2  # what was under way, and no sample after it
 
 
-def test_a_gateway_without_a_server_behind_it_is_left() -> None:
-    for status in (502, 503, 504):
+def test_a_replica_that_answers_with_errors_alone_is_left() -> None:
+    for status in (500, 502, 503, 504):
         gateway = lambda _, status=status: (status, {"error": {"message": "no upstream"}})
         with ScriptedTeacher(gateway) as dead, ScriptedTeacher(script) as alive:
             with replicated(dead.api_base, alive.api_base) as teacher:

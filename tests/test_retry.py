@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import json
 import threading
 import time
@@ -42,6 +43,7 @@ from distil.teacher import (
     RetryPolicy,
     Teacher,
     TeacherSettings,
+    list_models,
     load_model_names,
 )
 from distil.teacher.advice import (
@@ -351,10 +353,18 @@ def test_a_dead_address_is_told_quickly() -> None:
     assert time.monotonic() - started < 4
 
 
-def test_a_model_list_that_must_be_waited_for_long_is_given_up() -> None:
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_when_to_come_back_is_waited_for_before_a_run_too(status: int) -> None:
+    busy = Status(status, "retry-after: 0.3\r\n")
+    models = lambda exchange: exchange.reply(200, b'{"data": [{"id": "m"}]}')
+    with FaultServer(busy, busy, busy, busy, models) as server:
+        assert load_model_names(TeacherSettings(server.api_base, "k")) == ["m"]
+    assert min(late - early for early, late in itertools.pairwise(server.arrivals)) >= 0.3
+
+
+def test_the_doctor_waits_for_nobody_long() -> None:
     with FaultServer(Status(429, "retry-after: 3600\r\n")) as server:
-        with pytest.raises(TeacherRefused, match="429"):
-            load_model_names(TeacherSettings(server.api_base, "k"))
+        assert "429" in str(list_models(TeacherSettings(server.api_base, "k")).problem)
 
 
 # --- the loop without a server

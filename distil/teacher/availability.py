@@ -10,8 +10,9 @@ from enum import Enum, auto
 
 from distil.errors import TeacherError, TeacherRefused
 
+NEVER = 2**31  # failures in a row before a server counts as down
 _LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take every number
-_TOLD_ADVICE_SECONDS = 60.0  # a pause that a person who watches would wonder about
+_TOLD_ADVICE_SECONDS = 10.0  # a pause that a person who watches would wonder about
 
 
 class Sign(Enum):

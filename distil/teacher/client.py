@@ -23,7 +23,7 @@ from distil.concurrency import OVERLOAD_STATUSES, Level
 from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
 from distil.records import Json, Reply
 from distil.teacher.advice import advised_seconds, is_context_overflow, is_moderation
-from distil.teacher.availability import Availability, OutagePolicy, Sign
+from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
 from distil.teacher.retry import (
     AttemptFailed,
@@ -31,6 +31,7 @@ from distil.teacher.retry import (
     Deadline,
     RetryPolicy,
     Timing,
+    is_gateway_status,
     is_retried_status,
     sign_of_status,
 )
@@ -266,21 +267,32 @@ class Teacher:
         return AttemptFailed(unreachable, True, sign)
 
 
-# A wrong address should be told within seconds, not after the retries of a long run.
-_SETUP_RETRY = RetryPolicy(
-    max_retries=2, first_pause_seconds=0.5, max_pause_seconds=1.0, max_advised_seconds=10.0
-)
+_SETUP_RETRIES, _SETUP_UNREACHABLE_RETRIES = 5, 2
 
 
 def for_setup(settings: TeacherSettings) -> TeacherSettings:
-    """The settings for the few requests that come before a run."""
-    quick = replace(_SETUP_RETRY, max_retries=min(settings.retry.max_retries, _SETUP_RETRY.max_retries))
-    return replace(settings, retry=quick)
+    """The settings for the few requests that come before a run.
+
+    A wrong address is told within seconds, not after the retries of a long run; a server that says when to
+    come back is waited for.
+    """
+    retry = replace(
+        settings.retry,
+        max_retries=min(settings.retry.max_retries, _SETUP_RETRIES),
+        first_pause_seconds=0.5,
+        max_pause_seconds=1.0,
+        max_unreachable_retries=min(settings.retry.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
+    )
+    return replace(settings, retry=retry, outage=replace(settings.outage, num_failures=NEVER))
 
 
-def load_model_names(settings: TeacherSettings) -> list[str]:
-    """The models that the server offers; raises TeacherRefused where it cannot be asked at all."""
+def load_model_names(settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None) -> list[str]:
+    """The models that the server offers; raises TeacherRefused where it cannot be asked at all.
+
+    `tell` gets a line where the server asks to be waited for.
+    """
     with Teacher(for_setup(settings)) as teacher:
+        teacher.availability.tell = tell
         try:
             return teacher.model_names()
         except TeacherError as error:
@@ -313,21 +325,21 @@ def first_reachable(
     for api_base in api_bases[:-1]:
         settings = replace(settings, api_base=api_base)
         try:
-            check_reachable(settings)
+            check_reachable(settings, tell)
             return settings
         except TeacherRefused as error:
-            if error.status is not None and sign_of_status(error.status) is not Sign.BROKEN:
+            if error.status is not None and not is_gateway_status(error.status):
                 raise
             tell(f"A replica is not there: {error}")
     return replace(settings, api_base=api_bases[-1])
 
 
-def check_reachable(settings: TeacherSettings) -> None:
+def check_reachable(settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None) -> None:
     """Raise TeacherRefused where no server answers or the key is wrong; a missing model list is fine."""
     try:
-        load_model_names(settings)
+        load_model_names(settings, tell)
     except TeacherRefused as error:
-        no_server = error.status is None or sign_of_status(error.status) is Sign.BROKEN
+        no_server = error.status is None or is_gateway_status(error.status)
         if no_server or error.status in (401, 403):
             raise
 

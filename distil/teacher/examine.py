@@ -41,6 +41,7 @@ _SEED = 0
 _SYSTEM = "You are a helpful assistant."
 _PASSING = (408, 409, 429, 502, 503, 504)  # asked once more: a busy server says nothing about the probe
 _PASSING_WAIT_SECONDS = 2.0
+_MAX_WAIT_SECONDS = 10.0  # someone is looking on
 _NOTHING_ELSE_WORKS = (None, 400, 401, 403, 404, 405, 415, 422)  # of the plainest request there is
 _MAX_UNANSWERED = 2  # each may take the whole time-out
 _KEY_REFUSED = (None, 401, 403)
@@ -54,6 +55,7 @@ _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 def list_models(settings: TeacherSettings) -> ModelList:
     """The server's models; raises TeacherRefused where nothing answers or the key is wrong."""
+    settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
     try:
         return ModelList(tuple(load_model_names(settings)))
     except TeacherRefused as error:

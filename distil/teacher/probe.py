@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image, ImageDraw
 
@@ -59,7 +60,9 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     return result if asked == (base_url_text(settings), settings.model) else None
 
 
-def probe_tool_mode(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> ProbeResult:
+def probe_tool_mode(
+    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None] = lambda _: None
+) -> ProbeResult:
     """Ask once for a native tool call: native if one comes back, text otherwise.
 
     Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
@@ -68,14 +71,18 @@ def probe_tool_mode(settings: TeacherSettings, prompt: Prompt, budget: Budget) -
     name = prompt.tools[0]["function"]["name"]
     question = f"Call the tool {name} once, on the whole image. Write nothing else."
     native = replace(prompt, user=question, tool_mode=ToolMode.NATIVE)
+    ask = partial(_ask, budget=budget, tell=tell)
     try:
-        reply, settings = _ask(settings, native, budget)
+        reply, settings = ask(settings, native)
         tool_mode, reason = _judge(reply)
     except TeacherError as error:
         if error.status not in _TOOLS_REFUSED:
             raise TeacherRefused(str(error), error.status) from None
-        settings = _ask_in_text(settings, replace(native, tool_mode=ToolMode.TEXT), budget)
         tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
+        try:
+            _, settings = ask(settings, replace(native, tool_mode=ToolMode.TEXT))
+        except TeacherError as text_error:
+            raise TeacherRefused(str(text_error), text_error.status) from None
     return ProbeResult(tool_mode, reason, settings)
 
 
@@ -89,20 +96,16 @@ def _judge(reply: Reply) -> tuple[ToolMode, str]:
     return ToolMode.TEXT, "the teacher made no native tool call when asked for one"
 
 
-def _ask_in_text(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> TeacherSettings:
-    try:
-        return _ask(settings, prompt, budget)[1]
-    except TeacherError as error:
-        raise TeacherRefused(str(error), error.status) from None
-
-
-def _ask(settings: TeacherSettings, prompt: Prompt, budget: Budget) -> tuple[Reply, TeacherSettings]:
+def _ask(
+    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
+) -> tuple[Reply, TeacherSettings]:
     """The reply, and the settings without what the server refused."""
     tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
     with Teacher(for_setup(settings), tools, budget=budget) as teacher:
+        teacher.availability.tell = tell
         reply = teacher.ask(messages, _PROBE_SEED)
-        return reply, replace(teacher.settings, retry=settings.retry)
+        return reply, replace(teacher.settings, retry=settings.retry, outage=settings.outage)
 
 
 def _probe_picture() -> SentPicture:

@@ -18,13 +18,12 @@ from distil.budget import Budget
 from distil.concurrency import Level
 from distil.errors import TeacherError, TeacherUnreachable
 from distil.records import Json, Reply
-from distil.teacher.availability import Availability, Sign
+from distil.teacher.availability import NEVER, Availability, Sign
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text
 from distil.teacher.retry import Deadline, Timing
 
 _REPLICA_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
-_NEVER = 2**31  # failures before one replica of several is an outage
 
 _FIRST_REST_SECONDS, _MAX_REST_SECONDS = 5.0, 300.0  # before a dead replica is given samples again
 
@@ -163,7 +162,7 @@ def _of_several(settings: TeacherSettings) -> TeacherSettings:
     return replace(
         settings,
         retry=replace(settings.retry, max_unreachable_retries=retries),
-        outage=replace(settings.outage, num_failures=_NEVER),
+        outage=replace(settings.outage, num_failures=NEVER),  # not an outage while there are others,
     )
 
 

@@ -18,7 +18,7 @@ from distil.teacher.availability import Availability, Sign
 ResultT = TypeVar("ResultT")
 
 _RETRIED_STATUSES = (408, 409, 429)  # and every 5xx
-_GATEWAY_STATUSES = (502, 503, 504)
+_GATEWAY_STATUSES = (502, 503, 504)  # from a proxy, where there is no server behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,13 @@ def is_retried_status(status: int) -> bool:
 
 
 def sign_of_status(status: int) -> Sign:
-    """What a status tells about the server: gateways answer for servers that are down."""
-    return Sign.BROKEN if status in _GATEWAY_STATUSES else Sign.ALIVE
+    """What a status tells about the server: one whose engine has died says 500 to everything."""
+    return Sign.BROKEN if status >= 500 else Sign.ALIVE
+
+
+def is_gateway_status(status: int) -> bool:
+    """Whether a status is a proxy's, which answers for servers that are down."""
+    return status in _GATEWAY_STATUSES
 
 
 @dataclass(eq=False)
@@ -131,7 +136,8 @@ class Attempts:
             raise self._ended(failed.error)
         if is_down:
             return
-        self.unreachable += isinstance(failed.error, TeacherUnreachable)
+        # One that says when to come back is there.
+        self.unreachable += isinstance(failed.error, TeacherUnreachable) and failed.advised_seconds is None
         if self.retries >= self.policy.max_retries or self.unreachable > self.policy.max_unreachable_retries:
             raise self._ended(failed.error)
         advised = failed.advised_seconds or 0.0
