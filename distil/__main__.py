@@ -1,7 +1,5 @@
 """`python -m distil` is the `distil` command."""
 
-import sys
+from distil.cli import enter
 
-from distil.cli import main
-
-sys.exit(main())
+enter()

@@ -8,16 +8,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
-
-from rich.console import Console
 
 from distil import __version__
 from distil.errors import DistilError, FolderError, TeacherRefused, UsageError
 
 EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130  # and 1, some samples failed: the commands return it
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_VIEWER = "view_traces_enhanced.py"
 COORDINATES = ("auto", "pixel", "rel1000", "rel1000_yx", "rel1")
 
 
@@ -69,6 +71,25 @@ DOORS: tuple[Door, ...] = (
 )
 
 
+Command = Callable[[], int]  # ready to run: all that it needs is imported
+
+
+def enter(script: str = "distil") -> NoReturn:
+    """A door as a process of its own: from here to its end no signal leaves a traceback."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and scripts with `&` set it
+            signal.signal(number, _EarlyLeave(script))
+    doors = {"distil": main, _VIEWER: run_viewer_door}
+    try:
+        status = doors.get(script, partial(run_door, script))()
+    except SystemExit as leaving:  # argparse, after --help and on wrong usage
+        status = leaving.code if isinstance(leaving.code, int) else EXIT_DONE
+    except KeyboardInterrupt:  # while the last words were said
+        status = EXIT_INTERRUPTED
+    _ignore_signals()
+    _leave(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `distil` command."""
     parser = argparse.ArgumentParser(
@@ -105,7 +126,7 @@ def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
 def run_viewer_door(arguments: Sequence[str] | None = None) -> int:
     """The viewer script."""
     parser = argparse.ArgumentParser(
-        prog="view_traces_enhanced.py",
+        prog=_VIEWER,
         description="Show one trace, a folder of traces, or their totals.",
         epilog="The same as: distil view",
     )
@@ -116,12 +137,9 @@ def run_viewer_door(arguments: Sequence[str] | None = None) -> int:
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Parse, run and turn every error meant for the user into one message and an exit code."""
     options = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and scripts with `&` set it
-            signal.signal(number, _interrupt)
-    run: Callable[[argparse.Namespace], int] = options.run
+    load: Callable[[argparse.Namespace], Command] = options.load
     try:
-        return run(options)
+        return _run_interruptibly(load(options))
     except (TeacherRefused, FolderError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         _leave(EXIT_USAGE)  # other samples' requests may be in flight: their answers are of no use
@@ -129,7 +147,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        advice = "; nothing is lost, the same command goes on from here" if run is _run_distillation else ""
+        advice = "; nothing is lost, the same command goes on from here" if load is _load_distillation else ""
         print(f"\n{parser.prog}: interrupted{advice}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
@@ -139,21 +157,69 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 def _leave(status: int) -> NoReturn:
     """Exit without waiting for threads that are blocked in a request; the kernel closes their connections."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # the reader has seen enough
+    except OSError as error:
+        print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
+        status = status or EXIT_USAGE
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)
+
+
+@dataclass(frozen=True)
+class _EarlyLeave:
+    """A signal before a command runs ends the process where it is.
+
+    An exception that is raised inside an import comes out of it as another one, or not at all.
+    """
+
+    script: str
+
+    def __call__(self, *_: object) -> None:
+        with suppress(OSError):
+            os.write(2, f"\n{self.script}: interrupted\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _run_interruptibly(command: Command) -> int:
+    """Run a command; in a door of its own a signal is a KeyboardInterrupt for as long as that takes."""
+    ours = [number for number in _SIGNALS if isinstance(signal.getsignal(number), _EarlyLeave)]
+    for number in ours:
+        signal.signal(number, _interrupt)
+    try:
+        status = command()
+        for number in ours:  # the result is known
+            signal.signal(number, signal.SIG_IGN)
+    except BaseException as error:
+        if any(signal.getsignal(number) is _leave_at_once for number in ours):
+            raise KeyboardInterrupt from error  # libraries import more while they work
+        raise
+    return status
 
 
 def _interrupt(*_: object) -> None:
     """The first signal closes what is in flight on its way out, the second leaves at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(EXIT_INTERRUPTED))
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, _leave_at_once)
     raise KeyboardInterrupt
+
+
+def _leave_at_once(*_: object) -> None:
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     """The flags of every door that runs a distillation, with the door's own defaults."""
-    parser.set_defaults(run=_run_distillation, keep_pictures=door.keep_pictures)
+    parser.set_defaults(load=_load_distillation, keep_pictures=door.keep_pictures)
     data = parser.add_argument_group("samples")
     data.add_argument(
         "--dataset_path",
@@ -320,7 +386,7 @@ def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
     """The viewer's flags."""
-    parser.set_defaults(run=_view)
+    parser.set_defaults(load=_load_view)
     parser.add_argument("path", metavar="PATH", type=Path, help="a trace file or a folder of them")
     parser.add_argument("--batch", action="store_true", help="totals over the folder")
     parser.add_argument(
@@ -330,7 +396,7 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_verify_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `distil verify`."""
-    parser.set_defaults(run=_verify)
+    parser.set_defaults(load=_load_verify)
     parser.add_argument("path", metavar="PATH", type=Path, help="a trace file or a folder of them")
     parser.add_argument(
         "--dataset_path", metavar="PATH", help="where the dataset is now (default: as the traces say)"
@@ -347,7 +413,7 @@ def add_verify_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `distil doctor`."""
-    parser.set_defaults(run=_doctor, error=parser.error)
+    parser.set_defaults(load=_load_doctor, error=parser.error)
     parser.add_argument("--sandbox", action="store_true", help="the layers that contain code")
     parser.add_argument(
         "--api_base",
@@ -378,54 +444,72 @@ def add_doctor_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_signs_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `distil signs`."""
-    parser.set_defaults(run=_draw_signs)
+    parser.set_defaults(load=_load_signs)
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--num_rows", type=_positive, default=240, metavar="N", help="(default: 240)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
 
 
-# The heavy imports wait until a command is run, so that --help and usage errors are quick.
+# The heavy imports wait until a command is run, so that --help and usage errors are quick. They are all done
+# before it starts, since a signal must not raise inside them.
 
 
-def _run_distillation(namespace: argparse.Namespace) -> int:
+def _load_distillation(namespace: argparse.Namespace) -> Command:
+    from rich.console import Console  # noqa: PLC0415
+
     from distil.distillation import run_distillation  # noqa: PLC0415
     from distil.preparation import Options  # noqa: PLC0415
 
     values = {field.name: getattr(namespace, field.name) for field in fields(Options)}
-    return run_distillation(Options(**values), Console())
+    return partial(run_distillation, Options(**values), Console())
 
 
-def _view(namespace: argparse.Namespace) -> int:
+def _load_view(namespace: argparse.Namespace) -> Command:
+    from rich.console import Console  # noqa: PLC0415
+
     from distil.viewer.terminal import view  # noqa: PLC0415
 
-    return view(namespace.path, batch=namespace.batch, verbose=namespace.verbose, console=Console())
+    return partial(view, namespace.path, batch=namespace.batch, verbose=namespace.verbose, console=Console())
 
 
-def _verify(namespace: argparse.Namespace) -> int:
+def _load_verify(namespace: argparse.Namespace) -> Command:
+    from rich.console import Console  # noqa: PLC0415
+
     from distil.viewer.verification import verify  # noqa: PLC0415
 
-    console = Console()
-    return verify(namespace.path, namespace.dataset_path, namespace.max_workers, namespace.verbose, console)
+    return partial(
+        verify,
+        namespace.path,
+        namespace.dataset_path,
+        namespace.max_workers,
+        namespace.verbose,
+        Console(),
+    )
 
 
-def _doctor(namespace: argparse.Namespace) -> int:
+def _load_doctor(namespace: argparse.Namespace) -> Command:
     names_teacher = namespace.api_base is not None or namespace.model is not None
     if not (namespace.sandbox or names_teacher):
         namespace.error("say what to check: --api_base URL for a teacher, --sandbox for this machine")
+    from rich.console import Console  # noqa: PLC0415
+
     from distil.viewer.doctor import DoctorOptions, examine_all  # noqa: PLC0415
 
     values = {field.name: getattr(namespace, field.name) for field in fields(DoctorOptions)}
-    return examine_all(DoctorOptions(**values), Console())
+    return partial(examine_all, DoctorOptions(**values), Console())
 
 
-def _draw_signs(namespace: argparse.Namespace) -> int:
+def _load_signs(namespace: argparse.Namespace) -> Command:
     from distil.embedded import draw_signs  # noqa: PLC0415
 
-    if namespace.output_dir.exists():
-        raise UsageError(f"--output_dir {namespace.output_dir} exists already")
-    draw_signs(namespace.output_dir, namespace.num_rows, namespace.seed)
-    print(f"Drawn: --dataset_path {namespace.output_dir}")
-    return EXIT_DONE
+    def draw() -> int:
+        if namespace.output_dir.exists():
+            raise UsageError(f"--output_dir {namespace.output_dir} exists already")
+        draw_signs(namespace.output_dir, namespace.num_rows, namespace.seed)
+        print(f"Drawn: --dataset_path {namespace.output_dir}")
+        return EXIT_DONE
+
+    return draw
 
 
 def _count(text: str) -> int:
@@ -473,4 +557,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter()

@@ -1,8 +1,6 @@
 """Door: zoom and rotate, many samples at once."""
 
-import sys
-
-from distil.cli import run_door
+from distil.cli import enter
 
 if __name__ == "__main__":
-    sys.exit(run_door("demo_concurrent.py"))
+    enter("demo_concurrent.py")

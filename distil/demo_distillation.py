@@ -1,8 +1,6 @@
 """Door: the one-turn baseline without tools."""
 
-import sys
-
-from distil.cli import run_door
+from distil.cli import enter
 
 if __name__ == "__main__":
-    sys.exit(run_door("demo_distillation.py"))
+    enter("demo_distillation.py")

@@ -1,8 +1,6 @@
 """Door: the sequential baseline with tool pictures kept."""
 
-import sys
-
-from distil.cli import run_door
+from distil.cli import enter
 
 if __name__ == "__main__":
-    sys.exit(run_door("demo_distillation_with_tools.py"))
+    enter("demo_distillation_with_tools.py")

@@ -18,6 +18,10 @@ DistilError
 
 from __future__ import annotations
 
+import re
+
+_ADDRESS = re.compile(r"(<[^<>]*?) at 0x[0-9a-fA-F]+(?=[^<>]*>)")
+
 
 class DistilError(Exception):
     """Base of every error that distil raises on purpose; its text is meant for the user."""
@@ -92,3 +96,8 @@ class SandboxUnavailable(DistilError):
 
 class TraceError(DistilError):
     """A file is not a readable trace; the text names the path and the field."""
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says, without the memory addresses of objects: the same inputs give the same words."""
+    return _ADDRESS.sub(r"\1", str(error))

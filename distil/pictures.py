@@ -21,7 +21,7 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageOps
 
-from distil.errors import SampleError, ToolError
+from distil.errors import SampleError, ToolError, error_text
 from distil.records import Box, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90
@@ -80,7 +80,9 @@ def decode_stored(data: bytes, mode: str | None = None) -> StoredPicture:
         TypeError,
         struct.error,
     ) as error:
-        raise SampleError(f"the picture cannot be decoded: {type(error).__name__}: {error}") from None
+        raise SampleError(
+            f"the picture cannot be decoded: {type(error).__name__}: {error_text(error)}"
+        ) from None
     if 0 in upright.size:
         raise SampleError(f"the picture is empty: {upright.width}×{upright.height} pixels")
     exif_orientation = orientation if isinstance(orientation, int) else None

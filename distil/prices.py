@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from distil.records import Json
@@ -100,18 +100,33 @@ def find_prices(fixed: FixedPrices | None, model: str, api_base: str) -> Prices 
 def read_tokens(usage: Mapping[str, Json] | None) -> Tokens:
     """The tokens of a chat completion's `usage`."""
     usage = usage or {}
+    prompt = _count(usage.get("prompt_tokens"))
     cached = _count(_details(usage, "prompt_tokens_details").get("cached_tokens"))
     return Tokens(
-        prompt=_count(usage.get("prompt_tokens")),
-        cached=_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached,
-        completion=_count(usage.get("completion_tokens")),
+        prompt=prompt,
+        cached=_part(_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached, prompt),
+        completion=_completion(usage, prompt),
         reasoning=_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
     )
 
 
+def _completion(usage: Mapping[str, Json], prompt: int | None) -> int | None:
+    """All that the teacher wrote; Gemini and xAI count reasoning, which they bill, in the total alone."""
+    completion, total = _count(usage.get("completion_tokens")), _count(usage.get("total_tokens"))
+    if prompt is None or total is None or total <= prompt + (completion or 0):
+        return completion
+    return total - prompt
+
+
 def stored_tokens(entry: Mapping[str, Json]) -> Tokens:
     """The tokens of an entry that holds the fields of `Tokens`."""
-    return Tokens(*(_count(entry.get(item.name)) for item in fields(Tokens)))
+    tokens = Tokens(*(_count(entry.get(item.name)) for item in fields(Tokens)))
+    return replace(tokens, cached=_part(tokens.cached, tokens.prompt))
+
+
+def _part(part: int | None, whole: int | None) -> int | None:
+    """A part that is larger than its whole is no figure: it would make the rest cost less than nothing."""
+    return None if part is not None and whole is not None and part > whole else part
 
 
 def _details(usage: Mapping[str, Json], name: str) -> Mapping[str, Json]:

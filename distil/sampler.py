@@ -17,6 +17,7 @@ from distil.errors import (
     TeacherError,
     TeacherRefused,
     ToolError,
+    error_text,
 )
 from distil.records import Failure
 
@@ -130,5 +131,5 @@ def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
 
 def _failure(index: int, error: Exception) -> Failure:
     kind = next((kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class)), "unexpected")
-    text = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+    text = error_text(error) if kind != "unexpected" else f"{type(error).__name__}: {error_text(error)}"
     return Failure(index, kind, text, getattr(error, "status", None), getattr(error, "attempts", 0))

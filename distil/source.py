@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from distil.errors import SampleError, SourceError
+from distil.errors import SampleError, SourceError, error_text
 from distil.jsonable import to_json
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, StoredPicture
@@ -244,7 +244,7 @@ def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> byt
                 return bytes(file.read())
         return (folder / path if folder else Path(path)).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        raise SampleError(f"the picture file cannot be read: {error}") from None
+        raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
 
 
 class _MappingTrimmer:

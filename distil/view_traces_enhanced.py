@@ -1,8 +1,6 @@
 """Door: the viewer."""
 
-import sys
-
-from distil.cli import run_viewer_door
+from distil.cli import enter
 
 if __name__ == "__main__":
-    sys.exit(run_viewer_door())
+    enter("view_traces_enhanced.py")

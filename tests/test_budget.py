@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
 import threading
@@ -18,7 +19,7 @@ from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_t
 
 from distil.budget import Bill, Budget, Limits
 from distil.errors import BudgetExceeded, FolderError, UsageError
-from distil.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens
+from distil.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens, stored_tokens
 from distil.store.spending import SPENDING, SpendingFile
 
 PRICES = FixedPrices(input_usd=2.0, output_usd=10.0, cached_usd=0.5)
@@ -47,6 +48,19 @@ def opened(folder: Path, prices: FixedPrices | None = PRICES) -> Budget:
         (USAGE | {"prompt_cache_hit_tokens": 7}, Tokens(1000, 7, 200, None)),
         (USAGE | {"completion_tokens_details": {"reasoning_tokens": 50}}, Tokens(1000, None, 200, 50)),
         ({"prompt_tokens": "many", "completion_tokens": -1, "prompt_tokens_details": 3}, Tokens()),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": 1000}}, Tokens(1000, 1000, 200)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": 50_000}}, Tokens(1000, None, 200)),
+        (USAGE | {"prompt_cache_hit_tokens": 1001}, Tokens(1000, None, 200)),
+        (USAGE | {"total_tokens": 1200}, Tokens(1000, None, 200)),
+        (USAGE | {"total_tokens": 0}, Tokens(1000, None, 200)),
+        # Reasoning beside the completion, as Gemini and xAI count; and a turn that was nothing else.
+        (
+            USAGE | {"total_tokens": 1750, "completion_tokens_details": {"reasoning_tokens": 550}},
+            Tokens(1000, None, 750, 550),
+        ),
+        ({"prompt_tokens": 1000, "total_tokens": 1060}, Tokens(1000, None, 60)),
+        ({"prompt_tokens": 1000, "total_tokens": 1000}, Tokens(1000)),
+        ({"completion_tokens": 200, "total_tokens": 1200}, Tokens(None, None, 200)),
     ],
 )
 def test_usage_is_read_and_what_is_missing_is_none(usage: Any, tokens: Tokens) -> None:
@@ -57,6 +71,37 @@ def test_cached_tokens_have_their_own_price() -> None:
     assert PRICES.cost_usd(Tokens(1_000_000, 600_000, 100_000)) == pytest.approx(0.8 + 0.3 + 1.0)
     assert PRICES.cost_usd(Tokens(1_000_000, None, 100_000)) == pytest.approx(3.0)
     assert PRICES.cost_usd(Tokens(None, None, 100_000)) is None
+
+
+counts = st.none() | st.integers(-5, 10**7) | st.sampled_from(["7", 1.5, True, {}])
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt_tokens": counts,
+            "completion_tokens": counts,
+            "total_tokens": counts,
+            "prompt_cache_hit_tokens": counts,
+            "prompt_tokens_details": st.fixed_dictionaries({"cached_tokens": counts}),
+            "completion_tokens_details": st.fixed_dictionaries({"reasoning_tokens": counts}),
+        },
+    )
+)
+def test_nothing_that_a_server_reports_costs_less_than_nothing(usage: Any) -> None:
+    tokens = read_tokens(usage)
+    assert (PRICES.cost_usd(tokens) or 0) >= 0
+    assert (stored_tokens(dataclasses.asdict(tokens))) == tokens
+    assert tokens.completion is None or tokens.completion >= (usage.get("completion_tokens") or 0)
+
+
+@given(counts, counts, counts)
+def test_nothing_that_a_ledger_holds_costs_less_than_nothing(
+    prompt: Any, cached: Any, completion: Any
+) -> None:
+    tokens = stored_tokens({"prompt": prompt, "cached": cached, "completion": completion})
+    assert (PRICES.cost_usd(tokens) or 0) >= 0
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3,4", "a,b", "-1,2", "nan,1", "inf,1"])

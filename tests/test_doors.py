@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import datasets
 import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_pictures, num_turns, says, texts
+
+from distil.cli import main
 
 DOORS = (
     "demo_concurrent.py",
@@ -386,6 +389,72 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
     for data in contents(tmp_path).values():
         json.loads(data)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether a process acts on SIGTERM itself: Python leaves that signal alone, so its door is open."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def interrupted_run(
+    photos: Path, folder: Path, until: Callable[[int], bool], seconds: float
+) -> tuple[int, str]:
+    """A short run that gets a SIGINT so long after something holds of its process: exit code and stderr."""
+    with ScriptedTeacher(lambda _: says("\\boxed{1, 2}")) as server:
+        child = subprocess.Popen(
+            [sys.executable, "demo_distillation.py", "--api_base", server.api_base, "--num_samples", "1",
+             "--dataset_path", str(photos), "--output_dir", str(folder)],
+            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while child.poll() is None and not until(child.pid):
+            time.sleep(0.002)
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=60)
+    return child.returncode, stderr
+
+
+def assert_left_in_order(code: int, stderr: str) -> None:
+    assert code in (0, 130), stderr
+    assert "Traceback" not in stderr
+    assert code == 0 or "interrupted" in stderr
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5])
+def test_an_interrupt_while_a_door_opens_is_one_line(seconds: float, photos: Path, tmp_path: Path) -> None:
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4])
+def test_an_interrupt_while_a_door_closes_is_no_harm(seconds: float, photos: Path, tmp_path: Path) -> None:
+    is_done = lambda _: any(tmp_path.glob("out/trace_*.json"))
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds))
+
+
+def test_a_signal_that_was_ignored_stays_ignored(photos: Path, tmp_path: Path) -> None:
+    with ScriptedTeacher(lambda _: time.sleep(1) or says("\\boxed{1, 2}")) as server:
+        child = subprocess.Popen(
+            ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "demo_distillation.py",
+             "--api_base", server.api_base, "--num_samples", "1", "--dataset_path", str(photos),
+             "--output_dir", str(tmp_path)],
+            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        while child.poll() is None and not catches_sigterm(child.pid):
+            time.sleep(0.01)
+        while child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0, stderr
+
+
+def test_a_caller_of_a_door_keeps_its_signal_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["view", "/nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def failures(folder: Path) -> list[dict[str, Any]]:
 
 
 MANY = {f"argument_{number}": number for number in range(10_000)}
+DEEP = '{"angle":' + "[" * 899 + "90" + "]" * 899 + "}"  # json.loads takes it, what comes after would not
+DEEP_USAGE = json.dumps(calls(("image_rotate_tool", {"angle": 90}))).replace(
+    '"usage": {', f'"usage": {{"details": {DEEP}, '
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +67,12 @@ MANY = {f"argument_{number}": number for number in range(10_000)}
         pytest.param(calls(("no_such_tool", MANY)), id="unknown tool"),
         pytest.param(calls(("image_rotate_tool", {"angle": [0] * 100_000})), id="long list"),
         pytest.param(calls(("image_rotate_tool", '{"a":' * 10_000 + "1" + "}" * 10_000)), id="deep"),
+        pytest.param(calls(("image_rotate_tool", DEEP)), id="900 levels, native"),
+        pytest.param(
+            says(f'<tool_call>{{"name": "image_rotate_tool", "arguments": {DEEP}}}</tool_call>'),
+            id="900 levels, text",
+        ),
+        pytest.param(DEEP_USAGE.encode(), id="900 levels, usage"),
         pytest.param(calls(*[("image_rotate_tool", {"angle": 90})] * 2_000), id="2,000 calls"),
     ],
 )

@@ -301,6 +301,16 @@ def test_a_file_that_is_no_whole_picture_is_a_sample_error(data: bytes) -> None:
         decode_stored(data)
 
 
+def test_the_same_broken_file_has_the_same_error_in_every_run() -> None:
+    messages = []
+    for _ in range(2):
+        with pytest.raises(SampleError, match="cannot identify image file") as caught:
+            decode_stored(b"not a picture")
+        messages.append(str(caught.value))
+    assert "0x" not in messages[0]
+    assert messages[0] == messages[1]
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if "orientation" not in name])
 def test_a_truncated_file_is_a_sample_error_or_what_datasets_makes_of_it(name: str) -> None:
     half = FILES[name][: len(FILES[name]) // 2]

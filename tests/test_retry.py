@@ -158,6 +158,18 @@ def test_a_huge_reply_is_cut_off_and_not_asked_for_again(status: int, by_chunks:
         {"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."},
         {"message": "request (9 tokens) exceeds the available context size (8 tokens)", "code": 400},
         {"message": "no", "type": "exceed_context_size_error", "code": 400, "n_ctx": 8},
+        {
+            "message": "The input token count (1200293) exceeds the maximum number of tokens allowed (1048576).",
+            "code": 400,
+            "status": "INVALID_ARGUMENT",
+        },
+        {"message": "prompt is too long: 210000 tokens > 200000 maximum", "type": "invalid_request_error"},
+        {
+            "message": "input length and `max_tokens` exceed context limit: 182831 + 64000 > 200000, decrease "
+            "input length or `max_tokens` and try again",
+            "type": "invalid_request_error",
+        },
+        {"message": "This model's maximum prompt length is 131072 but the request contains 537812 tokens."},
     ],
     ids=lambda error: str(error["message"])[:20],
 )
@@ -502,6 +514,9 @@ def test_headers_by_rank() -> None:
 
 def test_other_bad_requests_are_no_overflow() -> None:
     assert not is_context_overflow(400, "None None", "max_tokens is too large")
+    assert not is_context_overflow(
+        400, "None None", "max_tokens: 9 > 8, which is the maximum allowed number of …"
+    )
     assert not is_context_overflow(500, "context_length_exceeded", "context_length_exceeded")
 
 

@@ -122,6 +122,16 @@ def test_a_refused_run_stops_at_once() -> None:
     assert solver.aborted == 1
 
 
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_the_same_failure_has_the_same_words_in_every_run(kind: type[Exception]) -> None:
+    def fail(index: int) -> int:
+        raise kind(f"cannot read {object()!r}, {index} bytes at 0x10")
+
+    (outcome,) = run_samples([7], Solver(fail), 1, ignore)
+    assert outcome.failure is not None
+    assert outcome.failure.message.endswith("cannot read <object object>, 7 bytes at 0x10")
+
+
 def test_an_interrupt_submits_no_more_and_aborts_what_is_in_flight() -> None:
     def on_done(_: Outcome[int]) -> None:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import TeacherError
 from distil.records import Reply, ToolMode
-from distil.teacher.wire import parse_reply, parse_text_calls
+from distil.teacher.wire import parse_reply, parse_text_calls, read_usage
 
 BOX = {"bbox_2d": [1, 2, 3, 4]}
 
@@ -199,3 +200,98 @@ def test_thinking_parts_may_hold_lists_of_text_parts() -> None:
     ]
     reply = parse_reply(json.dumps({"choices": [{"message": {"content": parts}}]}).encode())
     assert (reply.reasoning, reply.content) == ("hm", "x")
+
+
+# --- nesting
+
+
+def nested(levels: int) -> Any:
+    """An object of so many levels."""
+    value: Any = 1
+    for _ in range(levels - 1):
+        value = [value]
+    return {"a": value}
+
+
+def deep_text(levels: int) -> str:
+    """The same as JSON, of any depth."""
+    return '{"a":' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}"
+
+
+FORMS = {
+    "native text": lambda deep: message(tool_calls=native(json.dumps(deep))),
+    "native object": lambda deep: message(tool_calls=native(deep)),
+    "native list": lambda deep: message(tool_calls=native(f"[{deep}]")),
+    "odd entry": lambda deep: message(tool_calls=f"[{deep}]"),
+    "text call": lambda deep: message(content=json.dumps(as_text(f'{{"name": "t", "arguments": {deep}}}'))),
+    "beside the name": lambda deep: message(content=json.dumps(as_text(f'{{"name": "t", "b": {deep}}}'))),
+    "no name": lambda deep: message(content=json.dumps(as_text(f'{{"b": {deep}}}'))),
+}
+PLACES = FORMS | {"content": lambda deep: message(content=deep), "usage": lambda deep: message(usage=deep)}
+
+
+def native(arguments: str) -> str:
+    """A native call, written by hand: json.dumps goes less deep than json.loads."""
+    return f'[{{"id": "c", "function": {{"name": "t", "arguments": {arguments}}}}}]'
+
+
+def as_text(body: str) -> str:
+    return f"<tool_call>{body}</tool_call>"
+
+
+def message(content: str = "null", tool_calls: str = "null", usage: str = "null") -> bytes:
+    """A completion whose fields are JSON text."""
+    fields = f'"content": {content}, "tool_calls": {tool_calls}'
+    return f'{{"choices": [{{"message": {{{fields}}}}}], "usage": {usage}}}'.encode()
+
+
+def assert_can_be_kept(reply: Reply) -> None:
+    json.dumps(dataclasses.asdict(reply), ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("levels", [70, 300, 900])
+def test_a_call_that_is_nested_too_deeply_is_a_problem_and_kept_as_short_text(form: str, levels: int) -> None:
+    reply = parse_reply(FORMS[form](deep_text(levels)))
+    (call,) = reply.calls
+    assert call.problem is not None and "nested too deeply" in call.problem
+    assert isinstance(call.arguments, str) and len(call.arguments) < 300
+    assert len(call.problem) < 500
+    assert_can_be_kept(reply)
+
+
+def test_64_levels_are_kept_and_65_are_not() -> None:
+    (kept,) = parse_reply(FORMS["native object"](deep_text(64))).calls
+    assert (kept.arguments, kept.problem) == (nested(64), None)
+    (refused,) = parse_reply(FORMS["native object"](deep_text(65))).calls
+    assert refused.problem is not None and "more than 64 levels" in refused.problem
+
+
+def test_usage_that_is_nested_too_deeply_is_none() -> None:
+    assert parse_reply(message(usage=deep_text(900))).usage is None
+    assert read_usage(message(usage=deep_text(900))) is None
+    assert parse_reply(message(usage=deep_text(64))).usage == nested(64)
+
+
+def test_thinking_inside_thinking_is_no_recursion() -> None:
+    deep = '[{"thinking":' * 450 + '"x"' + "}]" * 450
+    assert_can_be_kept(parse_reply(message(content=deep)))
+
+
+@given(
+    st.sampled_from(list(PLACES)),
+    st.integers(0, 3000),
+    st.sampled_from([("[", "]"), ('{"a":', "}"), ('[{"name":', "}]"), ('[{"thinking":', "}]")]),
+    st.booleans(),
+)
+def test_any_nesting_is_read_or_a_teacher_error(
+    place: str, levels: int, brackets: tuple[str, str], is_text: bool
+) -> None:
+    deep = brackets[0] * levels + "1" + brackets[1] * levels
+    if is_text:
+        deep = json.dumps(deep)
+    try:
+        reply = parse_reply(PLACES[place](deep))
+    except TeacherError:
+        return
+    assert_can_be_kept(reply)

@@ -22,6 +22,10 @@ _OVERFLOW_WORDS = (
     "too long to fit into the model",  # vLLM before 0.8
     "maximum allowed length",  # SGLang
     "available context size",  # llama.cpp
+    "exceeds the maximum number of tokens allowed",  # Gemini, after "The input token count (…)"
+    "prompt is too long",  # Anthropic
+    "`max_tokens` exceed context limit",  # Anthropic, after "input length and"
+    "maximum prompt length",  # xAI
 )
 
 

@@ -7,7 +7,7 @@ arguments and in whether a call comes as a field or as text. All of that ends he
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from distil.errors import TeacherError
 from distil.records import Json, RawCall, Reply, ToolMode
@@ -15,6 +15,7 @@ from distil.spans import split_thinking, text_outside, tool_call_bodies
 
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _MAX_QUOTED_CHARS = 200
+_MAX_LEVELS = 64  # of what is kept: copying, writing and showing it all recurse, json.loads goes far deeper
 _CALL_KEYS = ("name", "arguments", "parameters")
 
 
@@ -56,7 +57,7 @@ def read_usage(body: bytes) -> dict[str, Json] | None:
 
 def _usage(completion: Json) -> dict[str, Json] | None:
     usage = completion.get("usage") if isinstance(completion, dict) else None
-    return _clean_json(usage) if isinstance(usage, dict) else None
+    return _clean_json(usage) if isinstance(usage, dict) and not _is_too_deep(usage) else None
 
 
 def parse_text_calls(content: str) -> tuple[RawCall, ...]:
@@ -71,9 +72,7 @@ def _text_call(body: str) -> RawCall:
     except (ValueError, RecursionError) as error:
         return RawCall("", body, problem=f"the tool call is not valid JSON ({error}): {_quote(body)}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return RawCall(
-            "", _clean_json(call), problem=f'the tool call needs "name" and "arguments": {_quote(body)}'
-        )
+        return _kept_call("", call, None, f'the tool call needs "name" and "arguments": {_quote(body)}')
     # Some models put the arguments beside the name instead of under "arguments".
     beside = {key: value for key, value in call.items() if key not in _CALL_KEYS}
     return _call(call["name"], call.get("arguments", call.get("parameters", beside)), None)
@@ -82,9 +81,7 @@ def _text_call(body: str) -> RawCall:
 def _native_call(call: Json) -> RawCall:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return RawCall(
-            "", _clean_json(call), problem=f"the tool call names no function: {_quote(json.dumps(call))}"
-        )
+        return _kept_call("", call, None, f"the tool call names no function: {_quote(_outline(call))}")
     return _call(function["name"], function.get("arguments"), _text_or_none(call.get("id")))
 
 
@@ -99,10 +96,51 @@ def _call(name: str, arguments: Json, call_id: str | None) -> RawCall:
             return RawCall(clean_text(name), clean_text(arguments), call_id, problem)
     if arguments is None:
         arguments = {}
-    if not isinstance(arguments, dict):
-        problem = f"the arguments of {_quote(name)} must be a JSON object: {_quote(json.dumps(arguments))}"
-        return RawCall(clean_text(name), _clean_json(arguments), call_id, problem)
-    return RawCall(clean_text(name), _clean_json(arguments), call_id)
+    if isinstance(arguments, dict):
+        return _kept_call(clean_text(name), arguments, call_id, None)
+    problem = f"the arguments of {_quote(name)} must be a JSON object: {_quote(_outline(arguments))}"
+    return _kept_call(clean_text(name), arguments, call_id, problem)
+
+
+def _kept_call(name: str, arguments: Json, call_id: str | None, problem: str | None) -> RawCall:
+    """The call as it is kept; of arguments that are nested too deeply only their beginning, as text."""
+    if not _is_too_deep(arguments):
+        return RawCall(name, _clean_json(arguments), call_id, problem)
+    beginning = _quote(_outline(arguments))
+    what = f"the arguments of {_quote(name)} are" if name else "the tool call is"
+    problem = f"{what} nested too deeply, more than {_MAX_LEVELS} levels: {beginning}"
+    return RawCall(name, beginning, call_id, problem)
+
+
+def _is_too_deep(value: Json) -> bool:
+    """Whether lists and objects lie in each other more than `_MAX_LEVELS` deep; found level by level."""
+    level = _containers([value])
+    for _ in range(_MAX_LEVELS):
+        level = [inner for outer in level for inner in _containers(_items(outer))]
+    return bool(level)
+
+
+def _containers(values: Iterable[Json]) -> list[Json]:
+    return [value for value in values if isinstance(value, (dict, list))]
+
+
+def _items(container: Json) -> Iterable[Json]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _outline(value: Json) -> str:
+    """The JSON of a value of any depth, the deepest levels left out."""
+    return json.dumps(_cut_off(value, _MAX_LEVELS))
+
+
+def _cut_off(value: Json, levels: int) -> Json:
+    if not isinstance(value, (dict, list)):
+        return value
+    if levels == 0:
+        return "…"
+    if isinstance(value, dict):
+        return {key: _cut_off(item, levels - 1) for key, item in value.items()}
+    return [_cut_off(item, levels - 1) for item in value]
 
 
 def _content(content: Json) -> tuple[str, list[str]]:
@@ -111,18 +149,27 @@ def _content(content: Json) -> tuple[str, list[str]]:
         return clean_text(content), []
     if not isinstance(content, list):
         return "", []
-    texts, thoughts = [], []
-    for part in content:
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(clean_text(part["text"]))
-        elif isinstance(part, dict) and part.get("thinking"):
-            thoughts.append(_thinking_part(part["thinking"]))
-    return "".join(texts), [thought for thought in thoughts if thought.strip()]
+    thoughts = [_thinking_part(part["thinking"]) for part in content if _is_thinking_part(part)]
+    return _joined_texts(content), [thought for thought in thoughts if thought.strip()]
+
+
+def _is_text_part(part: Json) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
+
+
+def _is_thinking_part(part: Json) -> bool:
+    return isinstance(part, dict) and not _is_text_part(part) and bool(part.get("thinking"))
+
+
+def _joined_texts(parts: list[Json]) -> str:
+    return "".join(clean_text(part["text"]) for part in parts if _is_text_part(part))
 
 
 def _thinking_part(thinking: Json) -> str:
     """A thinking part's text; Mistral puts a list of text parts where others put a string."""
-    return clean_text(thinking) if isinstance(thinking, str) else _content(thinking)[0]
+    if isinstance(thinking, str):
+        return clean_text(thinking)
+    return _joined_texts(thinking) if isinstance(thinking, list) else ""
 
 
 def _reasoning(message: Mapping[str, Json], content: str, parts: list[str]) -> tuple[str | None, str | None]:
