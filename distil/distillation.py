@@ -13,8 +13,10 @@ import openai
 from rich.console import Console
 
 from distil.address import find_teacher, started
+from distil.budget import Spent
 from distil.concurrency import Level
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
+from distil.estimate import Measured, SampleSpending, Selection, choose_samples, print_estimate
 from distil.preparation import (
     Options,
     Run,
@@ -31,14 +33,13 @@ from distil.report import (
     BoxTally,
     Progress,
     RunTotals,
-    SampleSpending,
     Solved,
-    print_estimate,
     print_summary,
     solved_from_trace,
 )
 from distil.rollout import run_rollout
 from distil.sampler import Outcome, run_samples
+from distil.store import RunFolder
 from distil.teacher import Deadline, ReplicatedTeacher
 from distil.tools import CropFrom
 from distil.viewer.facts import trace_facts
@@ -123,13 +124,18 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     if options.retry_failed:
         failed_before = folder.failed()
         left = [index for index in left if index in failed_before]
-    for note in folder.resume_notes(left):
+    todo, resumed = left, set[int]()
+    if options.estimate_samples is not None:
+        resumed = _resumed(folder, left)
+        todo = choose_samples(left, resumed, options.estimate_samples)
+    for note in folder.resume_notes(todo):
         console.print(note, highlight=False, soft_wrap=True)
+    spent_before = teacher.budget.spent  # the probe, and earlier runs
     record = _start_record(run, len(done))
     folder.write_run_record(record)
     solver, got = RolloutSolver(run, teacher), _Collected()
     try:
-        _solve(left[: options.estimate_samples], len(done), solver, got)
+        _solve(todo, len(done), solver, got)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
         got.stopped_by = str(error) or "interrupted"
         with suppress(FolderError):
@@ -142,8 +148,30 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     folder.close()  # not where threads may still write
     print_summary(totals, _box_warning(run, got), console)
     if options.estimate_samples is not None:
-        print_estimate(solver.spending, len(run.job.indices), len(left), options.max_workers, console)
+        num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
+        selection = Selection(num_samples, num_samples - len(done), options.max_workers)
+        print_estimate(_measured(totals, solver.spending, num_resumed, spent_before), selection, console)
     return 1 if got.failures or got.stopped_by else 0
+
+
+def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
+    """The rows that go on from turns of an earlier run."""
+    states = {index: folder.journals.state(index) for index in left}
+    return {index for index, state in states.items() if state and state.is_ours and state.num_turns}
+
+
+def _measured(
+    totals: RunTotals, finished: Sequence[SampleSpending], num_resumed: int, spent_before: Spent
+) -> Measured:
+    return Measured(
+        finished=finished,
+        num_failed=len(totals.failures),
+        num_resumed=num_resumed,
+        is_stopped=totals.stopped_by is not None,
+        seconds=totals.seconds,
+        spent_before=spent_before,
+        spent_after=totals.spent,
+    )
 
 
 def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
@@ -173,15 +170,6 @@ class RunTotals:
     level: LevelState
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSpending:
-    """What one sample took; None where the server does not say."""
-
-    seconds: float
-    tokens: float | None
-    cost_usd: float | None
-
-
 def print_summary(totals: RunTotals, warning: str | None, console: Console) -> None:
     """Print the summary that a run ends with."""
     batch = add_up(totals.facts)
@@ -245,71 +233,3 @@ def _number(number: int, noun: str) -> str:
 
 def _of_which(tokens: int | None, kind: str) -> str:
     return f"{kind}: not reported" if tokens is None else f"{tokens:,} {kind}"
-
-
-def print_estimate(
-    spending: Sequence[SampleSpending], num_samples: int, num_left: int, max_workers: int, console: Console
-) -> None:
-    """Print what the selection will take, from the samples just run, with a 95 % range.
-
-    `num_left` samples had no trace before these. The upper end of the time is for a server that gives no more
-    throughput to all workers than it gave to those that were busy here.
-    """
-    if len(spending) < 2:
-        console.print("Too few samples were run here to estimate from: give --estimate_samples more.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "a sample", f"all {num_samples} samples", "95 % range", "still to do"):
-        table.add_column(heading)
-    num_busy = min(max_workers, len(spending))
-    num_to_do = num_left - len(spending)
-    rows: tuple[tuple[str, list[float | None], _Shares, Callable[[float], str]], ...] = (
-        ("time", [item.seconds for item in spending], _Shares(max_workers, num_busy), _duration_text),
-        ("tokens", [item.tokens for item in spending], _Shares(), lambda value: f"{value:,.0f}"),
-        ("cost", [item.cost_usd for item in spending], _Shares(), _cost_text),
-    )
-    for name, values, shares, text in rows:
-        known = [value for value in values if value is not None]
-        table.add_row(name, *_estimate_texts(known, (num_samples, num_to_do), shares, text))
-    console.print(table)
-    console.print(
-        f"From the {len(spending)} samples of this run, {num_busy} at once; the whole as with {max_workers}.",
-        highlight=False,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Shares:
-    """How many samples share a second, at best and at worst."""
-
-    best: int = 1
-    worst: int = 1
-
-
-def _estimate_texts(
-    values: Sequence[float], nums_samples: tuple[int, int], shares: _Shares, text: Callable[[float], str]
-) -> tuple[str, ...]:
-    """One sample, all of them, their range by the normal approximation of a mean, and those still to do."""
-    if len(values) < 2:
-        return ("not known", "not known", "", "not known")
-    num_samples, num_to_do = nums_samples
-    mean = statistics.fmean(values)
-    margin = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    low, high = max(0.0, mean - margin) / shares.best, (mean + margin) / shares.worst
-    total_range = f"{text(num_samples * low)} – {text(num_samples * high)}"
-    return (
-        text(mean),
-        text(num_samples * mean / shares.best),
-        total_range,
-        text(num_to_do * mean / shares.best),
-    )
-
-
-def _duration_text(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
-
-
-def _cost_text(cost_usd: float) -> str:
-    return f"{cost_usd:,.4f} USD" if cost_usd < 1 else f"{cost_usd:,.2f} USD"

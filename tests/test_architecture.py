@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("source", "store", "teacher", "embedded"),
     ("rollout", "replay", "sampler", "address"),
     ("viewer",),
-    ("report", "preparation"),
+    ("report", "estimate", "preparation"),
     ("distillation",),
     ("cli",),
     (
