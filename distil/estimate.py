@@ -80,13 +80,11 @@ class Measured:
     def _since(self, amount: _OfBill) -> float:
         """Over all that is or may be billed: a reply that could not be used may be billed all the same."""
         after, before = self.spent_after, self.spent_before
-        return sum(amount(bill) for bill in (after.answered, after.retried)) - sum(
-            amount(bill) for bill in (before.answered, before.retried)
-        )
+        return sum(map(amount, after.bills)) - sum(map(amount, before.bills))
 
 
 def _tokens(bill: Bill) -> int:
-    return (bill.tokens.prompt or 0) + (bill.tokens.completion or 0)
+    return bill.tokens.known
 
 
 def _num_without_tokens(bill: Bill) -> int:

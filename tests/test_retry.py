@@ -300,6 +300,14 @@ def test_a_server_that_stays_away_stops_the_run() -> None:
     assert "--max_outage_seconds" in str(crowd.errors[0])
 
 
+def test_a_server_whose_engine_has_died_is_down_although_it_answers() -> None:
+    outage = OutagePolicy(5, 0.02, 0.1, max_outage_seconds=0.6)
+    with FaultServer(Status(500)) as server, Teacher(settings(server.api_base, outage=outage)) as teacher:
+        crowd = Crowd(teacher, 4)
+        crowd.join()
+    assert [type(error) for error in crowd.errors] == [TeacherRefused] * 4
+
+
 def test_one_request_that_breaks_each_time_stops_no_other() -> None:
     lines: list[str] = []
 
