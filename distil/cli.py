@@ -368,7 +368,12 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     budget = parser.add_argument_group("budget, counted over all runs into DIR")
     budget.add_argument("--max_cost_usd", type=_amount, metavar="USD")
     budget.add_argument("--max_total_tokens", type=_positive, metavar="N", help="prompt and completion")
-    budget.add_argument("--max_calls", type=_positive, metavar="N", help="requests that are or may be billed")
+    budget.add_argument(
+        "--max_calls",
+        type=_positive,
+        metavar="N",
+        help="without those that end in an error status",
+    )
     budget.add_argument(
         "--price_per_million",
         type=_prices,

@@ -32,9 +32,11 @@ RETRIED: tuple[Fault, ...] = (
     faults.stall,
     faults.trickle_body,
     faults.trickle_head,
+    Status(408),
+    Status(504),
 )
 REFUSED: tuple[Fault, ...] = (
-    *(Status(status) for status in (408, 409, 500, 502, 503, 504)),
+    *(Status(status) for status in (409, 500, 502, 503)),
     Status(429, "retry-after-ms: 300\r\n"),
     Status(429, "retry-after: 1\r\n"),
     Status(429, "x-ratelimit-reset-requests: 500ms\r\nx-ratelimit-remaining-requests: 0\r\n"),

@@ -140,18 +140,18 @@ class RunFolder:
         ours = [state.num_turns for state in states if state.is_ours and state.num_turns]
         others = sum(state.num_turns for state in states if not state.is_ours)
         repairs = {
-            "torn journals mended": sum(state.is_torn for state in states),
-            "half-written files removed": self._output.num_leftovers,
-            f"unreadable lines of {FAILED_SAMPLES} passed over": self._num_bad_lines,
+            "torn journals": sum(state.is_torn for state in states),
+            "half-written files": self._output.num_leftovers,
+            f"unreadable lines of {FAILED_SAMPLES}": self._num_bad_lines,
         }
         notes = []
         if ours:
-            notes.append(f"{len(ours)} samples go on where they were: {sum(ours)} paid turns are kept.")
+            notes.append(f"Samples that go on where they were: {len(ours)}; paid turns kept: {sum(ours)}.")
         if others:
-            notes.append(f"{others} paid turns were made with other settings and are not used.")
-        repaired = [f"{number} {what}" for what, number in repairs.items() if number]
+            notes.append(f"Paid turns that other settings made, not used: {others}.")
+        repaired = [f"{what}: {number}" for what, number in repairs.items() if number]
         if repaired:
-            notes.append(f"Repaired: {', '.join(repaired)}.")
+            notes.append(f"Repaired {'; '.join(repaired)}.")
         return notes
 
     def write_trace(self, rollout: Rollout) -> dict[str, Json]:
@@ -191,7 +191,8 @@ class RunFolder:
         if lines:
             write_bytes(path, "".join(lines).encode())
         else:
-            path.unlink(missing_ok=True)
+            with folder_errors(path):
+                path.unlink(missing_ok=True)
 
     def write_run_record(self, record: Mapping[str, Json]) -> None:
         """Write this run's record beside those of earlier runs in the folder."""

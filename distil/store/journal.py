@@ -63,7 +63,8 @@ class SampleJournal:
 
     def remove(self) -> None:
         """Remove the journal: the sample's trace is on disk."""
-        self._path.unlink(missing_ok=True)
+        with folder_errors(self._path):
+            self._path.unlink(missing_ok=True)
 
     def _forget_rest(self) -> None:
         lines = self._path.read_bytes().splitlines(keepends=True)

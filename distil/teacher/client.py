@@ -39,6 +39,7 @@ from distil.teacher.wire import parse_reply, read_usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
+_PERHAPS_BILLED_STATUSES = (408, 504)  # a time-out on the server's side: the reply may have been made
 _NO_CREDIT_STATUS, _NO_CREDIT_CODE = 402, "insufficient_quota"  # OpenAI says the latter with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
@@ -194,7 +195,8 @@ class Teacher:
                     request.refused()
                 raise
             except openai.APIStatusError as error:
-                request.refused()
+                if error.status_code not in _PERHAPS_BILLED_STATUSES:
+                    request.refused()
                 adapted = (
                     settings.without_field(_error_text(error)) if error.status_code in (400, 422) else None
                 )
