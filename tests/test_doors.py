@@ -215,7 +215,7 @@ def test_traces_of_other_settings_are_not_mixed(run_door: RunDoor, photos: Path,
     )
     assert result.returncode == 2
     assert "max_turns: 10 then, 3 now" in result.stderr
-    assert len(requests) == 1, "only the probe"
+    assert len(requests) == 0, "nothing is paid for a run that is refused"
     assert contents(tmp_path) == before
 
 
@@ -565,7 +565,7 @@ def test_two_runs_cannot_write_to_one_folder(run_door: RunDoor, photos: Path, tm
         result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 2)
     assert result.returncode == 2
     assert "another run is writing" in result.stderr
-    assert len(requests) == 1, "only the probe"
+    assert len(requests) == 0, "nothing is paid for a run that is refused"
 
 
 def test_failures_are_kept_when_a_run_is_interrupted(run_door: RunDoor, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Pat
     with ScriptedTeacher(three_turns) as server:
         result = run_door(*command(server.api_base, photos, out)[1:])
     assert result.returncode == 0, result.stderr
-    assert "Samples that go on where they were: 12; paid turns that are kept: 23." in result.stdout
+    assert "Samples that go on where they were: 12; paid turns kept: 23." in result.stdout
     assert "Repaired torn journals: 1; half-written files: 1." in result.stdout
     assert not list(out.glob(".*.tmp"))
     assert sum(paid(server.requests).values()) == 12 + 1
@@ -402,7 +402,7 @@ def test_paid_turns_of_other_settings_are_not_thrown_away_unasked(
         assert "max_tokens: 2048 then, 1024 now" in changed.stderr
         assert server.requests == [], "nothing is paid for a run that is refused"
         kept = run_door(*command(server.api_base, photos, out)[1:])
-        assert "Samples that go on where they were: 12; paid turns that are kept: 24." in kept.stdout
+        assert "Samples that go on where they were: 12; paid turns kept: 24." in kept.stdout
     assert set(paid(server.requests).values()) == {1} and len(paid(server.requests)) == 12
 
 
