@@ -422,12 +422,12 @@ def assert_left_in_order(code: int, stderr: str) -> None:
     assert code == 0 or "interrupted" in stderr
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.7, 1.2])
 def test_an_interrupt_while_a_door_opens_is_one_line(seconds: float, photos: Path, tmp_path: Path) -> None:
     assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
 def test_an_interrupt_while_a_door_closes_is_no_harm(seconds: float, photos: Path, tmp_path: Path) -> None:
     is_done = lambda _: any(tmp_path.glob("out/trace_*.json"))
     assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds))
