@@ -144,7 +144,6 @@ class Budget:
         self._limits, self._prices, self._max_tokens = limits, prices, max_tokens
         self._record = record
         self.spent = Spent()
-        self.has_prices = prices is not None
         self._largest_prompt = _FIRST_PROMPT_TOKENS
         self._in_flight = self._num_sent = 0
         self._changed = threading.Condition()

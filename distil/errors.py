@@ -7,7 +7,7 @@ DistilError
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
-│   ├── TeacherUnreachable  no reply came: refused, reset, timed out, or a gateway's error
+│   ├── TeacherUnreachable  no reply came: refused, reset, timed out, or 5xx
 │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
@@ -60,9 +60,9 @@ class TeacherError(DistilError):
 
 
 class TeacherUnreachable(TeacherError):
-    """No reply came from the server: connection refused or broken, time-out, or a gateway that says so.
+    """No reply of use came: connection refused or broken, time-out, or an error of the server's own (5xx).
 
-    `has_connected` is False where there was not even a connection; `status` is the gateway's.
+    `has_connected` is False where there was not even a connection; `status` is the error's.
     """
 
     def __init__(self, message: str, has_connected: bool = True, status: int | None = None) -> None:

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
+_TRACE_FILES = "trace_*.json"
 
 
 class OnChange(StrEnum):
@@ -41,7 +42,7 @@ class OnChange(StrEnum):
 
 def find_trace_files(folder: Path) -> list[Path]:
     """The trace files of a folder in the order of their sample index."""
-    return sorted(folder.glob("trace_*.json"), key=lambda path: (len(path.name), path.name))
+    return sorted(folder.glob(_TRACE_FILES), key=lambda path: (len(path.name), path.name))
 
 
 class OutputFolder:
@@ -64,7 +65,7 @@ class OutputFolder:
     @property
     def holds_samples(self) -> bool:
         """Whether there are traces, or turns that were paid for."""
-        return bool(find_trace_files(self.path) or unfinished_samples(self.path))
+        return any(self.path.glob(_TRACE_FILES)) or bool(unfinished_samples(self.path))
 
     def refuse_changes(
         self, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()

@@ -20,7 +20,7 @@ class Sign(Enum):
 
     ALIVE = auto()  # it replied, if only to refuse
     NO_CONNECTION = auto()
-    BROKEN = auto()  # connected, but no whole reply, or a gateway's error: perhaps only this request's fault
+    BROKEN = auto()  # connected, but no whole reply, or a 5xx: perhaps only this request's fault
     NOTHING = auto()
 
 
