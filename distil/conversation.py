@@ -54,8 +54,12 @@ def system_text(prompt: Prompt) -> str:
 
 
 def turn_messages(turn: Turn) -> list[Message]:
-    """The teacher's own turn and the answers to its calls, as the next request carries them."""
-    if turn.reply.call_form is ToolMode.NATIVE:
+    """The teacher's own turn and the answers to its calls, as the next request carries them.
+
+    Of a turn that was cut off in its native calls only the text is left: no request could carry calls that
+    nothing answers.
+    """
+    if turn.reply.call_form is ToolMode.NATIVE and turn.calls:
         return [_native_assistant(turn), *_native_results(turn)]
     assistant = {"role": "assistant", "content": turn.reply.content}
     return [assistant, *_text_results(turn.calls)]

@@ -116,6 +116,7 @@ class Reply:
     call_form: ToolMode  # how the calls of this very turn were written
     usage: Mapping[str, Json] | None
     refusal: str | None = None
+    other_reasoning: Mapping[str, str] = field(default_factory=dict)  # what other places said beside it
 
 
 @dataclass(frozen=True, slots=True)

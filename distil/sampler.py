@@ -17,6 +17,7 @@ from distil.errors import (
     TeacherError,
     TeacherRefused,
     ToolError,
+    TraceError,
     error_text,
 )
 from distil.records import Failure
@@ -29,6 +30,7 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], str], ...] = (  # the first that fi
     (ContextOverflow, "context_overflow"),
     (TeacherError, "teacher"),
     (ToolError, "tool"),
+    (TraceError, "trace"),
     (OSError, "file"),
 )
 

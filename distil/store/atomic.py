@@ -15,7 +15,12 @@ from distil.records import Json
 
 def write_json(path: Path, value: Json) -> None:
     """Write a value as UTF-8 JSON with a newline at the end, atomically and durably."""
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Json) -> bytes:
+    """A value as UTF-8 JSON with a newline at the end; raises ValueError for what JSON or UTF-8 lacks."""
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

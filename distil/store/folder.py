@@ -17,7 +17,7 @@ from distil.records import Failure, Json, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals, unfinished_samples
 from distil.store.spending import SpendingFile
-from distil.store.trace_file import RunFacts, load_json, trace_json
+from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json
 
 fcntl: ModuleType | None
 try:
@@ -156,9 +156,10 @@ class RunFolder:
         return notes
 
     def write_trace(self, rollout: Rollout) -> dict[str, Json]:
-        """Write the trace of a finished rollout and return it."""
+        """Write the trace of a finished rollout and return it; raises TraceError if it could not be read."""
         trace = trace_json(rollout, self._run)
-        write_json(self.trace_path(rollout.sample.index), trace)
+        path = self.trace_path(rollout.sample.index)
+        write_bytes(path, readable_bytes(path, trace))
         return trace
 
     def write_timing(self, sample_index: int, seconds: float, turn_seconds: Sequence[float]) -> None:

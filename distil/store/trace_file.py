@@ -28,6 +28,7 @@ from distil.records import (
     ToolMode,
     Turn,
 )
+from distil.store.atomic import json_bytes
 
 FORMAT = "distil-trace/1"
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
@@ -96,11 +97,18 @@ def _turn_json(turn: Turn) -> Json:
         "call_form": reply.call_form.value if reply.calls else None,
         "usage": reply.usage if reply.usage is None else dict(reply.usage),
     }
+    if reply.other_reasoning:
+        entry["other_reasoning"] = dict(reply.other_reasoning)
     if reply.refusal is not None:
         entry["refusal"] = reply.refusal
     if reply.calls and not turn.calls:  # a cut-off turn: what it wrote is kept, nothing was run
-        entry["calls_not_run"] = [{"name": call.name, "arguments": call.arguments} for call in reply.calls]
+        entry["calls_not_run"] = [_call_not_run(call) for call in reply.calls]
     return entry
+
+
+def _call_not_run(call: RawCall) -> Json:
+    entry: dict[str, Json] = {"name": call.name, "arguments": call.arguments}
+    return entry if call.call_id is None else entry | {"call_id": call.call_id}
 
 
 def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
@@ -110,7 +118,7 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
         entry["code"] = call.arguments["code"]
     else:
         entry["tool_arguments"] = dict(call.arguments)
-    if call.raw.arguments != {"code": entry.get("code")}:  # code is long: it is not written twice
+    if "code" not in entry or call.raw.arguments != {"code": entry["code"]}:  # long: it is not written twice
         entry["raw_arguments"] = call.raw.arguments
     entry |= {
         "success": observation.success,
@@ -245,8 +253,16 @@ class StoredTrace:
 def load_json(path: Path) -> dict[str, Json]:
     """Read a trace file of any format as JSON; raises TraceError naming the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+    return _parsed_json(path, data)
+
+
+def _parsed_json(path: Path, data: bytes) -> dict[str, Json]:
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
     if not isinstance(value, dict) or not any(name in value for name in _MARKS):
         raise TraceError(f"{path}: not a trace: it has none of the fields {', '.join(_MARKS)}")
@@ -255,7 +271,21 @@ def load_json(path: Path) -> dict[str, Json]:
 
 def read_trace(path: Path) -> StoredTrace:
     """Read a trace for replay; raises TraceError naming the file and the field."""
-    value = load_json(path)
+    return _checked_trace(path, load_json(path))
+
+
+def readable_bytes(path: Path, trace: Mapping[str, Json]) -> bytes:
+    """The file of a trace, read back before it is written; raises TraceError where it could not be read."""
+    try:
+        data = json_bytes(trace)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: cannot be written: {type(error).__name__}: {error}") from None
+    if not _checked_trace(path, _parsed_json(path, data)).is_unedited:
+        raise TraceError(f"{path}: cannot be written: it would be read back as another")
+    return data
+
+
+def _checked_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     if value.get("format") != FORMAT:
         raise TraceError(f"{path}: field 'format' is {value.get('format')!r}, this version reads {FORMAT!r}")
     try:
@@ -307,17 +337,24 @@ def _stored_call(entry: Mapping[str, Json]) -> StoredCall:
 
 def raw_arguments(entry: Mapping[str, Json]) -> Json:
     """A logged call's arguments as the teacher wrote them."""
-    return entry["raw_arguments"] if "raw_arguments" in entry else {"code": entry["code"]}
+    # Where a failed call has neither, it is of an earlier version, which left out {"code": null}.
+    return entry["raw_arguments"] if "raw_arguments" in entry else {"code": entry.get("code")}
 
 
 def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Reply:
+    run = tuple(call.raw for call in calls if call.turn == entry["turn"])
+    not_run = tuple(
+        RawCall(call["name"], call["arguments"], call.get("call_id"))
+        for call in entry.get("calls_not_run", ())
+    )
     return Reply(
         content=entry["assistant_response"],
         reasoning=entry["reasoning"],
         reasoning_field=entry["reasoning_field"],
         finish_reason=entry["finish_reason"],
-        calls=tuple(call.raw for call in calls if call.turn == entry["turn"]),
+        calls=run or not_run,
         call_form=ToolMode(entry["call_form"] or ToolMode.TEXT),
         usage=entry["usage"],
         refusal=entry.get("refusal"),
+        other_reasoning=dict(entry.get("other_reasoning", {})),
     )

@@ -33,17 +33,19 @@ def parse_reply(body: bytes) -> Reply:
     except (KeyError, IndexError, TypeError, AttributeError):
         raise TeacherError(f"the reply has no message: {_quote(body.decode('utf-8', 'replace'))}") from None
     content, thought_parts = _content(message.get("content"))
-    reasoning, reasoning_field = _reasoning(message, content, thought_parts)
+    reasoning = _reasoning(message, content, thought_parts)
+    reasoning_field = next(iter(reasoning), None)
     calls = tuple(_native_call(call) for call in native_calls)
     return Reply(
         content=content,
-        reasoning=reasoning,
+        reasoning=None if reasoning_field is None else reasoning[reasoning_field],
         reasoning_field=reasoning_field,
         finish_reason=_text_or_none(choice.get("finish_reason")),
         calls=calls or parse_text_calls(content),
         call_form=ToolMode.NATIVE if calls else ToolMode.TEXT,
         usage=_usage(completion),
         refusal=_text_or_none(message.get("refusal")),
+        other_reasoning={place: text for place, text in reasoning.items() if place != reasoning_field},
     )
 
 
@@ -166,19 +168,18 @@ def _joined_texts(parts: list[Json]) -> str:
 
 
 def _thinking_part(thinking: Json) -> str:
-    """A thinking part's text; Mistral puts a list of text parts where others put a string."""
+    """The text of a thinking part or field; Mistral puts a list of text parts where others put a string."""
     if isinstance(thinking, str):
         return clean_text(thinking)
     return _joined_texts(thinking) if isinstance(thinking, list) else ""
 
 
-def _reasoning(message: Mapping[str, Json], content: str, parts: list[str]) -> tuple[str | None, str | None]:
-    for field in _REASONING_FIELDS:
-        value = message.get(field)
-        if isinstance(value, str) and value.strip():
-            return clean_text(value), field
-    thinking = "\n".join(parts) or split_thinking(content)[0]
-    return (thinking, "content") if thinking else (None, None)
+def _reasoning(message: Mapping[str, Json], content: str, parts: list[str]) -> dict[str, str]:
+    """The reasoning by the place it stood in, what is the reply's own first; the same text only once."""
+    found = {field: _thinking_part(message.get(field)) for field in _REASONING_FIELDS}
+    found["content"] = "\n".join(parts) or split_thinking(content)[0]
+    first_places = {text.strip(): place for place, text in reversed(found.items()) if text.strip()}
+    return {place: text for place, text in found.items() if first_places.get(text.strip()) == place}
 
 
 def clean_text(text: str) -> str:

@@ -174,14 +174,17 @@ def _turn_panel(
     stated = turn.get("turn")
     number = stated if isinstance(stated, int) else number
     thinking, text = split_thinking(turn_text(turn))
-    reasoning = turn.get("reasoning") or thinking
+    reasoning = [turn.get("reasoning") or thinking]
+    reasoning += [f"{place}: {other}" for place, other in mapping_of(turn.get("other_reasoning")).items()]
     shorten = (lambda value: value) if verbose else _short
-    parts: list[RenderableType] = []
-    if reasoning:
-        parts.append(_text(shorten(str(reasoning).strip()), style="dim italic"))
+    parts: list[RenderableType] = [
+        _text(shorten(str(thought).strip()), style="dim italic") for thought in reasoning if thought
+    ]
     if text.strip():
         parts.append(_text(shorten(text.strip())))
     parts += [_call_lines(call, verbose) for call in calls if call.get("turn") == number]
+    not_run = turn.get("calls_not_run")
+    parts += [_call_not_run_line(call) for call in not_run] if isinstance(not_run, list) else []
     title = f"turn {number}"
     if turn.get("finish_reason"):
         title += f", {turn['finish_reason']}"
@@ -225,6 +228,11 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
         text = f"    gave {_size_text(result)} {result.get('mode')}"
         lines.append(Text(f"{text}, pixels {str(result.get('pixel_sha256'))[:12]}", style="dim"))
     return Group(*lines)
+
+
+def _call_not_run_line(call: Json) -> Text:
+    arguments = json.dumps(mapping_of(call).get("arguments"), ensure_ascii=False)
+    return _text(f"✗ not run: {call_name(mapping_of(call))} {_short(arguments)}", style="dim")
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:

@@ -1,0 +1,194 @@
+"""Whole conversations with every real part between a reply's body and the verdict on its trace.
+
+The dataset, solver, journal, writer, reader, replay and verify are the program's own, put together as a run
+puts them together. Only the way of a body to the reader may be short-cut, since a server costs more time
+than all the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+from PIL import Image
+from rich.console import Console
+from scripted_teacher import ScriptedTeacher, is_probe, says
+
+from distil.address import Address
+from distil.cli import DOORS, add_run_flags
+from distil.concurrency import Level
+from distil.distillation import RolloutSolver
+from distil.errors import FolderError
+from distil.pictures import picture_facts
+from distil.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
+from distil.records import Reply
+from distil.replay import Executors, Sources, Verdict, replay, verify_trace
+from distil.report import Solved
+from distil.sampler import Outcome, run_samples
+from distil.sandbox import Sandbox
+from distil.store import RunFolder, read_trace
+from distil.store.folder import OutputFolder
+from distil.teacher import Deadline, ReplicatedTeacher, RetryPolicy
+from distil.teacher.client import _parsed
+from distil.teacher.retry import AttemptFailed
+from distil.viewer.terminal import view
+
+Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
+ASSISTANT = b'{"role": "assistant"'
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+RECIPE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=150)
+
+
+@dataclass
+class Bodies:
+    """Answers each turn of a conversation with its body, read as a server's reply is read."""
+
+    run: Run
+    bodies: Sequence[Body]
+    breaks: dict[int, Exception] = field(
+        default_factory=dict
+    )  # by turn, from 1: raised instead of its answer
+    requests: list[list[bytes]] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.budget = open_budget(self.run.job.options, self.run.teacher, self.run.folder.spending)
+
+    @contextmanager
+    def asking(self) -> Iterator[Any]:
+        yield self._ask
+
+    def close(self) -> None:
+        pass
+
+    def _ask(self, messages: Sequence[bytes], seed: int, deadline: Deadline) -> Reply:
+        turn = sum(message.startswith(ASSISTANT) for message in messages)
+        self.requests.append(list(messages))
+        with self.budget.request() as request:
+            request.sent()
+            body = self.breaks.get(turn + 1) or self.bodies[min(turn, len(self.bodies) - 1)]
+            if isinstance(body, Exception):
+                raise body
+            try:
+                reply = _parsed(body, request)
+            except AttemptFailed as failed:
+                raise failed.error from None
+        self.replies.append(reply)
+        return reply
+
+
+class Bench:
+    """Where conversations are held: one dataset, one sandbox, and runs that were set up by their flags."""
+
+    def __init__(self, dataset: Path, folder: Path, sandbox: Sandbox | None = None) -> None:
+        self.dataset, self.folder, self.sandbox = dataset, folder, sandbox
+        self.sources, self.executors = Sources(), Executors()
+        self._server = ScriptedTeacher(self._answer)
+        self._served: Sequence[Body] = ()
+        self._runs: dict[tuple[str, ...], Run] = {}
+        self._num_folders = 0
+
+    def __enter__(self) -> Bench:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__()
+        self.executors.__exit__()
+
+    def run_with(self, *flags: str) -> Run:
+        """A run with these flags, into a new folder."""
+        if flags not in self._runs:
+            parser = argparse.ArgumentParser()
+            add_run_flags(parser, DOORS[0])
+            path = self._new_folder()
+            given = ["--dataset_path", str(self.dataset), "--output_dir", str(path), *flags]
+            namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
+            options = Options(**{item.name: getattr(namespace, item.name) for item in fields(Options)})
+            job = read_job(options, self.sandbox if "python_code" in options.tools else None, quiet())
+            self._runs[flags] = set_up(job, Address((self._server.api_base,), "EMPTY"), quiet())
+        run = self._runs[flags]
+        return replace(run, folder=RunFolder(OutputFolder(self._new_folder()), run.facts))
+
+    def _new_folder(self) -> Path:
+        self._num_folders += 1
+        path = self.folder / f"run-{self._num_folders}"
+        path.mkdir()
+        return path
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        if is_probe(request) or not self._served:
+            return says("yes")
+        turn = sum(message["role"] == "assistant" for message in request["messages"])
+        return self._served[min(turn, len(self._served) - 1)]
+
+    def solve(
+        self, run: Run, row: int, bodies: Sequence[Body], breaks: dict[int, Exception] | None = None
+    ) -> tuple[Outcome[Solved] | FolderError, Bodies]:
+        """What becomes of a row whose teacher gives these bodies, and what was asked."""
+        teacher = Bodies(run, bodies, breaks or {})
+        return self._outcome(run, row, cast(ReplicatedTeacher, teacher)), teacher
+
+    def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
+        """The same with a server and the client in between."""
+        self._served = bodies
+        settings = replace(run.teacher, retry=RetryPolicy(0))
+        budget = open_budget(run.job.options, settings, run.folder.spending)
+        level, offered = Level.unlimited(), offered_natively(run.rollout.prompt)
+        with ReplicatedTeacher(settings, run.api_bases, offered, level, budget) as teacher:
+            outcome = self._outcome(run, row, teacher)
+        self._served = ()
+        return outcome
+
+    def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
+        try:
+            (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1, lambda _: None)
+            return outcome
+        except FolderError as error:
+            return error
+
+    def check_trace(self, path: Path, asked: Bodies) -> dict[str, Any]:
+        """Assert that a trace can be read, shown, replayed and restored, and says what the teacher said."""
+        stored = read_trace(path)
+        assert stored.is_unedited
+        assert stored.replies == tuple(map(_as_stored, asked.replies))
+        found = verify_trace(path, self.sources, self.executors)
+        assert found.verdict is Verdict.MATCHED, found
+        for verbose in (False, True):
+            assert view(path, batch=False, verbose=verbose, console=quiet()) == 0
+        replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
+        messages = [json.dumps(message).encode() for message in replayed.messages()]
+        last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]
+        assert messages[: len(last)] == last
+        assert messages[len(last)].startswith(ASSISTANT)
+        trace: dict[str, Any] = json.loads(path.read_bytes())
+        if trace["metadata"]["recipe_restores"] and all(call["success"] for call in trace["tool_calls_log"]):
+            restored, final = restore(path), replayed.scene.current
+            assert picture_facts(restored) == picture_facts(final), (restored, final)
+        return trace
+
+
+def restore(path: Path) -> Image.Image:
+    """The final picture by the restore recipe as the README writes it."""
+    assert RECIPE is not None
+    scope: dict[str, Any] = {"json": json, "datasets": datasets}
+    exec(RECIPE[1].replace("'trace_00000.json'", repr(str(path))), scope)
+    picture: Image.Image = scope["image"]
+    return picture
+
+
+def _as_stored(reply: Reply) -> Reply:
+    """A reply as a trace keeps it: why a call could not be read is told in the call's message alone."""
+    return replace(reply, calls=tuple(replace(call, problem=None) for call in reply.calls))
