@@ -182,6 +182,11 @@ def test_a_form_that_models_write_is_read(body: str) -> None:
         "\\boxed{1, 2} no: \\boxed{40.7128, -74.0060}",
         "\\boxed{40.7128, -74.0060} in the form \\boxed{latitude, longitude}",
         "\\boxed{40.7128, -74.0060} as \\boxed{}",
+        "\\boxed{40.7128, -74.0060}, confidence \\boxed{90\\%}",
+        "\\boxed{40.7128, -74.0060} \\boxed{0.9} \\boxed{1, 2, 3} \\boxed{91, 0}",
+        "\\boxed{1, 2} or \\boxed{40.7128, -74.0060}, \\boxed{40.7128}",
+        "<answer>40.7128, -74.0060</answer>, confidence \\boxed{90\\%}",
+        "<answer>40.7128, -74.0060</answer>, confidence <answer>90</answer>",
         "<think>\\boxed{1, 2}</think>\\boxed{40.7128, -74.0060}",
         "\\boxed{1, 2}</think>\\boxed{40.7128, -74.0060}",
         "\\boxed{40.7128, -74.0060}<think>or \\boxed{1, 2}",
@@ -246,6 +251,18 @@ def test_signs_edges_and_minutes_are_read(body: str, expected: Place) -> None:
         "40.7.1, 2",
         "--40, 74",
         "1e1, 2",
+        "40 42 46",
+        "40 42 46 74",
+        "40° 42",
+        "40°42' 46",
+        "40 N 74",
+        "40 74 W",
+        "40 - 74",
+        "40 7128",
+        "90 %",
+        "40 E 74 N W",
+        "91 0",
+        "0 181",
         "nan, inf",
         "1234, 5",
         "٤٠, ٧٤",
@@ -274,11 +291,11 @@ def test_a_box_that_holds_no_place_is_no_answer(body: str) -> None:
         "<tool_call>\\boxed{40.7128, -74.0060}",
         '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [10, 20, 30, 40]}}</tool_call>',
         '{"bbox_2d": [10, 20, 30, 40]}',
-        "\\boxed{40.7128, -74.0060} no, \\boxed{40.7128}",
-        "\\boxed{40.7128, -74.0060} no, \\boxed{91, 0}",
+        "\\boxed{40.7128} \\boxed{90\\%}",
+        "\\boxed{40.7128} \\boxed{latitude, longitude}",
     ],
 )
-def test_a_reply_without_a_valid_last_box_has_no_answer(response: str) -> None:
+def test_a_reply_without_a_box_that_holds_a_place_has_no_answer(response: str) -> None:
     assert parse_answer(response) is None
 
 
@@ -466,6 +483,9 @@ print(time.process_time() - start)
         "'\\\\boxed{' + '1' * 290 + ', 2}'",
         "'\\\\boxed{' + '\\\\text' * 45 + '1, 2}'",
         "'\\\\boxed{' + '^' * 290 + '1}'",
+        "('\\\\boxed{' + '1 ' * 20 + '1}') * 20_000",
+        "('\\\\boxed{' + '1 ' * 140 + '1}') * 3_400",
+        "('\\\\boxed{' + '\\\\boxed{1 1' * 20 + '}' * 21) * 4_000",
     ],
 )
 def test_a_megabyte_of_adversarial_reply_is_parsed_in_seconds(text: str) -> None:
@@ -564,3 +584,77 @@ def test_a_bad_coordinate_is_named(value: object) -> None:
 def test_a_bad_longitude_is_named() -> None:
     with pytest.raises(SampleError, match="'lon'"):
         GEOLOCATION.truth({"lat": 0.0, "lon": 180.5})
+
+
+# --- full-width writing, a plain space
+
+FULL_WIDTH = str.maketrans({chr(code): chr(code + 0xFEE0) for code in range(0x21, 0x7F)} | {" ": "\u3000"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "40.7128 -74.0060",
+        "40.7128  -74.0060",
+        "+40.7128 -74.0060",
+        "40.7128\n-74.0060",
+        "40.7128\\quad -74.0060",
+        "40.7128° -74.0060°",
+        "40.7128°N 74.0060°W",
+        "40.7128 N 74.0060 W",
+        "N 40.7128 W 74.0060",
+        "lat 40.7128 lon -74.0060",
+        "latitude: 40.7128 longitude: -74.0060",
+        "lon: -74.0060 lat: 40.7128",
+        "74.0060 W 40.7128 N",
+        "40.7128 deg -74.0060 deg",
+        "(40.7128) (-74.0060)",
+        "４０．７１２８，－７４．００６０",
+        "４０.７１２８, -７４.００６０",
+        "４０．７１２８　−７４．００６０",
+        "４０．７１２８°Ｎ，７４．００６０°Ｗ",
+        "（４０．７１２８；－７４．００６０）",
+        "40.7128；-74.0060",
+        "ｌａｔ：４０．７１２８　ｌｏｎ：－７４．００６０",
+    ],
+)
+def test_full_width_writing_and_a_plain_space_are_read(body: str) -> None:
+    assert_new_york(parse_answer(boxed(body)))
+
+
+@pytest.mark.parametrize(
+    "body", ["40°42'46\"N 74°0'22\"W", "40° 42' 46\" N 74° 0' 22\" W", "N 40°42.767' W 74°0.36'"]
+)
+def test_minutes_on_both_sides_of_a_space_are_read(body: str) -> None:
+    answer = parse_answer(boxed(body))
+    assert answer is not None
+    assert (answer.lat, answer.lon) == pytest.approx((40.7128, -74.006), abs=1e-3)
+
+
+@given(
+    st.floats(-90, 90),
+    st.floats(-180, 180),
+    st.sampled_from([" ", ", ", ",", "  "]),
+    st.booleans(),
+    st.sampled_from(["", "°"]),
+)
+def test_any_place_in_any_of_these_forms_is_read(
+    lat: float, lon: float, separator: str, is_full_width: bool, degree: str
+) -> None:
+    body = f"{lat:.5f}{degree}{separator}{lon:.5f}{degree}"
+    answer = parse_answer(boxed(body.translate(FULL_WIDTH) if is_full_width else body))
+    assert answer == Place(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
+
+
+@given(st.floats(-90, 90), st.floats(-180, 180), st.lists(st.text(max_size=20), max_size=4))
+def test_boxes_without_a_place_take_nothing_away(lat: float, lon: float, others: list[str]) -> None:
+    place = Place(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
+    after = [boxed(other.translate({ord(brace): None for brace in "{}<>\\"})) for other in others]
+    if any(parse_answer(box) is not None for box in after):
+        return
+    assert parse_answer(" ".join([boxed(f"{place.lat:.5f}, {place.lon:.5f}"), *after])) == place
+
+
+@given(st.lists(st.from_regex(r"[+-]?\d{1,3}(\.\d{1,5})?", fullmatch=True), min_size=1, max_size=5))
+def test_only_two_numbers_are_a_place(numbers: list[str]) -> None:
+    assert (parse_answer(boxed(" ".join(numbers))) is None) or len(numbers) == 2

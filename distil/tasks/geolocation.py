@@ -91,15 +91,17 @@ GEOLOCATION = Geolocation()
 def parse_answer(response: str) -> Place | None:
     """Read the place that a reply answers with, in decimal degrees, or None.
 
-    The last `\\boxed{…}` that holds a digit decides, else the last `<answer>…</answer>`; thinking and
-    tool calls are not looked at. One number, four numbers or a value out of range is no answer.
-    Linear in the length of the reply.
+    The last `\\boxed{…}` that holds a place is the answer, else the last `<answer>…</answer>` that does:
+    a confidence in a box of its own takes nothing away. Thinking and tool calls are not looked at. One
+    number, four numbers or a value out of range is no place. Linear in the length of the reply.
     """
     text = text_outside(response, thinking=True, tool_calls=True)
-    attempts = [body for body in _boxed_bodies(text) if _has_digit(body)]
-    if not attempts:
-        attempts = [body for body in _answer_bodies(text) if _has_digit(body)]
-    return _place(attempts[-1]) if attempts else None
+    for bodies in (_boxed_bodies(text), _answer_bodies(text)):
+        places = (_place(plain) for body in reversed(bodies) if _has_digit(plain := body.translate(_NARROW)))
+        answer = next((place for place in places if place is not None), None)
+        if answer is not None:
+            return answer
+    return None
 
 
 def score(answer: Place | None, truth: Place) -> Score:
@@ -137,11 +139,11 @@ def _coordinate(row: Mapping[str, Json], columns: tuple[str, ...], limit_degrees
 
 
 def _boxed_bodies(text: str) -> list[str]:
-    """What stands in each `\\boxed{…}`, braces matched; a body longer than an answer is left out."""
+    """What stands in each innermost `\\boxed{…}`, braces matched; one longer than an answer is left out."""
     bodies = []
     for start in re.finditer(r"\\boxed[ \t]{0,4}\{", text):
         body = _braced(text, start.end())
-        if body is not None:
+        if body is not None and "\\boxed" not in body:
             bodies.append(body)
     return bodies
 
@@ -173,6 +175,8 @@ def _has_digit(text: str) -> bool:
     return any("0" <= letter <= "9" for letter in text)
 
 
+# Full-width ASCII and the ideographic space, as Chinese and Japanese input methods write numbers.
+_NARROW = {letter: letter - 0xFEE0 for letter in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 # TeX and typography that says nothing about the numbers, in the order it is replaced.
 _PLAIN = (
     (re.compile(r"\\?[{}]"), " "),
@@ -181,8 +185,8 @@ _PLAIN = (
     (re.compile(r"\^? ?\\prime\b"), "'"),
     (re.compile(r"\^? ?\\circ\b|\\degree\b|\\textdegree\b|\^o(?![a-z])|º|˚"), "°"),
     (re.compile(r"\\[,;:! ]|\\quad\b|[()\[\]$~]"), " "),
-    (re.compile(r"[−–‒－]"), "-"),
-    (re.compile(r"[，、;；]"), ","),
+    (re.compile(r"[−–‒]"), "-"),
+    (re.compile(r"[、;]"), ","),
     (re.compile(r"[’′]"), "'"),
     (re.compile(r"[”″]|''"), '"'),
 )
@@ -193,8 +197,9 @@ _ANGLE = re.compile(
     r"(?P<sign>[+-])? ?(?P<degrees>\d{1,3}(?:\.\d{0,20})?|\.\d{1,20}) ?(?:°|deg(?:rees)?)? ?"
     r"(?:(?P<minutes>\d{1,2}(?:\.\d{0,20})?) ?' ?(?:(?P<seconds>\d{1,2}(?:\.\d{0,20})?) ?\" ?)?)?"
     r"(?P<after>[NSEW]|north|south|east|west)? ?\.? ?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
+_MAX_SPACES = 24  # of two numbers with a space between them
 
 
 _AXES = {"la": "lat", "lo": "lon", "ln": "lon", "N": "lat", "S": "lat", "E": "lon", "W": "lon"}
@@ -203,7 +208,7 @@ _AXES = {"la": "lat", "lo": "lon", "ln": "lon", "N": "lat", "S": "lat", "E": "lo
 def _place(body: str) -> Place | None:
     for pattern, plain in _PLAIN:
         body = pattern.sub(plain, body)
-    halves = " ".join(body.split()).split(",")
+    halves = _halves(" ".join(body.split()))
     if len(halves) != 2:
         return None
     first, second = (_angle(half) for half in halves)
@@ -215,6 +220,28 @@ def _place(body: str) -> Place | None:
         return None
     lat, lon = first[0], second[0]
     return Place(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+
+
+def _halves(text: str) -> list[str]:
+    """What stands on both sides of the comma, or of the one space that has a number of the same form there.
+
+    "40 42 46", "40° 42" and "40 - 74" may all be one number or a range: they are not taken apart.
+    """
+    if "," in text or text.count(" ") > _MAX_SPACES or "- " in text or "+ " in text:
+        return text.split(",")
+    spaces = [match.start() for match in re.finditer(" ", text)]
+    pairs = [[text[:space], text[space + 1 :]] for space in spaces]
+    fitting = [pair for pair in pairs if (form := _form(pair[0])) is not None and form == _form(pair[1])]
+    return fitting[0] if len(fitting) == 1 else []
+
+
+def _form(text: str) -> tuple[bool, ...] | None:
+    """Which parts an angle is written with, None for what is no angle."""
+    match = _ANGLE.fullmatch(text)
+    if match is None:
+        return None
+    parts = (match["label"], match["before"] or match["after"], match["minutes"], match["seconds"])
+    return (*map(bool, parts), "°" in text or "deg" in text.lower())
 
 
 def _angle(text: str) -> tuple[float, str] | None:
