@@ -87,3 +87,9 @@ def run_door() -> RunDoor:
         )
 
     return run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long, and with which chance, whole conversations are fuzzed."""
+    parser.addoption("--fuzz_seconds", type=float, default=60.0, help="how long (default: 60)")
+    parser.addoption("--fuzz_case", metavar="SEED:NUMBER", help="one case alone, or with SEED: other cases")
