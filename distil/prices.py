@@ -9,6 +9,7 @@ from typing import Protocol
 from distil.records import Json
 
 _MILLION = 1_000_000
+_MAX_COUNT = 10**12  # what is more is no figure: it would use up any budget, and floats cannot hold its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +136,5 @@ def _details(usage: Mapping[str, Json], name: str) -> Mapping[str, Json]:
 
 
 def _count(value: Json) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+    return value if is_count else None

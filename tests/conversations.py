@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -184,7 +184,8 @@ def restore(path: Path) -> Image.Image:
     """The final picture by the restore recipe as the README writes it."""
     assert RECIPE is not None
     scope: dict[str, Any] = {"json": json, "datasets": datasets}
-    exec(RECIPE[1].replace("'trace_00000.json'", repr(str(path))), scope)
+    with redirect_stdout(io.StringIO()):
+        exec(RECIPE[1].replace("'trace_00000.json'", repr(str(path))), scope)
     picture: Image.Image = scope["image"]
     return picture
 

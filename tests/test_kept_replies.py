@@ -89,6 +89,10 @@ def test_a_journal_that_ends_in_a_cut_off_call_is_gone_on_with(bench: Bench) -> 
     outcome, _ = bench.solve(run, 0, replies)
     assert isinstance(outcome, FolderError)
     path.rmdir()
+    journal = run.folder.path / "journal" / "sample_00000.jsonl"
+    earlier = journal.read_bytes().replace(b', "other_reasoning": {}', b"")  # as an earlier version wrote it
+    journal.write_bytes(earlier)
+    assert b"other_reasoning" not in earlier
     outcome, asked = bench.solve(run, 0, replies)
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
     assert asked.requests == []
@@ -219,3 +223,27 @@ def test_all_reasoning_comes_back_from_the_journal(bench: Bench) -> None:
     turn = json.loads(run.folder.trace_path(0).read_bytes())["conversation_log"][0]
     assert (turn["reasoning"], turn["other_reasoning"]) == ("b", {"reasoning": "a"})
     assert parse_reply(replies[0]).other_reasoning == {"reasoning": "a"}
+
+
+# --- usage
+
+FAR = 10**400
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": FAR, "completion_tokens": FAR, "total_tokens": FAR},
+        {"prompt_tokens": 1, "completion_tokens": FAR},
+        {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": FAR},
+        {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": FAR}},
+        {"prompt_tokens": True, "completion_tokens": -1},
+    ],
+)
+def test_a_count_that_cannot_be_one_is_kept_and_never_added_up(usage: dict[str, Any], bench: Bench) -> None:
+    run = bench.run_with("--tool_mode", "native")
+    outcome, asked = bench.solve(run, 0, [body(says("x") | {"usage": usage})])
+    assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
+    trace = bench.check_trace(run.folder.trace_path(0), asked)
+    assert trace["conversation_log"][0]["usage"] == usage
+    assert (asked.budget.spent.answered.tokens.known or 0) <= 2
