@@ -103,6 +103,9 @@ PROGRAMS = [
     "def broken(",
     "import os\nos.system('true')",
     "open('/etc/passwd').read()",
+    "import random\nresult_image = image.rotate(random.random() * 90)",
+    "print(np.random.rand())\nresult_image = image",
+    "x = bytearray(10**11)",
     "image.info['x'] = object()\nresult_image = image",
     "class Odd:\n    def __repr__(self):\n        raise ValueError\nprint(Odd())",
     "result_image = image.crop((-50, -50, 90, 90))",
@@ -302,6 +305,7 @@ class Strange:
             lambda: [],
             lambda: "many",
             lambda: {"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count()},
+            lambda: {"prompt_tokens": 10**400, "completion_tokens": 10**400},
             lambda: {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": count()},
             lambda: {
                 "prompt_tokens": 10,

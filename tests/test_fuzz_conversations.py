@@ -8,19 +8,23 @@ recipe and the same to the byte after a resume, or as a failure that says of wha
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import pytest
 from builders import saved
-from conversations import Bench, Body
+from conversations import Bench, Bodies, Body
+from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
+from distil.preparation import Run
 from distil.records import Failure
 from distil.report import Solved
 from distil.sampler import Outcome
@@ -113,6 +117,8 @@ def check(bench: Bench, case: Case) -> str:
         assert (outcome.failure.kind == "sample") == (case.row >= len(PICTURES) - NUM_BAD_PICTURES)
         assert not path.exists()
         assert run.folder.write_failure(outcome.failure).turns_spent == len(asked.replies)
+        if outcome.failure.kind != "sample":
+            _check_gone_on(bench, case, path, asked, run)
         return outcome.failure.kind
     trace = bench.check_trace(path, asked, shown=case.chance.random() < VIEW_SHARE)
     assert not list((run.folder.path / "journal").iterdir())
@@ -120,6 +126,20 @@ def check(bench: Bench, case: Case) -> str:
     if case.chance.random() < HTTP_SHARE:
         _check_over_http(bench, case, path.read_bytes())
     return str(trace["metadata"]["stop_reason"])
+
+
+def _check_gone_on(bench: Bench, case: Case, path: Path, failed: Bodies, run: Run) -> None:
+    """Let the teacher answer where a sample failed: no turn is asked for again."""
+    kept = [case.bodies[min(turn, len(case.bodies) - 1)] for turn in range(len(failed.replies))]
+    bodies = [*kept, json.dumps(says("\\boxed{1, 2}")).encode()]
+    outcome, asked = bench.solve(run, case.row, bodies)
+    assert _kind(outcome) is None, outcome
+    assert len(asked.replies) == 1
+    whole = bench.run_with(*case.flags)
+    outcome, asked = bench.solve(whole, case.row, bodies)
+    assert _kind(outcome) is None, outcome
+    bench.check_trace(whole.folder.trace_path(case.row), asked, shown=False)
+    assert path.read_bytes() == whole.folder.trace_path(case.row).read_bytes()
 
 
 def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> None:
