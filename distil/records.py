@@ -116,6 +116,7 @@ class Reply:
     call_form: ToolMode  # how the calls of this very turn were written
     usage: Mapping[str, Json] | None
     refusal: str | None = None
+    model: str | None = None  # as the server names the one that replied
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,9 +131,9 @@ def turns(*replies: Any) -> Script:
 
 
 def is_probe(request: dict[str, Any]) -> bool:
-    """Whether a request is the tool-mode probe."""
-    content = request["messages"][1]["content"]
-    return any("Call the tool" in part.get("text", "") for part in content)
+    """Whether a request is the probe that comes before a run."""
+    question = texts(request["messages"][1])
+    return "Call the tool" in question or "Which colour has the square" in question
 
 
 def texts(message: dict[str, Any]) -> str:

@@ -98,6 +98,8 @@ def _turn_json(turn: Turn) -> Json:
     }
     if reply.refusal is not None:
         entry["refusal"] = reply.refusal
+    if reply.model is not None:
+        entry["model"] = reply.model
     if reply.calls and not turn.calls:  # a cut-off turn: what it wrote is kept, nothing was run
         entry["calls_not_run"] = [{"name": call.name, "arguments": call.arguments} for call in reply.calls]
     return entry
@@ -320,4 +322,5 @@ def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Rep
         call_form=ToolMode(entry["call_form"] or ToolMode.TEXT),
         usage=entry["usage"],
         refusal=entry.get("refusal"),
+        model=entry.get("model"),
     )

@@ -44,6 +44,7 @@ def parse_reply(body: bytes) -> Reply:
         call_form=ToolMode.NATIVE if calls else ToolMode.TEXT,
         usage=_usage(completion),
         refusal=_text_or_none(message.get("refusal")),
+        model=_text_or_none(completion.get("model")),
     )
 
 
