@@ -276,8 +276,8 @@ class Teacher:
         if self._num_field_refusals <= _MAX_FIELD_REFUSALS:
             return failed
         text = (
-            f"{base_url_text(self.settings)} refuses a request field that was taken before the first sample, so "
-            f"traces would not say what was sent ({failed}). Run again: it is asked anew which it takes"
+            f"{base_url_text(self.settings)} refuses a request field that was taken before the first sample, "
+            f"so traces would not say what was sent ({failed}). Run again: it is asked anew which it takes"
         )
         return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
 
