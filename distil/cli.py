@@ -316,7 +316,7 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
         "--tool_mode",
         choices=("auto", "native", "text"),
         default="auto",
-        help="how tool calls are written; auto asks the server once (default: auto)",
+        help="how tool calls are written; auto asks for one to find out (default: auto)",
     )
     tools.add_argument(
         "--coordinates",

@@ -40,7 +40,7 @@ from distil.report import (
 from distil.rollout import run_rollout
 from distil.sampler import Outcome, run_samples
 from distil.store import RunFolder
-from distil.teacher import Deadline, ReplicatedTeacher
+from distil.teacher import AnsweredModels, Deadline, ReplicatedTeacher
 from distil.tools import CropFrom
 from distil.viewer.facts import trace_facts
 
@@ -67,6 +67,7 @@ class RolloutSolver:
 
     def __init__(self, run: Run, teacher: ReplicatedTeacher) -> None:
         self.run, self.teacher, self.folder = run, teacher, run.folder
+        self.models = AnsweredModels()
         self.spending: list[SampleSpending] = []
 
     def solve(self, index: int) -> Solved:
@@ -84,7 +85,14 @@ class RolloutSolver:
                 turn_seconds.append(round(time.perf_counter() - asked, 4))
                 return reply
 
-            rollout = run_rollout(sample, journal.journaled(ask), self.run.rollout)
+            ask_or_recall = journal.journaled(ask)
+
+            def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:
+                reply = ask_or_recall(messages, seed)
+                self.models.note(reply.model)
+                return reply
+
+            rollout = run_rollout(sample, ask_noted, self.run.rollout)
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
@@ -139,12 +147,12 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
         got.stopped_by = str(error) or "interrupted"
         with suppress(FolderError):
-            totals = _end(run, teacher, got, len(done), record)
+            totals = _end(solver, got, len(done), record)
             if got.solved and not isinstance(error, KeyboardInterrupt):
                 print_summary(totals, None, console)
                 console.print("The same command goes on from here.")
         raise
-    totals = _end(run, teacher, got, len(done), record)
+    totals = _end(solver, got, len(done), record)
     folder.close()  # not where threads may still write
     print_summary(totals, _box_warning(run, got), console)
     if options.estimate_samples is not None:
@@ -178,6 +186,7 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
     """Solve the rows; `got` grows with each that ends, whatever ends the run."""
     with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
         solver.teacher.tell_by(progress.write)
+        solver.models.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.result is not None:
@@ -193,10 +202,9 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
             pass
 
 
-def _end(
-    run: Run, teacher: ReplicatedTeacher, got: _Collected, num_skipped: int, record: Mapping[str, Json]
-) -> RunTotals:
+def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
     """Bring ledger and run record up to date; returns what the run came to."""
+    run, teacher = solver.run, solver.teacher
     failures = [got.failures[index] for index in sorted(got.failures)]
     run.folder.write_failures(got.solved.keys(), failures)
     totals = RunTotals(
@@ -208,8 +216,12 @@ def _end(
         spent=teacher.budget.spent,
         stopped_by=got.stopped_by,
         level=teacher.level.state(),
+        models=solver.models.counts,
+        models_warning=solver.models.warning(),
     )
-    run.folder.write_run_record({**record, **_end_record(totals, _box_warning(run, got))})
+    end = _end_record(totals, _box_warning(run, got))
+    probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
+    run.folder.write_run_record({**record, **end, "probe": probe})
     return totals
 
 
@@ -245,5 +257,7 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "spent": asdict(totals.spent),
         "stopped_by": totals.stopped_by,
         "requests_at_once": totals.level.as_dict(),
+        "models": dict(totals.models),
+        "models_warning": totals.models_warning,
         "warning": warning,
     }

@@ -23,7 +23,7 @@ from distil.records import Json, Prompt, ToolMode
 from distil.rollout import RolloutSettings
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
-from distil.store import OnChange, OutputFolder, RunFolder, SpendingFile, open_run_folder
+from distil.store import OnChange, OutputFolder, RunFolder, SpendingFile, first_free, open_run_folder
 from distil.store.trace_file import RunFacts
 from distil.tasks import TASKS, Task
 from distil.teacher import (
@@ -35,15 +35,17 @@ from distil.teacher import (
     find_profile,
     first_reachable,
     load_model_names,
+    probe_fields,
     probe_tool_mode,
     recalled_probe,
+    unlisted_warning,
 )
 from distil.teacher.client import OPENAI_URL, base_url_text
 from distil.teacher.profile import UNKNOWN, with_frame, with_max_area
 from distil.tools import BoxFrame, CropFrom, Tool, Toolbox, load_tools
 from distil.tools.python_code import PythonCodeTool
 
-_PROBED = ("tool_mode", "temperature", "sends_seed")  # settings that the probe may change
+_PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,11 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
     teacher = first_reachable(teacher, address.api_bases, tell)
-    teacher = replace(teacher, model=options.model or only_model(load_model_names(teacher, tell), teacher))
+    teacher, names = _with_model(teacher, options.model, tell)
     profile = _profile(teacher.model, options)
+    unlisted = unlisted_warning(teacher.model, names, profile)
+    if unlisted is not None:
+        console.print(Text(f"Warning: {unlisted}", style="yellow"), soft_wrap=True)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
     boxes = BoxFrame(profile.frame, CropFrom(options.crop_from))
     toolbox = Toolbox(job.tools, boxes, profile.rule, profile.states_size and bool(job.tools))
@@ -188,11 +193,13 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         tools=toolbox.schemas(),
         states_size=toolbox.states_size,
     )
+    unprobed = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
+    settings = _trace_settings(job, teacher, profile, unprobed, address.note)
     if OnChange(options.on_change) is OnChange.REFUSE:
-        unprobed = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
-        settings = _trace_settings(job, teacher, profile, unprobed, address.note)
         output.refuse_changes(settings, job.source.identity.fingerprint, _PROBED)
-    probe = _settle_tool_mode(options, teacher, prompt, output, tell)
+    if OnChange(options.on_change) is OnChange.NEW:
+        output = first_free(output, settings, job.source.identity.fingerprint, _PROBED)
+    probe = _settle_asking(options, teacher, prompt, output, tell)
     teacher, prompt = probe.settings, replace(prompt, tool_mode=probe.tool_mode)
     rollout = RolloutSettings(job.task, prompt, toolbox, options.max_turns, options.seed)
     facts = RunFacts(
@@ -218,35 +225,61 @@ def _profile(model: str, options: Options) -> Profile:
     return with_max_area(with_frame(find_profile(model), frame), options.image_max_pixels)
 
 
-def _settle_tool_mode(
+def _with_model(
+    teacher: TeacherSettings, model: str | None, tell: Callable[[str], None]
+) -> tuple[TeacherSettings, Sequence[str]]:
+    """The settings with the model to ask, and the models that the server lists: none where it has no list.
+
+    Raises TeacherRefused or UsageError.
+    """
+    if model is not None:
+        return replace(teacher, model=model), check_reachable(teacher, tell) or ()
+    names = load_model_names(teacher, tell)
+    return replace(teacher, model=only_model(names, teacher)), names
+
+
+def _settle_asking(
     options: Options,
     teacher: TeacherSettings,
     prompt: Prompt,
     output: OutputFolder,
     tell: Callable[[str], None],
 ) -> ProbeResult:
+    """The tool mode, and the settings without the request fields that the server refuses.
+
+    In every mode the server is asked before the first sample, or remembered: a run never adapts.
+    """
     budget = open_budget(options, teacher, output.spending)
-    if not prompt.tools:
-        check_reachable(teacher, tell)
-        return ProbeResult(ToolMode.NONE, "no tools are offered", teacher)
-    if options.tool_mode != "auto":
-        check_reachable(teacher, tell)
-        return ProbeResult(ToolMode(options.tool_mode), "as --tool_mode says", teacher)
-    earlier = _earlier_probe(output, teacher, prompt)
-    if earlier is not None:
-        check_reachable(teacher, tell)
-        return earlier
+    earlier = _earlier_probe(options, teacher, prompt, output)
+    told = _told_tool_mode(options, prompt)
     try:
-        return probe_tool_mode(teacher, prompt, budget, tell)
+        if told is None:
+            return earlier or probe_tool_mode(teacher, prompt, budget, tell)
+        tool_mode, reason = told
+        if earlier is None:
+            teacher = probe_fields(teacher, replace(prompt, tool_mode=tool_mode), budget, tell)
+        return ProbeResult(tool_mode, reason, teacher if earlier is None else earlier.settings)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
 
 
-def _earlier_probe(output: OutputFolder, teacher: TeacherSettings, prompt: Prompt) -> ProbeResult | None:
-    """What the last run into the folder found out, if it offered the same tools and asked as well."""
+def _told_tool_mode(options: Options, prompt: Prompt) -> tuple[ToolMode, str] | None:
+    """The tool mode and why, None where the server has to be asked."""
+    if not prompt.tools:
+        return ToolMode.NONE, "no tools are offered"
+    if options.tool_mode != "auto":
+        return ToolMode(options.tool_mode), "as --tool_mode says"
+    return None
+
+
+def _earlier_probe(
+    options: Options, teacher: TeacherSettings, prompt: Prompt, output: OutputFolder
+) -> ProbeResult | None:
+    """What the last run into the folder found out; the tool mode only if it asked, with the same tools."""
     for record in output.earlier_runs[-1:]:
         settings, asked = record.get("settings", {}), record.get("options", {})
-        if asked.get("tool_mode") == "auto" and settings.get("tool_schemas") == list(prompt.tools):
+        asked_alike = asked.get("tool_mode") == "auto" and settings.get("tool_schemas") == list(prompt.tools)
+        if asked_alike or _told_tool_mode(options, prompt) is not None:
             return recalled_probe(teacher, record.get("probe", {}))
     return None
 
@@ -275,6 +308,8 @@ def _trace_settings(
         "tool_schemas": list(prompt.tools),
         "keep_pictures": options.keep_pictures,
     }
+    if teacher.token_field != "max_tokens":
+        settings["token_field"] = teacher.token_field
     if job.sandbox is not None:
         limits = {"timeout_seconds": options.code_timeout, "memory_bytes": options.code_memory_mb * 2**20}
         settings["code"] = limits | {"unsafe_exec": options.unsafe_exec}

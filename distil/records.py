@@ -117,6 +117,7 @@ class Reply:
     usage: Mapping[str, Json] | None
     refusal: str | None = None
     other_reasoning: Mapping[str, str] = field(default_factory=dict)  # what other places said beside it
+    model: str | None = None  # as the server names the one that replied
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,8 @@ class RunTotals:
     spent: Spent  # by all runs into the folder
     stopped_by: str | None  # the limit that ended the run early
     level: LevelState
+    models: Mapping[str, int]  # replies by the name that they give their model
+    models_warning: str | None
 
 
 def print_summary(totals: RunTotals, warning: str | None, console: Console) -> None:
@@ -188,8 +190,10 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
         console.print(line, highlight=False, soft_wrap=True)
     if totals.stopped_by is not None:
         console.print(Text(f"Stopped: {totals.stopped_by}.", style="yellow"), soft_wrap=True)
-    if warning is not None:
-        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
+    for text in (totals.models_warning, warning):
+        if text is None:
+            continue
+        console.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)
     if totals.facts or totals.num_skipped:
         console.print(f"Look at them: distil view {totals.folder} --batch", highlight=False, soft_wrap=True)

@@ -14,9 +14,15 @@ Script = Callable[[dict[str, Any]], Any]  # a request body to a completion, or (
 class ScriptedTeacher:
     """`with ScriptedTeacher(script) as teacher:` serves on loopback and keeps every request."""
 
-    def __init__(self, script: Script, models: tuple[str, ...] = ("scripted-qwen3-vl",)) -> None:
+    def __init__(
+        self,
+        script: Script,
+        models: tuple[str, ...] = ("scripted-qwen3-vl",),
+        listing: tuple[int, Any] | None = None,  # what `/models` answers in place of the list
+    ) -> None:
         self.script = script
         self.models = models
+        self.listing = listing
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self._lock = threading.Lock()
@@ -48,7 +54,7 @@ class ScriptedTeacher:
                     {"id": name, "object": "model", "created": 0, "owned_by": "test"}
                     for name in teacher.models
                 ]
-                self._send(200, {"object": "list", "data": models})
+                self._send(*(teacher.listing or (200, {"object": "list", "data": models})))
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -131,9 +137,9 @@ def turns(*replies: Any) -> Script:
 
 
 def is_probe(request: dict[str, Any]) -> bool:
-    """Whether a request is the tool-mode probe."""
-    content = request["messages"][1]["content"]
-    return any("Call the tool" in part.get("text", "") for part in content)
+    """Whether a request is the probe that comes before a run."""
+    question = texts(request["messages"][1])
+    return "Call the tool" in question or "Which colour has the square" in question
 
 
 def texts(message: dict[str, Any]) -> str:

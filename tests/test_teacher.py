@@ -84,7 +84,10 @@ def test_a_field_that_the_server_refuses_by_name_is_left_out_from_then_on(field:
     def script(request: dict[str, Any]) -> Any:
         return (400, {"error": {"message": message}}) if field in request else says("hi")
 
-    with ScriptedTeacher(script) as server, Teacher(settings(server.api_base)) as teacher:
+    with (
+        ScriptedTeacher(script) as server,
+        Teacher(settings(server.api_base, may_adapt=True)) as teacher,
+    ):
         assert teacher.ask(MESSAGES, seed=0).content == "hi"
         assert teacher.ask(MESSAGES, seed=1).content == "hi"
     assert [field in request for request in server.requests] == [True, False, False]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
-from itertools import count
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import IO
@@ -15,7 +15,7 @@ from typing import IO
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
-from distil.store.journal import Journals, unfinished_samples
+from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json
 
@@ -51,8 +51,10 @@ class OutputFolder:
     Raises UsageError where it cannot be written or another run writes to it, or its record cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, number: int = 1) -> None:
+        """`number` is from 2 for the folders beside it, `PATH-2`, `PATH-3` …"""
+        self._first_path, self._number = path, number
+        self.path = path = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._claim = _claim(path)
@@ -73,22 +75,41 @@ class OutputFolder:
         """Raise UsageError, with the difference, where what it holds was made with other settings."""
         if not self.holds_samples or not self.earlier_runs:
             return
-        earlier = self.earlier_runs[-1]
-        texts = _difference_texts(earlier.get("settings") or {}, settings, ignored)
-        theirs = (earlier.get("dataset") or {}).get("fingerprint")
-        if theirs != fingerprint:
-            texts.append(f"dataset: fingerprint {_short(theirs)} then, {_short(fingerprint)} now")
+        texts = _change_texts(self.earlier_runs[-1], settings, fingerprint, ignored)
         if texts:
             raise _other_settings(str(self.path), "; ".join(texts))
 
-    def is_free_for(self, run: RunFacts) -> bool:
+    def is_free_for(
+        self, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
+    ) -> bool:
         """Whether it holds nothing that was made with other settings."""
-        if not self.holds_samples:
-            return True
-        if self.earlier_runs:
-            return bool(self.earlier_runs[-1].get("settings_sha256") == run.settings_sha256)
-        files = find_trace_files(self.path)
-        return bool(files) and _settings_of(files[0]) == run.settings_sha256
+        return not any(_change_texts(made, settings, fingerprint, ignored) for made in self._makers)
+
+    def following(self) -> OutputFolder:
+        """The next of `PATH`, `PATH-2`, `PATH-3` …"""
+        return OutputFolder(self._first_path, self._number + 1)
+
+    @cached_property
+    def _makers(self) -> list[Mapping[str, Json]]:
+        """A trace or run record for each way in which what it holds was made; an empty one if not known."""
+        recorded = {record.get("settings_sha256"): record for record in self.earlier_runs}
+        makers = {sha256: recorded.get(sha256, {}) for sha256 in settings_of_unfinished(self.path)}
+        for path in find_trace_files(self.path):
+            try:
+                trace = load_json(path)
+            except TraceError:
+                trace = {}
+            makers[_mapping(trace.get("metadata")).get("settings_sha256")] = trace
+        return list(makers.values())
+
+
+def first_free(
+    output: OutputFolder, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
+) -> OutputFolder:
+    """`output`, or the first folder after it that holds nothing made with other settings."""
+    while not output.is_free_for(settings, fingerprint, ignored):
+        output = output.following()
+    return output
 
 
 def open_run_folder(output: OutputFolder, run: RunFacts, on_change: OnChange) -> RunFolder:
@@ -98,11 +119,8 @@ def open_run_folder(output: OutputFolder, run: RunFacts, on_change: OnChange) ->
     """
     if on_change is OnChange.REFUSE:
         output.refuse_changes(run.settings, run.dataset.fingerprint)
-    path = output.path
-    for number in count(2):
-        if on_change is not OnChange.NEW or output.is_free_for(run):
-            break
-        output = OutputFolder(path.with_name(f"{path.name}-{number}"))
+    if on_change is OnChange.NEW:
+        output = first_free(output, run.settings, run.dataset.fingerprint)
     return RunFolder(output, run, on_change)
 
 
@@ -303,6 +321,21 @@ def _read_failures(path: Path) -> tuple[dict[int, Failure], int]:
         except (ValueError, TypeError):
             num_bad_lines += 1
     return failures, num_bad_lines
+
+
+def _change_texts(
+    made: Mapping[str, Json], settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str]
+) -> list[str]:
+    """What differs from the settings and dataset of a trace or run record, for a message."""
+    texts = _difference_texts(_mapping(made.get("settings")), settings, ignored)
+    theirs = _mapping(made.get("dataset")).get("fingerprint")
+    if theirs != fingerprint:
+        texts.append(f"dataset: fingerprint {_short(theirs)} then, {_short(fingerprint)} now")
+    return texts
+
+
+def _mapping(value: Json) -> Mapping[str, Json]:
+    return value if isinstance(value, dict) else {}
 
 
 def _difference_texts(

@@ -150,6 +150,13 @@ def unfinished_samples(run_folder: Path) -> list[int]:
     return indices
 
 
+def settings_of_unfinished(run_folder: Path) -> set[Json]:
+    """The hashes of the settings that a run folder's journals were made with."""
+    paths = (run_folder / FOLDER).glob("sample_*.jsonl")
+    headers = [_parse((path.read_bytes().splitlines(keepends=True) or [b""])[0]) for path in paths]
+    return {str(header.get("settings_sha256")) for header in headers if isinstance(header, dict)}
+
+
 def _read(path: Path, header: Mapping[str, Json]) -> tuple[list[StoredTurn], int]:
     """The turns of a journal up to the first line that is not whole, and how many bytes are good."""
     if not path.exists():

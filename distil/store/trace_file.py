@@ -101,6 +101,8 @@ def _turn_json(turn: Turn) -> Json:
         entry["other_reasoning"] = dict(reply.other_reasoning)
     if reply.refusal is not None:
         entry["refusal"] = reply.refusal
+    if reply.model is not None:
+        entry["model"] = reply.model
     if reply.calls and not turn.calls:  # a cut-off turn: what it wrote is kept, nothing was run
         entry["calls_not_run"] = [_call_not_run(call) for call in reply.calls]
     return entry
@@ -357,4 +359,5 @@ def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Rep
         usage=entry["usage"],
         refusal=entry.get("refusal"),
         other_reasoning=dict(entry.get("other_reasoning", {})),
+        model=entry.get("model"),
     )

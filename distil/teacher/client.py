@@ -44,6 +44,7 @@ _NO_CREDIT_STATUS, _NO_CREDIT_CODE = 402, "insufficient_quota"  # OpenAI says th
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
+_MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
 _NO_MODEL_LIST = 200  # the status of an answer that is no list of models
 
 ResultT = TypeVar("ResultT")
@@ -54,6 +55,8 @@ class TeacherSettings:
     """Where the teacher is and how it is asked.
 
     `timeout_seconds` is of one attempt, `turn_timeout_seconds` of all that one reply takes.
+    `may_adapt`: leave out or rename request fields that the server refuses; only before a run, since its
+    traces say what was sent.
     """
 
     api_base: str | None
@@ -68,6 +71,7 @@ class TeacherSettings:
     token_field: str = "max_tokens"
     sends_temperature: bool = True
     sends_seed: bool = True
+    may_adapt: bool = False
 
     def without_field(self, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
@@ -110,6 +114,12 @@ class Teacher:
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
+        self._num_field_refusals = 0  # since the last reply
+
+    @property
+    def refuses_fields(self) -> bool:
+        """Whether the last that the server said was that it does not know a request field it was to take."""
+        return self._num_field_refusals > 0
 
     def __enter__(self) -> Teacher:
         return self
@@ -177,7 +187,7 @@ class Teacher:
         return attempts.run(attempt_in_slot, self.settings.timeout_seconds)
 
     def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float, request: Request) -> Reply:
-        """One attempt, sent again at once without each field that the server turns out not to know."""
+        """One attempt; where it may adapt, sent again at once without each field that the server refuses."""
         request.sent()
         until = time.monotonic() + seconds
         for _ in range(4):
@@ -189,6 +199,7 @@ class Teacher:
                     lambda connection: connection.post("/chat/completions", body, left),  # noqa: B023
                     left,
                 )
+                self._num_field_refusals = 0
                 return _parsed(reply_body, request)
             except AttemptFailed as failed:
                 if failed.sign is Sign.NO_CONNECTION:
@@ -202,6 +213,8 @@ class Teacher:
                 )
                 if adapted is None or _is_overflow(error):
                     raise self._status_failure(error) from None
+                if not settings.may_adapt:
+                    raise self._field_failure(error) from None
                 self.settings = adapted
         raise AttemptFailed(
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
@@ -256,6 +269,18 @@ class Teacher:
             advised_seconds(status, headers, time.time()),
         )
 
+    def _field_failure(self, error: openai.APIStatusError) -> AttemptFailed:
+        """The failure of a sample, or of the run where the sample before met the same."""
+        self._num_field_refusals += 1
+        failed = self._status_failure(error)
+        if self._num_field_refusals <= _MAX_FIELD_REFUSALS:
+            return failed
+        text = (
+            f"{base_url_text(self.settings)} refuses a request field that was taken before the first sample, "
+            f"so traces would not say what was sent ({failed}). Run again: it is asked anew which it takes"
+        )
+        return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
+
     def _connection_failure(self, error: Exception, passed_seconds: float | None) -> AttemptFailed:
         cause = error.__cause__ or error
         sign = Sign.NO_CONNECTION if type(cause).__name__ in _NO_CONNECTION_ERRORS else Sign.BROKEN
@@ -273,7 +298,7 @@ _SETUP_RETRIES, _SETUP_UNREACHABLE_RETRIES = 5, 2
 
 
 def for_setup(settings: TeacherSettings) -> TeacherSettings:
-    """The settings for the few requests that come before a run.
+    """The settings for the few requests that come before a run and find out which fields the server takes.
 
     A wrong address is told within seconds, not after the retries of a long run; a server that says when to
     come back is waited for.
@@ -285,7 +310,8 @@ def for_setup(settings: TeacherSettings) -> TeacherSettings:
         max_pause_seconds=1.0,
         max_unreachable_retries=min(settings.retry.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
     )
-    return replace(settings, retry=retry, outage=replace(settings.outage, num_failures=NEVER))
+    outage = replace(settings.outage, num_failures=NEVER)
+    return replace(settings, retry=retry, outage=outage, may_adapt=True)
 
 
 def load_model_names(settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -336,14 +362,19 @@ def first_reachable(
     return replace(settings, api_base=api_bases[-1])
 
 
-def check_reachable(settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None) -> None:
-    """Raise TeacherRefused where no server answers or the key is wrong; a missing model list is fine."""
+def check_reachable(
+    settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None
+) -> list[str] | None:
+    """The models that the server offers, None where it has no list that this key may read.
+
+    Raises TeacherRefused where no server answers or the key is wrong.
+    """
     try:
-        load_model_names(settings, tell)
+        return load_model_names(settings, tell)
     except TeacherRefused as error:
-        no_server = error.status is None or is_gateway_status(error.status)
-        if no_server or error.status in (401, 403):
+        if error.status is None or is_gateway_status(error.status) or error.status == 401:
             raise
+        return None
 
 
 def base_url_text(settings: TeacherSettings) -> str:

@@ -31,6 +31,7 @@ from distil.teacher.findings import (
     working_mode,
 )
 from distil.teacher.marks import MARKS, BoxAnswer, FoundFrame, Mark, draw_sign, find_frame
+from distil.teacher.models import nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.tools import BoxFrame
 from distil.tools.base import finite_number
@@ -112,7 +113,7 @@ class _Interview:
 
     def __init__(self, settings: TeacherSettings, profile: Profile) -> None:
         once = replace(settings.retry, max_retries=0)  # so that every request is counted
-        self.settings = replace(settings, retry=once)
+        self.settings = replace(settings, retry=once, may_adapt=True)
         self.profile = profile
         self.num_requests = 0
         self.replies: list[Reply] = []
@@ -399,7 +400,8 @@ def _models_finding(model: str, models: ModelList) -> Finding:
     listed += ", …" if len(models.names) > _MAX_LISTED_MODELS else ""
     if model in models.names:
         return Finding("models list", Result.YES, listed)
-    return Finding("models list", Result.PARTLY, f"{model} is not in it: {listed}")
+    near = ", ".join(nearest_names(model, models.names))
+    return Finding("models list", Result.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
 
 
 def _report_findings(interview: _Interview) -> tuple[Finding, Finding]:

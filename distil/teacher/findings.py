@@ -75,7 +75,7 @@ def suggestions_of(
     suggestions = []
     if tool_mode is not ToolMode.NONE:
         is_needed = tool_mode is ToolMode.TEXT and native.result is Result.YES
-        why = "a call and its picture came through; saves a run's own question"
+        why = "a call and its picture came through"
         if is_needed:
             why = "native calls work, but a picture in their result does not; a run would choose native"
         suggestions.append(Suggestion(f"--tool_mode {tool_mode.value}", why, is_needed))

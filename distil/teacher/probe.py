@@ -1,4 +1,4 @@
-"""Finding out how a server wants tool calls, by asking it for one."""
+"""Finding out how a server can be asked, before the first sample: tool calls and request fields."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOOLS_REFUSED = (400, 404, 405, 415, 422, 500, 501)
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The tool mode that a server can be asked in, with what was seen and how often it was asked.
+    """The tool mode that a server is asked in, and why.
 
     `settings` are without the request fields that the server turned out not to know.
     """
@@ -49,8 +49,11 @@ class ProbeResult:
 def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> ProbeResult | None:
     """What an earlier run into the folder found of this model at this address, None if it is of another.
 
-    A teacher that calls tools now and then would otherwise change a run's tool mode half-way.
+    A teacher that calls tools now and then would otherwise change a run's tool mode half-way. Where the
+    server has turned out to refuse a field that it took, nothing is recalled.
     """
+    if earlier.get("refuses_fields"):
+        return None
     try:
         adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
         result = ProbeResult(ToolMode(earlier["tool_mode"]), earlier["reason"], adapted)
@@ -68,9 +71,7 @@ def probe_tool_mode(
     Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
     model is told apart. Raises TeacherRefused where neither can be asked, BudgetExceeded.
     """
-    name = prompt.tools[0]["function"]["name"]
-    question = f"Call the tool {name} once, on the whole image. Write nothing else."
-    native = replace(prompt, user=question, tool_mode=ToolMode.NATIVE)
+    native = replace(prompt, user=_question(prompt), tool_mode=ToolMode.NATIVE)
     ask = partial(_ask, budget=budget, tell=tell)
     try:
         reply, settings = ask(settings, native)
@@ -84,6 +85,27 @@ def probe_tool_mode(
         except TeacherError as text_error:
             raise TeacherRefused(str(text_error), text_error.status) from None
     return ProbeResult(tool_mode, reason, settings)
+
+
+def probe_fields(
+    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None] = lambda _: None
+) -> TeacherSettings:
+    """Ask once in the prompt's own tool mode: the settings without request fields that the server refuses.
+
+    Raises TeacherRefused where it cannot be asked, BudgetExceeded.
+    """
+    try:
+        _, settings = _ask(settings, replace(prompt, user=_question(prompt)), budget, tell)
+    except TeacherError as error:
+        raise TeacherRefused(str(error), error.status) from None
+    return settings
+
+
+def _question(prompt: Prompt) -> str:
+    if not prompt.tools:
+        return "Which colour has the square in the image? Answer with one word."
+    name = prompt.tools[0]["function"]["name"]
+    return f"Call the tool {name} once, on the whole image. Write nothing else."
 
 
 def _judge(reply: Reply) -> tuple[ToolMode, str]:
@@ -105,7 +127,8 @@ def _ask(
     with Teacher(for_setup(settings), tools, budget=budget) as teacher:
         teacher.availability.tell = tell
         reply = teacher.ask(messages, _PROBE_SEED)
-        return reply, replace(teacher.settings, retry=settings.retry, outage=settings.outage)
+        adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
+        return reply, replace(settings, **adapted)
 
 
 def _probe_picture() -> SentPicture:

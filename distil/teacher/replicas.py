@@ -125,6 +125,11 @@ class ReplicatedTeacher:
         for teacher in self._teachers.values():
             teacher.availability.tell = tell
 
+    @property
+    def refuses_fields(self) -> bool:
+        """Whether a server has come to refuse a request field that it was found to take."""
+        return any(teacher.refuses_fields for teacher in self._teachers.values())
+
     def close(self) -> None:
         """Close every connection; requests in flight, pauses and waits for a slot end at once."""
         self._all.close()

@@ -46,6 +46,7 @@ def parse_reply(body: bytes) -> Reply:
         usage=_usage(completion),
         refusal=_text_or_none(message.get("refusal")),
         other_reasoning={place: text for place, text in reasoning.items() if place != reasoning_field},
+        model=_text_or_none(completion.get("model")),
     )
 
 
