@@ -75,6 +75,7 @@ class Options:
     max_outage_seconds: float
     on_change: str
     retry_failed: bool
+    keep_going: bool
     max_cost_usd: float | None
     max_total_tokens: int | None
     max_calls: int | None
@@ -312,3 +313,5 @@ def _print_choices(
             highlight=False,
             soft_wrap=True,
         )
+    if probe.sight_warning is not None:
+        console.print(Text(f"Warning: {probe.sight_warning}", style="yellow"), soft_wrap=True)

@@ -67,7 +67,8 @@ def run_samples(
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
     exception in one sample is its failure; BudgetExceeded and RunHalted end the run once the samples in
-    flight have ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends it at once.
+    flight have ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends
+    it at once.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:

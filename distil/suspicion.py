@@ -34,6 +34,7 @@ _MIN_PICTURE_TOKENS = 64
 _MAX_PX_PER_TOKEN = 48 * 48
 
 PICTURES_DROPPED = "the server seems to drop pictures: a text-only model, or a wrong chat template"
+_HALT_ADVICE = "Set it right and use another --output_dir, or go on all the same with --keep_going"
 _TOO_FEW = f"{PICTURES_DROPPED}; or it leaves them, or cached tokens, out of its figures"
 
 
@@ -199,15 +200,10 @@ class Tally:
 
     def _reason_to_halt(self) -> str | None:
         if self._num_fresh == FIRST_SAMPLES and self._num_fresh_answers == 0:
-            return (
-                f"none of the first {FIRST_SAMPLES} samples has an answer; {self._likely_cause()}. Set it right "
-                "and use another --output_dir, or go on all the same with --keep_going"
-            )
+            none = f"none of the first {FIRST_SAMPLES} samples has an answer"
+            return f"{none}; {self._likely_cause()}. {_HALT_ADVICE}"
         if self._num_fresh >= FIRST_SAMPLES and self._num_calls >= _MIN_HALTING_CALLS and self._all_fail:
-            return (
-                f"{self._failed_calls()}. Set it right and use another --output_dir, or go on all the same "
-                "with --keep_going"
-            )
+            return f"{self._failed_calls()}. {_HALT_ADVICE}"
         return None
 
     @property
@@ -235,7 +231,9 @@ class Tally:
 
     def _likely_cause(self) -> str:
         """What most samples without an answer have in common."""
-        if self._sight_warning is not None or 2 * self._num_too_few > self._num_samples:
+        if self._sight_warning is not None:
+            return self._sight_warning
+        if 2 * self._num_too_few > self._num_samples:
             return PICTURES_DROPPED
         most = self._without_answer.total() / 2
         for reason, cause in (
@@ -280,9 +278,9 @@ class Tally:
             return None
         index, found = self._first_too_few
         return (
-            f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and pictures "
-            f"need (turn {found.turn} of sample {index}: {found.prompt_tokens}, at least {found.needed} are "
-            f"needed); {_TOO_FEW}"
+            f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and picture "
+            f"need (sample {index}, turn {found.turn}: {found.prompt_tokens}, but at least {found.needed}); "
+            f"{_TOO_FEW}"
         )
 
     def _same_text_warning(self) -> str | None:
@@ -298,14 +296,14 @@ class Tally:
         if not _are_many(self._num_repeating, self._num_samples):
             return None
         return (
-            f"in {_of(self._num_repeating, self._num_samples)} the teacher said and called the same again and "
-            "again: it may not see what its calls give (distil doctor finds out; --tool_mode text may help)"
+            f"in {_of(self._num_repeating, self._num_samples)} the teacher said and called the same again "
+            "and again: it may not see what its calls give (distil doctor finds out)"
         )
 
 
 def _are_many(number: int, total: int) -> bool:
     """Whether so many of a run's samples are more than an accident; of the smallest runs only all."""
-    return 0 < number and (number == total or number >= max(_MIN_MANY, _MANY_SHARE * total))
+    return number > 0 and (number == total or number >= max(_MIN_MANY, _MANY_SHARE * total))
 
 
 def _of(number: int, total: int) -> str:
