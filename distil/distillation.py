@@ -70,7 +70,7 @@ class RolloutSolver:
         self.run, self.teacher, self.folder = run, teacher, run.folder
         self.spending: list[SampleSpending] = []
         options = run.job.options
-        self.tally = Tally(options.max_tokens, options.max_turns, run.probe.sight_warning)
+        self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
 
     def solve(self, index: int) -> Solved:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""

@@ -135,11 +135,11 @@ def _short(text: str) -> str:
 class Tally:
     """A run's signs, added up as samples end, in any order; safe from many threads.
 
-    `sight_warning` is what the probe found wrong with the teacher's eyes, None for nothing.
+    `seems_blind` is whether the probe's word was not read.
     """
 
-    def __init__(self, max_tokens: int, max_turns: int, sight_warning: str | None = None) -> None:
-        self._max_tokens, self._max_turns, self._sight_warning = max_tokens, max_turns, sight_warning
+    def __init__(self, max_tokens: int, max_turns: int, seems_blind: bool = False) -> None:
+        self._max_tokens, self._max_turns, self._seems_blind = max_tokens, max_turns, seems_blind
         self._lock = threading.Lock()
         self._num_samples = self._num_fresh = self._num_fresh_answers = 0
         self._without_answer: Counter[str] = Counter()  # by stop reason
@@ -231,9 +231,7 @@ class Tally:
 
     def _likely_cause(self) -> str:
         """What most samples without an answer have in common."""
-        if self._sight_warning is not None:
-            return self._sight_warning
-        if 2 * self._num_too_few > self._num_samples:
+        if self._seems_blind or 2 * self._num_too_few > self._num_samples:
             return PICTURES_DROPPED
         most = self._without_answer.total() / 2
         for reason, cause in (
