@@ -244,6 +244,11 @@ def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
     )
     data.add_argument("--retry_failed", action="store_true", help="only the samples that failed before")
     data.add_argument(
+        "--keep_going",
+        action="store_true",
+        help="go on where the first 20 samples have no answer, or all tool calls fail",
+    )
+    data.add_argument(
         "--max_workers",
         type=_positive,
         default=door.max_workers,

@@ -15,7 +15,7 @@ from rich.console import Console
 from distil.address import find_teacher, started
 from distil.budget import Spent
 from distil.concurrency import Level
-from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
+from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
 from distil.estimate import Measured, SampleSpending, Selection, choose_samples, print_estimate
 from distil.preparation import (
     Options,
@@ -40,6 +40,7 @@ from distil.report import (
 from distil.rollout import run_rollout
 from distil.sampler import Outcome, run_samples
 from distil.store import RunFolder
+from distil.suspicion import Tally, signs_of
 from distil.teacher import AnsweredModels, Deadline, ReplicatedTeacher
 from distil.tools import CropFrom
 from distil.viewer.facts import trace_facts
@@ -69,14 +70,19 @@ class RolloutSolver:
         self.run, self.teacher, self.folder = run, teacher, run.folder
         self.models = AnsweredModels()
         self.spending: list[SampleSpending] = []
+        options = run.job.options
+        self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
 
     def solve(self, index: int) -> Solved:
-        """Load the row, run its rollout, write its trace."""
+        """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
+        if self.halt is not None:
+            raise RunHalted(self.halt)
         started = time.perf_counter()
         turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
         sample = self.run.job.source.load(index, self.run.job.task)
         journal = self.folder.journals.of(index, sample.picture.file_sha256)
+        is_resumed = journal.num_turns > 0
         with self.teacher.asking() as ask_teacher:
 
             def ask(messages: Sequence[bytes], seed: int) -> Reply:
@@ -98,7 +104,13 @@ class RolloutSolver:
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(index, seconds, turn_seconds)
         self.spending.append(self._spending(trace, seconds))
+        self.tally.add(signs_of(trace), is_resumed)
         return solved_from_trace(trace, trace_facts(trace))
+
+    @property
+    def halt(self) -> str | None:
+        """Why no further sample should be started, or None."""
+        return None if self.run.job.options.keep_going else self.tally.halt
 
     def _spending(self, trace: Json, seconds: float) -> SampleSpending:
         tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
@@ -149,16 +161,18 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
         with suppress(FolderError):
             totals = _end(solver, got, len(done), record)
             if got.solved and not isinstance(error, KeyboardInterrupt):
-                print_summary(totals, None, console)
+                print_summary(totals, console)
                 console.print("The same command goes on from here.")
         raise
     totals = _end(solver, got, len(done), record)
     folder.close()  # not where threads may still write
-    print_summary(totals, _box_warning(run, got), console)
+    print_summary(totals, console)
     if options.estimate_samples is not None:
         num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
         selection = Selection(num_samples, num_samples - len(done), options.max_workers)
-        print_estimate(_measured(totals, solver.spending, num_resumed, spent_before), selection, console)
+        is_cut_off = got.stopped_by not in (None, solver.halt)
+        measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
+        print_estimate(measured, selection, console)
     return 1 if got.failures or got.stopped_by else 0
 
 
@@ -169,13 +183,17 @@ def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
 
 
 def _measured(
-    totals: RunTotals, finished: Sequence[SampleSpending], num_resumed: int, spent_before: Spent
+    totals: RunTotals,
+    finished: Sequence[SampleSpending],
+    num_resumed: int,
+    spent_before: Spent,
+    is_cut_off: bool,
 ) -> Measured:
     return Measured(
         finished=finished,
         num_failed=len(totals.failures),
         num_resumed=num_resumed,
-        is_stopped=totals.stopped_by is not None,
+        is_stopped=is_cut_off,
         seconds=totals.seconds,
         spent_before=spent_before,
         spent_after=totals.spent,
@@ -217,19 +235,21 @@ def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mappi
         stopped_by=got.stopped_by,
         level=teacher.level.state(),
         models=solver.models.counts,
-        models_warning=solver.models.warning(),
+        warnings=_warnings(solver, got),
     )
-    end = _end_record(totals, _box_warning(run, got))
     probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
-    run.folder.write_run_record({**record, **end, "probe": probe})
+    run.folder.write_run_record({**record, **_end_record(totals), "probe": probe})
     return totals
 
 
-def _box_warning(run: Run, got: _Collected) -> str | None:
-    tally = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
+def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
+    """All that is suspicious about the run, a line each."""
+    run = solver.run
+    boxes = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
     for solved in got.solved.values():
-        tally.add(solved)
-    return tally.warning()
+        boxes.add(solved)
+    found = [run.probe.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
+    return [warning for warning in found if warning is not None]
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
@@ -249,7 +269,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
     }
 
 
-def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
+def _end_record(totals: RunTotals) -> dict[str, Json]:
     return {
         "seconds": round(totals.seconds, 3),
         "num_finished": len(totals.facts),
@@ -258,6 +278,5 @@ def _end_record(totals: RunTotals, warning: str | None) -> dict[str, Json]:
         "stopped_by": totals.stopped_by,
         "requests_at_once": totals.level.as_dict(),
         "models": dict(totals.models),
-        "models_warning": totals.models_warning,
-        "warning": warning,
+        "warnings": list(totals.warnings),
     }

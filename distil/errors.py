@@ -12,6 +12,7 @@ DistilError
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
 ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
+├── RunHalted           what has come of the samples so far is worthless: the run ends, nothing is lost
 ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
 └── TraceError          a trace file cannot be read, or is not a trace
 """
@@ -88,6 +89,10 @@ class FolderError(DistilError):
 
 class BudgetExceeded(DistilError):
     """One more request could pass a limit; the text names the limit and what is used of it."""
+
+
+class RunHalted(DistilError):
+    """The samples so far are worthless, and more would be; the text says in what way and what is likely."""
 
 
 class SandboxUnavailable(DistilError):

@@ -77,6 +77,7 @@ class Options:
     max_outage_seconds: float
     on_change: str
     retry_failed: bool
+    keep_going: bool
     max_cost_usd: float | None
     max_total_tokens: int | None
     max_calls: int | None
@@ -256,9 +257,9 @@ def _settle_asking(
         if told is None:
             return earlier or probe_tool_mode(teacher, prompt, budget, tell)
         tool_mode, reason = told
-        if earlier is None:
-            teacher = probe_fields(teacher, replace(prompt, tool_mode=tool_mode), budget, tell)
-        return ProbeResult(tool_mode, reason, teacher if earlier is None else earlier.settings)
+        if earlier is not None:
+            return replace(earlier, tool_mode=tool_mode, reason=reason)
+        return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
 
@@ -347,3 +348,5 @@ def _print_choices(
             highlight=False,
             soft_wrap=True,
         )
+    if probe.sight_warning is not None:
+        console.print(Text(f"Warning: {probe.sight_warning}", style="yellow"), soft_wrap=True)

@@ -166,13 +166,13 @@ class RunTotals:
     num_skipped: int
     seconds: float
     spent: Spent  # by all runs into the folder
-    stopped_by: str | None  # the limit that ended the run early
+    stopped_by: str | None  # the limit, or the worthless samples, that ended the run early
     level: LevelState
     models: Mapping[str, int]  # replies by the name that they give their model
-    models_warning: str | None
+    warnings: Sequence[str]  # what is suspicious
 
 
-def print_summary(totals: RunTotals, warning: str | None, console: Console) -> None:
+def print_summary(totals: RunTotals, console: Console) -> None:
     """Print the summary that a run ends with."""
     batch = add_up(totals.facts)
     if batch is not None:
@@ -190,10 +190,8 @@ def print_summary(totals: RunTotals, warning: str | None, console: Console) -> N
         console.print(line, highlight=False, soft_wrap=True)
     if totals.stopped_by is not None:
         console.print(Text(f"Stopped: {totals.stopped_by}.", style="yellow"), soft_wrap=True)
-    for text in (totals.models_warning, warning):
-        if text is None:
-            continue
-        console.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=True)
+    for warning in totals.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)
     if totals.facts or totals.num_skipped:
         console.print(f"Look at them: distil view {totals.folder} --batch", highlight=False, soft_wrap=True)

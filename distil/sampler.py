@@ -12,6 +12,7 @@ from distil.errors import (
     ContextOverflow,
     DeadlinePassed,
     FolderError,
+    RunHalted,
     SampleError,
     SandboxUnavailable,
     TeacherError,
@@ -54,7 +55,7 @@ class Outcome(Generic[ResultT_co]):
     sample_index: int
     result: ResultT_co | None
     failure: Failure | None
-    stopped: str | None = None  # why it was not finished although it did not fail: the budget is used up
+    stopped: str | None = None  # why it was not finished although it did not fail: the run ends early
 
 
 def run_samples(
@@ -67,8 +68,9 @@ def run_samples(
 
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
-    exception in one sample is its failure; BudgetExceeded ends the run once the samples in flight have
-    ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends it at once.
+    exception in one sample is its failure; BudgetExceeded and RunHalted end the run once the samples in
+    flight have ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends
+    it at once.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -125,7 +127,7 @@ def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
         return Outcome(index, solver.solve(index), None)
     except (TeacherRefused, SandboxUnavailable, FolderError):
         raise
-    except BudgetExceeded as error:
+    except (BudgetExceeded, RunHalted) as error:
         return Outcome(index, None, None, str(error))
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         return Outcome(index, None, _failure(index, error))

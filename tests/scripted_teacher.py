@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from PIL import Image
+
+from distil.teacher.marks import SIGN_QUESTION, SIGN_WORD
+
 Script = Callable[[dict[str, Any]], Any]  # a request body to a completion, or (status, body)
 
 
 class ScriptedTeacher:
-    """`with ScriptedTeacher(script) as teacher:` serves on loopback and keeps every request."""
+    """`with ScriptedTeacher(script) as teacher:` serves on loopback and keeps every request.
+
+    Whatever the script says to the probe, the word in its picture stands beside it, unless `sees` is False.
+    """
 
     def __init__(
         self,
         script: Script,
         models: tuple[str, ...] = ("scripted-qwen3-vl",),
         listing: tuple[int, Any] | None = None,  # what `/models` answers in place of the list
+        sees: bool = True,
     ) -> None:
         self.script = script
+        self.sees = sees
         self.models = models
         self.listing = listing
         self.requests: list[dict[str, Any]] = []
@@ -61,6 +72,8 @@ class ScriptedTeacher:
                 teacher.keep(request, {name.lower(): value for name, value in self.headers.items()})
                 answer = teacher.script(request)
                 status, body = answer if isinstance(answer, tuple) else (200, answer)
+                if teacher.sees and status == 200 and is_probe(request):
+                    body = naming_the_word(body)
                 self._send(status, body)
 
             def _send(self, status: int, body: Any) -> None:
@@ -139,7 +152,39 @@ def turns(*replies: Any) -> Script:
 def is_probe(request: dict[str, Any]) -> bool:
     """Whether a request is the probe that comes before a run."""
     question = texts(request["messages"][1])
-    return "Call the tool" in question or "Which colour has the square" in question
+    return "Call the tool" in question or question.endswith(SIGN_QUESTION)
+
+
+def naming_the_word(body: Any) -> Any:
+    """The completion with the word of the probe's picture at the head of its text."""
+    try:
+        (choice,) = body["choices"]
+        message = choice["message"]
+        content = f"{SIGN_WORD} {message.get('content') or ''}"
+    except (AttributeError, KeyError, TypeError, ValueError):  # no completion: a fault that is tested
+        return body
+    return body | {"choices": [choice | {"message": message | {"content": content}}]}
+
+
+def counted(request: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
+    """The completion with prompt tokens as a healthy server counts them: a quarter of the text's
+    characters, and one for 32×32 pixels of a picture."""
+    num_chars = sum(len(texts(message)) for message in request["messages"])
+    tokens = 20 + num_chars // 4 + sum(area_px // 1024 for area_px in picture_areas(request))
+    return reply | {"usage": {"prompt_tokens": tokens, "completion_tokens": 10, "total_tokens": tokens + 10}}
+
+
+def picture_areas(request: dict[str, Any]) -> list[int]:
+    """The area of each picture that a request carries, in pixels."""
+    urls = [
+        part["image_url"]["url"]
+        for message in request["messages"]
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+        if part["type"] == "image_url"
+    ]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size for url in urls]
+    return [width * height for width, height in sizes]
 
 
 def texts(message: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "distil"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records"),
     ("spans", "jsonable", "pictures", "sandbox", "saved_view", "prices", "concurrency"),
-    ("conversation", "tasks", "tools", "budget"),
+    ("conversation", "tasks", "tools", "budget", "suspicion"),
     ("source", "store", "teacher", "embedded"),
     ("rollout", "replay", "sampler", "address"),
     ("viewer",),

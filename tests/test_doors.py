@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
-from scripted_teacher import ScriptedTeacher, calls, is_probe, num_pictures, num_turns, says, texts
+from scripted_teacher import ScriptedTeacher, calls, counted, is_probe, num_pictures, num_turns, says, texts
 
 from distil.cli import main
 
@@ -184,7 +184,10 @@ def test_many_clamped_boxes_end_with_a_warning(run_door: RunDoor, photos: Path, 
 
 
 def test_fitting_boxes_end_without_a_warning(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
-    result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, "--coordinates", "rel1000")
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--coordinates", "rel1000",
+        teacher=lambda request: counted(request, policy(request)),
+    )  # fmt: skip
     assert "Warning" not in result.stdout
 
 

@@ -30,7 +30,16 @@ from distil.teacher.findings import (
     warnings_of,
     working_mode,
 )
-from distil.teacher.marks import MARKS, BoxAnswer, FoundFrame, Mark, draw_sign, find_frame
+from distil.teacher.marks import (
+    MARKS,
+    SIGN_QUESTION,
+    SIGN_WORD,
+    BoxAnswer,
+    FoundFrame,
+    Mark,
+    draw_sign,
+    find_frame,
+)
 from distil.teacher.models import nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.tools import BoxFrame
@@ -49,7 +58,7 @@ _KEY_REFUSED = (None, 401, 403)
 _LIMIT_TOKENS = 16
 _MAX_QUOTED_CHARS = 80
 _MAX_LISTED_MODELS = 5
-_WORD, _ZOOMED_WORD = "OSLO", "LIMA"  # read, not guessed; the embedded sign reader knows place names only
+_ZOOMED_WORD = "LIMA"  # another place name than SIGN_WORD
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
@@ -210,12 +219,12 @@ def _refused_fields(before: TeacherSettings, after: TeacherSettings) -> list[str
 
 
 def _probe_picture(interview: _Interview) -> Finding:
-    prompt = Prompt(_SYSTEM, "Which word is written in the image? Answer with that word alone.")
+    prompt = Prompt(_SYSTEM, SIGN_QUESTION)
     try:
-        reply = interview.ask(_opening(interview, prompt, draw_sign(_WORD)))
+        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)))
     except TeacherError as error:
         return _failed("picture", error)
-    return _reading("picture", reply, _WORD)
+    return _reading("picture", reply, SIGN_WORD)
 
 
 def _reading(probe: str, reply: Reply, word: str) -> Finding:
@@ -342,7 +351,7 @@ def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Finding:
     )
     prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
     try:
-        reply = interview.ask(_opening(interview, prompt, draw_sign(_WORD)), _natively(prompt))
+        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)), _natively(prompt))
     except TeacherError as error:
         return _failed(probe, error)
     result = Result.YES if len(reply.calls) > 1 else Result.NO

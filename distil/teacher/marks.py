@@ -20,6 +20,8 @@ _MIN_HITS = 2  # one box can lie right by chance
 _SAME_SCALE = 0.08  # how far the two axes of a shrunk picture may differ: servers round sides to 32 pixels
 _CLEARLY_SMALLER, _CLEARLY_BETTER = 0.97, 0.1
 _AREA_STEP_PX = 1000
+SIGN_WORD = "OSLO"  # read, not guessed; the embedded sign reader knows place names only
+SIGN_QUESTION = "Which word is written in the image? Answer with that word alone."
 _BACKGROUND, _INK = (190, 190, 190), (200, 20, 20)
 
 
