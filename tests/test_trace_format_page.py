@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import base64
+import itertools
 import json
 import os
 import random
@@ -22,12 +22,18 @@ from PIL import Image, PngImagePlugin
 from scripted_teacher import ScriptedTeacher, calls, completion, says, text_call
 
 from distil.cli import main
+from distil.pictures import Frame
+from distil.records import ToolMode
+from distil.teacher import PROFILES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trace-format.md").read_text(encoding="utf-8")
 REBUILDER = Path(rebuilder.__file__)
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 ANSWER = "<think>Not \\boxed{1, 1}.</think>It is \\boxed{48.9, 2.3}"
-OVERFLOW = {"error": {"message": "This model's maximum context length is 9", "code": "context_length_exceeded"}}
+OVERFLOW = {
+    "error": {"message": "This model's maximum context length is 9", "code": "context_length_exceeded"}
+}
+BEFORE_THE_RUN = (-1, -1)
 Reply = Any  # a completion, or a status and a body
 
 
@@ -110,7 +116,7 @@ class Talk:
 
 def looks_closer(talk: Talk) -> list[Reply]:
     return [
-        talk.call(talk.zoom(), content="Ça : 東京 😀 \u2028 \ud800 \"quoted\" \\ \t"),
+        talk.call(talk.zoom(), content='Ça : 東京 😀 \u2028 \ud800 "quoted" \\ \t'),
         talk.call((ROTATE, {"angle": 33.5}), (ZOOM, {"bbox_2d": json.dumps(talk.box())})),
         talk.call(talk.zoom(), (ROTATE, {"angle": "-90"}), talk.zoom(), reasoning_content="Hm."),
         says(ANSWER, reasoning="So."),
@@ -133,7 +139,9 @@ def fails_now_and_then(talk: Talk) -> list[Reply]:
 
 def writes_no_object(talk: Talk) -> list[Reply]:
     if talk.mode == "native":
-        named = [(ZOOM, text) for text in ("[1, 2]", "{not json", "null", '"text"', "", "7", '{"a": "\ud800"}')]
+        named = [
+            (ZOOM, text) for text in ("[1, 2]", "{not json", "null", '"text"', "", "7", '{"a": "\ud800"}')
+        ]
         broken = completion({"content": "", "tool_calls": [{"id": "a", "function": {"name": 3}}, 5]})
         return [calls(*named), calls(talk.zoom(), (ROTATE, "{")), broken, says(ANSWER)]
     bodies = ["[1, 2]", "{not json", '{"name": 3}', '{"name": "image_rotate_tool", "arguments": [1]}', ""]
@@ -154,7 +162,7 @@ def gives_no_ids(talk: Talk) -> list[Reply]:
 
 def never_stops_calling(talk: Talk) -> list[Reply]:
     turns = [(ROTATE, {"angle": 90})] * 30 + [talk.zoom()] * 5
-    return [talk.call(*turns), talk.call(talk.zoom())]
+    return [talk.call(*turns), talk.call(talk.zoom())]  # the last is said again and again
 
 
 def thinks_of_calls(talk: Talk) -> list[Reply]:
@@ -168,7 +176,11 @@ def thinks_of_calls(talk: Talk) -> list[Reply]:
 
 
 def says_it_in_parts(talk: Talk) -> list[Reply]:
-    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    parts = [
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "text", "text": "a "},
+        {"type": "text", "text": "b"},
+    ]
     entry = {"id": "call-0", "type": "function", "function": {"name": ROTATE, "arguments": {"angle": 15}}}
     return [
         completion({"content": parts, "tool_calls": [entry]}, "tool_calls"),
@@ -236,8 +248,12 @@ def programs_of_chance(talk: Talk) -> list[Reply]:
         "result_image = Image.fromarray(np.random.randint(0, 256, (30, 44, 3), dtype='uint8'))"
     )
     return [
-        talk.call(code(chance), code("result_image = image.convert('P'); result_image.info['transparency'] = 7")),
-        talk.call(code("result_image = 3"), (CODE, {}), code("x = ("), code("result_image = image.rotate(7)")),
+        talk.call(
+            code(chance), code("result_image = image.convert('P'); result_image.info['transparency'] = 7")
+        ),
+        talk.call(
+            code("result_image = 3"), (CODE, {}), code("x = ("), code("result_image = image.rotate(7)")
+        ),
         talk.call((CODE, "text"), (CODE, {"code": "result_image = image", "why": "näher"})),
         talk.call(code("result_image = image.convert('RGBA').resize((33, 200))"), talk.zoom()),
         says(ANSWER),
@@ -287,8 +303,8 @@ class Made:
     """What a run left: its traces by row, and what the server got for each turn of each row, in order."""
 
     run: Run
-    traces: Mapping[int, Mapping[str, Any]]
-    bodies: Mapping[tuple[int, int], Sequence[bytes]]
+    traces: Mapping[int, Mapping[str, Any]] = field(repr=False)
+    bodies: Mapping[tuple[int, int], Sequence[bytes]] = field(repr=False)
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +338,8 @@ def distilled(run: Run, dataset: Path, folder: Path) -> Made:
     replies = [run.replies(index) for index in range(len(PHOTOS))]
 
     def script(request: dict[str, Any]) -> Any:
+        if request["seed"] not in turns:  # asked before the run
+            return calls((ZOOM, {})) if "tools" in request else says("Yes.")
         index, turn = turns[request["seed"]]
         return replies[index][min(turn, len(replies[index])) - 1]
 
@@ -331,13 +349,14 @@ def distilled(run: Run, dataset: Path, folder: Path) -> Made:
     with ScriptedTeacher(script, models=(run.model,)) as server:
         arguments = [
             run.door, "--api_base", server.api_base, "--dataset_path", dataset, "--output_dir", folder / "traces",
-            "--num_samples", 0, "--max_workers", 2, "--seed", run.seed, *flags,
+            "--num_samples", 0, "--max_workers", 2, "--max_turns", 5, "--seed", run.seed, *flags,
         ]  # fmt: skip
         mode = [] if run.mode == "none" else ["--tool_mode", run.mode]
         assert main([*map(str, arguments), *mode]) == 0
     bodies: dict[tuple[int, int], list[bytes]] = {}
     for body in server.bodies:
-        bodies.setdefault(turns[json.loads(body)["seed"]], []).append(body)
+        bodies.setdefault(turns.get(json.loads(body)["seed"], BEFORE_THE_RUN), []).append(body)
+    bodies.pop(BEFORE_THE_RUN, None)
     paths = sorted((folder / "traces").glob("trace_*.json"))
     traces = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return Made(run, {trace["sample_index"]: trace for trace in traces}, bodies)
@@ -379,7 +398,9 @@ def test_what_a_trace_stores_of_its_pictures_is_rebuilt(
             assert call["success"] == ("result" in call) == bool(outcome)
             if outcome:
                 assert outcome.pop("arguments") == rebuilder.stored_arguments(call)
-                expected = {name: call[name] for name in call.keys() & {"clamped", "result", "stdout", "picture"}}
+                expected = {
+                    name: call[name] for name in call.keys() & {"clamped", "result", "stdout", "picture"}
+                }
                 assert outcome == expected, (index, call)
 
 
@@ -394,23 +415,86 @@ def test_hashes_rewards_and_sums_of_a_trace_are_rebuilt(made: Made) -> None:
 
 
 def test_the_runs_meet_what_the_page_speaks_of(made: Made) -> None:
-    log = [call for trace in made.traces.values() for call in trace["tool_calls_log"]]
-    reached = {trace["metadata"]["stop_reason"] for trace in made.traces.values()}
-    assert all(trace["settings"]["coordinates"] == made.run.frame for trace in made.traces.values())
-    if made.run.mode == "none":
+    run, log = made.run, [call for trace in made.traces.values() for call in trace["tool_calls_log"]]
+    assert {trace["settings"]["coordinates"] for trace in made.traces.values()} == {run.frame}
+    if run.mode == "none":
         return
-    assert {call["success"] for call in log} == {True, False}
-    assert {call["clamped"] for call in log} == {True, False}
-    if made.run.talks is TALKS:
-        assert reached >= {"answered", "context_overflow", "truncated", "refused", "max_turns"} - (
-            {"context_overflow"} if made.run.name == "multiples of 28" else set()
-        )
-        assert max(len([c for c in log if c["turn"] == 1 and c.get("call_id") == f"call-{n}"]) for n in range(33)) >= 0
-    if "original" in made.run.flags:
-        assert {"crop_from" in call.get("tool_arguments", {}) for call in log if call["success"]} == {True, False}
-    if made.run.talks is PROGRAMS:
-        assert any(call.get("stdout") and call["success"] for call in log)
-        assert any(call.get("stdout") and not call["success"] for call in log)
+    done = [call for call in log if call["success"]]
+    assert 0 < len(done) < len(log)
+    assert {call["clamped"] for call in done} == {True, False}
+    assert any(not isinstance(rebuilder.raw_arguments(call), dict) for call in log)
+    if "original" in run.flags:
+        assert {"crop_from" in call["tool_arguments"] for call in done} == {True, False}
+    if run.talks is PROGRAMS:
+        assert {call["success"] for call in log if call.get("stdout")} == {True, False}
+        return
+    reached = {trace["metadata"]["stop_reason"] for trace in made.traces.values()}
+    overflow = set() if "--max_turns" in run.flags else {"context_overflow"}
+    assert reached == {"answered", "truncated", "refused", "max_turns"} | overflow
+    assert any("only the first 32 calls" in call["message"] for call in log)
+    forms = {turn["call_form"] for trace in made.traces.values() for turn in trace["conversation_log"]}
+    assert forms == {"native", "text", None}
+
+
+def test_settings_meet_every_way_to_ask() -> None:
+    assert {run.frame for run in RUNS} == {frame.value for frame in Frame}
+    assert {run.mode for run in RUNS} == {mode.value for mode in ToolMode}
+    renamed = {profile.name for profile in PROFILES if profile.token_field != "max_tokens"}
+    assert renamed == {"gpt-reasoning"}  # as the page says
+
+
+# --- what the page shows is true
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The cells of the page's table with this heading, without their backticks."""
+    lines = PAGE.partition(heading)[2].splitlines()
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[1:]))
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in rows[1:]]
+
+
+def size(text: str) -> tuple[int, int]:
+    width, height = map(int, text.split("×"))
+    return width, height
+
+
+def test_the_pages_boxes_are_as_it_says() -> None:
+    rows = table_rows("| numbers | frame | sent | picture | `bbox_2d` | `clamped` |")
+    assert {row[1] for row in rows} == {"pixel", "rel1000", "rel1000_yx", "rel1"}
+    for numbers, frame, sent, picture, stored, clamped in rows:
+        box = [float(number) for number in numbers.split()]
+        expected = tuple(map(int, stored.split())), json.loads(clamped)
+        assert rebuilder.whole_pixels(box, frame, size(sent), size(picture)) == expected
+
+
+def test_the_pages_sizes_are_as_it_says() -> None:
+    names = ("max_side_px", "min_side_px", "max_area_px", "min_area_px", "factor_px")
+    rows = table_rows(f"| full size | {' | '.join(f'`{name}`' for name in names)} | as sent |")
+    assert len(rows) == 3
+    for full, *limits, sent in rows:
+        rule = dict(zip(names, map(json.loads, limits), strict=True))
+        assert rebuilder.sent_size(size(full), rule) == size(sent)
+
+
+def test_the_pages_seeds_hashes_and_rewards_are_as_it_says() -> None:
+    seeds = re.findall(r"`(-?\d+):(\d+):(\d+)` gives (\d+)", PAGE)
+    assert len(seeds) == 2
+    for *of, seed in seeds:
+        assert rebuilder.turn_seed(*map(int, of)) == int(seed)
+    ((value, digest),) = re.findall(r"`(.*)` gives `([0-9a-f]{64})`", PAGE)
+    assert rebuilder.json_sha256(json.loads(value)) == digest
+    picture = Image.new("P", (4, 2))
+    picture.putpalette([1, 2, 3, 200, 100, 50])
+    picture.putpixel((3, 1), 1)
+    assert f"0 0 0 0 0 0 0 1:\n`{rebuilder.pixel_sha256(picture)}`" in PAGE
+    reward = rebuilder.reward_score({"lat": 48.8566, "lon": 2.3522}, {"lat": 48.5, "lon": 2.25})
+    assert f"{reward['distance@km']:.8f} km away: `score` {reward['score']:.8f}" in PAGE
+    assert f"`geoguessr@point` {reward['geoguessr@point']:.5f}" in PAGE
+
+
+def test_the_pages_texts_are_those_that_are_sent() -> None:
+    assert f"```\n{rebuilder.TOOLS_BLOCK}\n```" in PAGE
+    assert f"`{rebuilder.SIZE_SENTENCE}`" in PAGE
 
 
 def test_the_rebuilder_imports_nothing_of_ours() -> None:

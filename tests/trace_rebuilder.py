@@ -471,9 +471,7 @@ def rebuild(trace: Mapping[str, Json]) -> Rebuilt:
                 outcomes.append(outcome)
         messages += turn_messages(turn, shown)
     if trace["metadata"]["stop_reason"] == "context_overflow":  # one more was sent, and refused
-        requests.append(
-            Request(request_fields(trace, len(trace["conversation_log"]) + 1), encoded(messages))
-        )
+        requests.append(Request(request_fields(trace, len(trace["conversation_log"]) + 1), encoded(messages)))
     image = {**file_facts(file), **picture_facts(picture), "sent": photo.facts()}
     return Rebuilt(image, requests, outcomes)
 
