@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import math
 import os
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,25 @@ import numpy as np
 import pytest
 import trace_rebuilder as rebuilder
 from builders import file_bytes, jpeg_with_orientation, noise, row, saved, smooth
-from PIL import Image, PngImagePlugin
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, PngImagePlugin
 from scripted_teacher import ScriptedTeacher, calls, completion, says, text_call
 
 from distil.cli import main
-from distil.pictures import Frame
+from distil.errors import SampleError, ToolError
+from distil.pictures import (
+    Frame,
+    ViewRule,
+    box_to_pixels,
+    encode_sent,
+    picture_facts,
+    sent_size,
+    to_rgb_or_grey,
+)
 from distil.records import ToolMode
 from distil.teacher import PROFILES
+from distil.tools.python_code import self_contained, unfenced
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trace-format.md").read_text(encoding="utf-8")
 REBUILDER = Path(rebuilder.__file__)
@@ -441,6 +454,145 @@ def test_settings_meet_every_way_to_ask() -> None:
     assert {run.mode for run in RUNS} == {mode.value for mode in ToolMode}
     renamed = {profile.name for profile in PROFILES if profile.token_field != "max_tokens"}
     assert renamed == {"gpt-reasoning"}  # as the page says
+
+
+# --- the rules at their edges
+
+
+SIDES = st.integers(1, 3000)
+NUMBERS = st.one_of(
+    st.integers(-200, 1300), st.floats(-2, 1100), st.floats(allow_nan=False, allow_infinity=False)
+)
+EXACT = st.tuples(st.integers(0, 100), st.integers(1, 100)).map(lambda pair: pair[0] / pair[1])  # 0.7 of 10
+
+
+@given(
+    st.sampled_from(list(Frame)),
+    st.tuples(*[st.one_of(NUMBERS, EXACT)] * 4),
+    st.tuples(SIDES, SIDES),
+    st.tuples(st.one_of(SIDES, st.integers(1, 12)), st.one_of(SIDES, st.integers(1, 12))),
+)
+@example(Frame.REL1, (0.1, 0.1, 0.7, 0.7), (10, 10), (10, 10))
+@example(Frame.REL1, (0.5, 0.5, 0.50000001, 0.50000001), (10, 10), (10, 10))
+@example(Frame.REL1000, (-1e308, 0, 1e308, 1000), (10, 10), (10, 10))
+def test_any_box_is_in_the_pixels_that_the_page_says(
+    frame: Frame, box: tuple[float, ...], sent: tuple[int, int], size: tuple[int, int]
+) -> None:
+    try:
+        expected = box_to_pixels(box, frame, sent, size)
+    except ToolError:
+        return
+    assert rebuilder.whole_pixels(box, frame.value, sent, size) == expected
+
+
+@given(
+    st.tuples(st.integers(1, 6000), st.integers(1, 6000)),
+    st.builds(
+        ViewRule,
+        max_area_px=st.one_of(st.none(), st.integers(1, 2_000_000)),
+        min_area_px=st.integers(0, 100_000),
+        max_side_px=st.one_of(st.none(), st.integers(1, 3000)),
+        min_side_px=st.integers(1, 64),
+        factor_px=st.sampled_from([1, 14, 28, 32]),
+    ),
+)
+def test_any_picture_is_sent_at_the_size_that_the_page_says(size: tuple[int, int], rule: ViewRule) -> None:
+    try:
+        expected = sent_size(size, rule)
+    except SampleError:
+        return
+    assert rebuilder.sent_size(size, asdict(rule)) == expected
+
+
+MODES = (
+    "1",
+    "L",
+    "P",
+    "LA",
+    "La",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+)
+
+
+def in_mode(mode: str) -> Image.Image:
+    if mode in ("I;16", "F"):
+        return noise(37, 21, mode)
+    by_way = {"La": "LA", "RGBa": "RGBA", "PA": "LA", "I": "L"}.get(mode, "RGB")
+    picture = noise(37, 21, by_way)
+    return ImageCms.applyTransform(picture, TO_LAB) if mode == "LAB" else picture.convert(mode)
+
+
+TO_LAB = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_of_any_mode_is_hashed_and_sent_as_the_page_says(mode: str) -> None:
+    picture, rule = in_mode(mode), ViewRule()
+    assert picture.mode == mode
+    assert rebuilder.picture_facts(picture) == asdict(picture_facts(picture))
+    for one in (picture, picture.crop((3, 2, 30, 15))):
+        assert rebuilder.sent_file(one, asdict(rule)).data == encode_sent(one, rule).data
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0, 255],
+        [0, 256],
+        [-5, 90],
+        [7, 7],
+        [0, 70000],
+        [-3, -3],
+        [0.0, 1.0],
+        [0.5, 1.001],
+        [float("nan"), 2e5],
+    ],
+)
+def test_any_grey_is_scaled_as_the_page_says(values: list[float]) -> None:
+    for kind in (np.float32, np.int32):
+        if kind is np.int32 and not all(map(math.isfinite, values)):
+            continue
+        picture = Image.fromarray(np.resize(np.array(values, dtype=kind), (40, 41)))
+        assert rebuilder.eight_bits(picture).tobytes() == to_rgb_or_grey(picture).tobytes()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "result_image = image",
+        "result_image = Image.new('L', np.ones(2).shape)",
+        "  \nnp.ones(3)",
+        "for i in np.ones(3):\n    pass",
+        "def Image(): pass\nImage()",
+        "import numpy as np\nnp.ones(3)",
+        "import PIL.Image\nPIL.Image.new('L', (1, 1)); Image",
+        "from PIL import Image as I\nImage.new('L', (1, 1))",
+        "from __future__ import annotations\nnp.ones(3)",
+        "np = 3\nnp",
+        "np += 3",
+        "x = (",
+        "```python\nnp.ones(3)\n```",
+        "```\nx = 1\n``` ",
+        "```",
+        "```\n```",
+        "\n```py\nx\n\ny\n```\n",
+        "x\n```",
+        "def f(np): return np",
+    ],
+)
+def test_code_is_stored_as_the_page_says(code: str) -> None:
+    assert rebuilder.stored_code(code) == self_contained(unfenced(code))
 
 
 # --- what the page shows is true
