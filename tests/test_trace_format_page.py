@@ -90,7 +90,7 @@ PHOTOS: dict[str, bytes] = {
     "black and white": file_bytes(noise(81, 33, "1"), "PNG"),
     "tiny": file_bytes(noise(5, 3)),
     "thin": file_bytes(noise(400, 9), "PNG"),
-    "large": file_bytes(smooth(1800, 700)),
+    "large": file_bytes(smooth(2100, 700)),
     "GIF": file_bytes(noise(60, 60, "P"), "GIF", comment=b"a comment"),
     "BMP": file_bytes(noise(60, 50), "BMP"),
     "commented": file_bytes(noise(60, 50), "JPEG", comment=b"a comment", exif=Image.Exif()),
@@ -255,15 +255,16 @@ def programs(talk: Talk) -> list[Reply]:
     ]  # fmt: skip
 
 
+CLEAR = "result_image = image.convert('P')\nresult_image.info['transparency'] = result_image.getpixel((9, 9))"
+
+
 def programs_of_chance(talk: Talk) -> list[Reply]:
     chance = (
         "import random\nprint(random.random())\nimport numpy as np\n"
         "result_image = Image.fromarray(np.random.randint(0, 256, (30, 44, 3), dtype='uint8'))"
     )
     return [
-        talk.call(
-            code(chance), code("result_image = image.convert('P'); result_image.info['transparency'] = 7")
-        ),
+        talk.call(code(chance), code(CLEAR)),
         talk.call(
             code("result_image = 3"), (CODE, {}), code("x = ("), code("result_image = image.rotate(7)")
         ),
