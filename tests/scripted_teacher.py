@@ -36,6 +36,7 @@ class ScriptedTeacher:
         self.listing = listing
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []  # the requests as they came over the wire
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class())
         self._server.daemon_threads = True
@@ -49,9 +50,10 @@ class ScriptedTeacher:
         self._server.shutdown()
         self._server.server_close()
 
-    def keep(self, request: dict[str, Any], headers: dict[str, str]) -> None:
+    def keep(self, request: dict[str, Any], headers: dict[str, str], body: bytes) -> None:
         with self._lock:
             self.requests.append(request)
+            self.bodies.append(body)
             self.headers.append(headers)
 
     def _handler_class(self) -> type[BaseHTTPRequestHandler]:
@@ -68,8 +70,9 @@ class ScriptedTeacher:
                 self._send(*(teacher.listing or (200, {"object": "list", "data": models})))
 
             def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                teacher.keep(request, {name.lower(): value for name, value in self.headers.items()})
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                request = json.loads(data)
+                teacher.keep(request, {name.lower(): value for name, value in self.headers.items()}, data)
                 answer = teacher.script(request)
                 status, body = answer if isinstance(answer, tuple) else (200, answer)
                 if teacher.sees and status == 200 and is_probe(request):
