@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import struct
 import warnings
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import file_bytes, jpeg_with_orientation, noise, same_pixels, smooth
+from conftest import save_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from marked_pictures import chunk, marked_files, marked_jpeg, marked_png, segment
 from PIL import Image
+from scripted_teacher import ScriptedTeacher, calls, says, turns
 
+from distil.cli import main
 from distil.errors import SampleError
 from distil.metadata import without_metadata
 from distil.pictures import ViewRule, decode_stored, encode_sent
+from distil.replay import Sources, Verdict, verify_trace
+from distil.store.trace_file import json_sha256
 
 MARK = b"ZQMARK"
 KEPT_CHUNKS = {b"IHDR", b"IDAT", b"IEND"}
@@ -115,30 +124,33 @@ def test_cutting_twice_is_cutting_once(name: str) -> None:
     assert without_metadata(file_format, bare) == bare
 
 
-def test_the_colours_of_an_adobe_jpeg_stay() -> None:
-    """Without its APP14 an RGB JPEG would be read as YCbCr."""
-    data = file_bytes(smooth(40, 30), "JPEG", keep_rgb=True, quality=95)
+def with_component_ids(data: bytes, ids: bytes) -> bytes:
+    """A baseline JPEG whose three colour components are called so."""
+    renamed = bytearray(data)
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    for position, name in enumerate(ids):
+        renamed[frame + 10 + 3 * position] = renamed[scan + 5 + 2 * position] = name
+    return bytes(renamed)
+
+
+def test_an_adobe_segment_says_that_numbered_components_are_rgb_and_stays() -> None:
+    """Decoders take components called 1, 2 and 3 for YCbCr unless an Adobe segment says otherwise."""
+    data = with_component_ids(file_bytes(smooth(40, 30), "JPEG", keep_rgb=True, quality=95), b"\1\2\3")
     marked = data[:2] + segment(0xE1, b"Exif\0\0" + MARK) + data[2:]
     bare = without_metadata("JPEG", marked)
-    assert bare is not None
-    assert MARK not in bare
-    assert same_pixels(walked(bare), walked(data))
-    cmyk = without_metadata("JPEG", MARKED["cmyk jpeg"])
-    assert cmyk is not None
-    assert same_pixels(walked(cmyk), walked(MARKED["cmyk jpeg"]))
+    assert bare == data
+    assert same_pixels(walked(bare), walked(marked))
+    adobe = data.index(b"\xff\xee")
+    assert not same_pixels(walked(data[:adobe] + data[adobe + 16 :]), walked(data))
 
 
-def test_a_jfif_segment_says_that_rgb_ids_are_ycbcr_and_stays() -> None:
+def test_a_jfif_segment_says_that_components_named_rgb_are_ycbcr_and_stays() -> None:
     """Decoders take components called R, G and B for RGB unless a JFIF segment says otherwise."""
-    data = bytearray(file_bytes(smooth(40, 30), "JPEG"))
-    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
-    for position, letter in enumerate(b"RGB"):
-        data[frame + 10 + 3 * position] = data[scan + 5 + 2 * position] = letter
-    bare = without_metadata("JPEG", bytes(data))
+    data = with_component_ids(file_bytes(smooth(40, 30), "JPEG"), b"RGB")
+    bare = without_metadata("JPEG", data)
     assert bare is not None
-    assert same_pixels(walked(bare), walked(bytes(data)))
-    no_jfif = bytes(data[:2] + data[20:])
-    assert not same_pixels(walked(no_jfif), walked(bytes(data)))
+    assert same_pixels(walked(bare), walked(data))
+    assert not same_pixels(walked(data[:2] + data[20:]), walked(data))
 
 
 def test_fill_bytes_and_stuffed_zeros_are_no_end_of_a_scan() -> None:
@@ -224,6 +236,64 @@ def test_the_same_file_is_cut_to_the_same_bytes() -> None:
     stored = [decode_stored(MARKED["jpeg"]) for _ in range(2)]
     assert len({encode_sent(one.image, UNLIMITED, one).sha256 for one in stored}) == 1
     assert stored[0].data == MARKED["jpeg"]
+
+
+def test_an_arithmetic_coded_jpeg_is_cut_like_any_other() -> None:
+    """Pillow writes none: the segments alone, with fill bytes and a restart marker in the scan."""
+    tables = (
+        segment(0xDB, bytes(65))
+        + segment(0xC9, bytes((8, 0, 8, 0, 8, 1, 1, 0x11, 0)))
+        + segment(0xCC, b"\0\1")
+    )
+    scan = segment(0xDA, bytes((1, 1, 0, 0, 63, 0))) + b"\1\2\xff\0\3\xff\xd0\4\xff\xff\0\5"
+    comment = segment(0xFE, MARK)
+    data = b"\xff\xd8" + comment + tables + comment + scan + b"\xff\xff" + comment + scan + b"\xff\xd9" + MARK
+    assert without_metadata("JPEG", data) == b"\xff\xd8" + tables + scan + scan + b"\xff\xd9"
+
+
+# --- in traces
+
+
+def traces_of(pictures: list[bytes], folder: Path) -> list[dict[str, Any]]:
+    """A run over these photos: a zoom, a turn, an answer."""
+    script = turns(
+        calls(("image_zoom_in_tool", {"bbox_2d": [0, 0, 500, 500]}), ("image_rotate_tool", {"angle": 90})),
+        says("\\boxed{1.0, 2.0}"),
+    )
+    save_photos(folder / "photos", pictures)
+    with ScriptedTeacher(script) as teacher:
+        flags = ["--dataset_path", folder / "photos", "--output_dir", folder, "--api_base", teacher.api_base]
+        assert main(["run", *map(str, flags)]) == 0
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("trace_*.json"))]
+
+
+def test_a_trace_says_what_was_stored_and_what_was_sent_and_an_old_one_says_why_it_differs(
+    tmp_path: Path,
+) -> None:
+    (trace,) = traces_of([MARKED["jpeg"]], tmp_path)
+    bare = without_metadata("JPEG", MARKED["jpeg"])
+    assert bare is not None
+    assert trace["image"]["file_sha256"] == hashlib.sha256(MARKED["jpeg"]).hexdigest()
+    assert trace["image"]["sent"]["sha256"] == hashlib.sha256(bare).hexdigest()
+    assert trace["image"]["sent"]["num_bytes"] == len(bare)
+    assert "grey_range" not in trace["image"]["sent"]
+    path = tmp_path / "trace_00000.json"
+    assert verify_trace(path, Sources()).verdict is Verdict.MATCHED
+    del trace["integrity_sha256"]
+    trace["image"]["sent"]["sha256"] = trace["image"]["file_sha256"]  # as it was before metadata was cut
+    path.write_text(json.dumps({**trace, "integrity_sha256": json_sha256(trace)}), encoding="utf-8")
+    verification = verify_trace(path, Sources())
+    assert verification.verdict is Verdict.CHANGED_RESULT
+    assert "metadata is cut out now" in verification.detail
+
+
+def test_a_trace_of_deep_grey_keeps_the_range_and_its_pictures_their_depth(tmp_path: Path) -> None:
+    (trace,) = traces_of([file_bytes(noise(96, 96, "I;16"), "PNG")], tmp_path)
+    results = [call["result"] for call in trace["tool_calls_log"]]
+    assert [result["mode"] for result in results] == ["I;16", "I;16"]
+    ranges = [entry["sent"]["grey_range"] for entry in (trace["image"], *results)]
+    assert ranges == [[0.0, 65535.0]] * 3
+    assert verify_trace(tmp_path / "trace_00000.json", Sources()).verdict is Verdict.MATCHED
 
 
 # --- fuzz: whatever the file, what is cut draws the same picture
