@@ -3,7 +3,8 @@
 Three pictures must not be mixed up. The *stored* picture is the file in the dataset row. The *picture*
 is what `datasets` decodes from it (EXIF orientation applied, mode kept): tools work on it at full
 resolution, so the restore recipe of the README gives the same pixels. The *sent* picture is what the
-teacher sees: RGB or grey, resized by its `ViewRule`. A teacher's box refers to the sent picture.
+teacher sees: RGB or 8-bit grey, without metadata, resized by its `ViewRule`. A teacher's box refers to the
+sent picture.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distil.errors import SampleError, ToolError, error_text
-from distil.records import Box, PictureFacts, SentPicture, Size, StoredPicture
+from distil.metadata import without_metadata
+from distil.records import Box, GreyRange, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90
 _JPEG_MAX_SIDE_PX = 65_500  # libjpeg
 MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (their limits: 100 to 200)
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
+_FULL_SCALES = (1.0, 255.0, 65535.0)  # what white is in float, 8-bit and 16-bit pictures
 _ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an eighth pixel
 
 
@@ -62,7 +65,7 @@ def decode_stored(data: bytes, mode: str | None = None) -> StoredPicture:
     """
     try:
         image = Image.open(io.BytesIO(data))
-        file_format = image.format or "unknown"
+        file_format, file_mode = image.format or "unknown", image.mode
         image.load()
         orientation = image.getexif().get(_ORIENTATION_TAG)
         upright = image if orientation is None else ImageOps.exif_transpose(image)
@@ -87,7 +90,8 @@ def decode_stored(data: bytes, mode: str | None = None) -> StoredPicture:
         raise SampleError(f"the picture is empty: {upright.width}×{upright.height} pixels")
     exif_orientation = orientation if isinstance(orientation, int) else None
     file_sha256 = hashlib.sha256(data).hexdigest()
-    return StoredPicture(data, file_sha256, file_format, exif_orientation, upright, picture_facts(upright))
+    facts = picture_facts(upright)
+    return StoredPicture(data, file_sha256, file_format, file_mode, exif_orientation, upright, facts)
 
 
 def picture_facts(image: Image.Image) -> PictureFacts:
@@ -139,32 +143,65 @@ def _ceil_multiple(side: float, factor: int) -> int:
     return math.ceil(side / factor) * factor
 
 
-def encode_sent(image: Image.Image, rule: ViewRule, stored: StoredPicture | None = None) -> SentPicture:
-    """Encode a picture as the teacher gets it: the stored file itself where nothing has to change."""
+def encode_sent(
+    image: Image.Image,
+    rule: ViewRule,
+    stored: StoredPicture | None = None,
+    grey_range: GreyRange | None = None,
+) -> SentPicture:
+    """Encode a picture as the teacher gets it, without metadata: the stored file's own compressed pixels
+    where nothing has to change.
+
+    Deep grey is scaled by `grey_range`, that of its scene; None for the picture's own.
+    """
     size = sent_size(image.size, rule)
     if stored is not None and size == image.size and _can_send_as_stored(stored):
-        return _sent(_SENT_AS_STORED[stored.file_format], size, stored.data)
-    flat = to_rgb_or_grey(image)
+        bare = without_metadata(stored.file_format, stored.data)
+        if bare is not None:
+            return _sent(_SENT_AS_STORED[stored.file_format], size, bare)
+    shown_range = (grey_range or find_grey_range(image)) if is_deep_grey(image) else None
+    flat = to_rgb_or_grey(image, shown_range)
     if size != flat.size:
         flat = flat.resize(size, Image.Resampling.BICUBIC)
-    return _sent("image/jpeg", size, _jpeg_bytes(flat))
+    return _sent("image/jpeg", size, _jpeg_bytes(flat), shown_range)
 
 
 def _can_send_as_stored(stored: StoredPicture) -> bool:
     turned = stored.exif_orientation not in (None, 1)
-    return stored.file_format in _SENT_AS_STORED and stored.image.mode in ("RGB", "L") and not turned
+    same_mode = stored.file_mode == stored.image.mode in ("RGB", "L")
+    return stored.file_format in _SENT_AS_STORED and same_mode and not turned
 
 
-def _sent(media_type: str, size: Size, data: bytes) -> SentPicture:
-    return SentPicture(media_type, size, data, hashlib.sha256(data).hexdigest())
+def _sent(media_type: str, size: Size, data: bytes, grey_range: GreyRange | None = None) -> SentPicture:
+    return SentPicture(media_type, size, data, hashlib.sha256(data).hexdigest(), grey_range)
 
 
-def to_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """A picture that JPEG can hold: transparency on white, 16-bit and float grey scaled to 8 bits."""
+def is_deep_grey(image: Image.Image) -> bool:
+    """Whether a picture is grey of more than 8 bits, which has to be scaled before it is sent."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def find_grey_range(image: Image.Image) -> GreyRange | None:
+    """The values to show black and white: 0 and the scale that the picture fits in, else its least and
+    greatest; None for pictures that are not deep grey.
+
+    Found once for a photo and kept for all that is made of it, so that a crop is as bright as it was.
+    """
+    if not is_deep_grey(image):
+        return None
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    scales = _FULL_SCALES if image.mode == "F" else _FULL_SCALES[1:]
+    return next(((0.0, scale) for scale in scales if low >= 0 and high <= scale), (low, high))
+
+
+def to_rgb_or_grey(image: Image.Image, grey_range: GreyRange | None) -> Image.Image:
+    """A picture that JPEG can hold: transparency on white, deep grey scaled to 8 bits by its range."""
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scaled_to_8_bits(image)
+    if grey_range is not None:
+        return _scaled_to_8_bits(image, grey_range)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -172,24 +209,24 @@ def to_rgb_or_grey(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = 255.0 if values.min() >= 0 and values.max() <= 255 else 65535.0
-    if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
-        top = 1.0
-    if values.min() < 0 or values.max() > 65535:  # no known full scale: stretch what is there
-        values, top = values - values.min(), float(np.ptp(values)) or 1.0
-    return Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
+def _scaled_to_8_bits(image: Image.Image, grey_range: GreyRange) -> Image.Image:
+    low, high = grey_range
+    values = np.clip(np.asarray(image, dtype=np.float64), low, high)
+    scaled = (values - low) * (255.0 / ((high - low) or 1.0))
+    return Image.fromarray(np.round(np.nan_to_num(scaled)).astype(np.uint8))
 
 
 def _jpeg_bytes(image: Image.Image) -> bytes:
-    """JPEG-encode; to a real file descriptor where there is one: Pillow then lets go of the GIL."""
+    """JPEG-encode; to a real file descriptor where there is one: Pillow then lets go of the GIL.
+
+    Pillow would write the comment that the stored file came with, if it were not told to write none.
+    """
     if not hasattr(os, "memfd_create"):
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=None)
         return buffer.getvalue()
     with os.fdopen(os.memfd_create("distil-jpeg"), "w+b") as file:
-        image.save(file, "JPEG", quality=JPEG_QUALITY)
+        image.save(file, "JPEG", quality=JPEG_QUALITY, comment=None)
         file.seek(0)
         return file.read()
 

@@ -12,6 +12,7 @@ from PIL import Image
 Json = Any  # a value that json.dumps writes as it is: dict, list, str, int, float, bool or None
 Size = tuple[int, int]  # width and height in pixels
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the far edge excluded
+GreyRange = tuple[float, float]  # the values that are shown black and white
 
 
 class StopReason(StrEnum):
@@ -64,12 +65,16 @@ class PictureFacts:
 
 @dataclass(frozen=True, slots=True)
 class SentPicture:
-    """A picture as the teacher gets it: an encoded file of `size` pixels."""
+    """A picture as the teacher gets it: an encoded file of `size` pixels, without metadata.
+
+    `grey_range` says how deep grey was scaled to 8 bits, None where the picture is of another kind.
+    """
 
     media_type: str
     size: Size
     data: bytes
     sha256: str
+    grey_range: GreyRange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class StoredPicture:
     data: bytes
     file_sha256: str
     file_format: str
+    file_mode: str  # the picture's is another where the dataset's column asks for one
     exif_orientation: int | None
     image: Image.Image = field(repr=False)
     facts: PictureFacts

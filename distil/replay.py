@@ -239,12 +239,18 @@ def _compare(replayed: Replay) -> Verification:
     return Verification(trace.path, Verdict.CHANGED_RESULT, difference)
 
 
+def _sent_difference(trace: StoredTrace) -> str:
+    if trace.sent_sha256 == trace.file_sha256:
+        return "the photo was sent with all that its file holds, and its metadata is cut out now"
+    return "the photo encodes to other bytes for the teacher"
+
+
 def _first_difference(replayed: Replay) -> str | None:
     trace = replayed.trace
     if replayed.sample.picture.facts != trace.facts:
         return "the photo decodes to other pixels"
     if replayed.sent.sha256 != trace.sent_sha256:
-        return "the photo encodes to other bytes for the teacher"
+        return _sent_difference(trace)
     for position, (call, seen) in enumerate(zip(trace.calls, replayed.observations, strict=True), start=1):
         if seen.facts != call.facts:
             return f"call {position} ({call.raw.name}) gives other pixels"

@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import datasets
 import numpy as np
@@ -26,10 +27,13 @@ from distil.pictures import (
     data_url,
     decode_stored,
     encode_sent,
+    find_grey_range,
     picture_facts,
     sent_size,
+    to_rgb_or_grey,
 )
 from distil.records import SentPicture
+from distil.tools import BoxFrame, Scene, Toolbox, load_tools
 
 HF_DEFAULT = ViewRule(max_area_px=1280 * 28 * 28, min_area_px=56 * 56, min_side_px=28, factor_px=28)
 QWEN25 = ViewRule(max_area_px=12_845_056, min_area_px=3136, min_side_px=28, factor_px=28)
@@ -362,7 +366,7 @@ def test_facts_do_not_depend_on_the_file() -> None:
 # --- sending
 
 
-@pytest.mark.parametrize("name", ["RGB jpeg", "L jpeg", "RGB png", "orientation 1"])
+@pytest.mark.parametrize("name", ["RGB jpeg", "progressive jpeg", "L jpeg", "RGB png"])
 def test_a_plain_picture_is_sent_as_stored(name: str) -> None:
     stored = decode_stored(FILES[name])
     sent = encode_sent(stored.image, ViewRule(min_side_px=1), stored)
@@ -461,3 +465,148 @@ def test_a_data_url_holds_the_sent_file() -> None:
     head, _, body = data_url(sent).partition(",")
     assert head == "data:image/jpeg;base64"
     assert base64.b64decode(body) == sent.data
+
+
+# --- deep grey: one scale for the photo and all that is made of it
+
+
+def deep(values: np.ndarray, mode: str) -> Image.Image:
+    """A picture of these values; big-endian ones are read from a TIFF, as datasets hold them."""
+    if mode == "I;16B":
+        return Image.frombytes(mode, values.shape[::-1], values.astype(">u2").tobytes())
+    kinds = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    return Image.fromarray(values.astype(kinds[mode]))
+
+
+def shown(sent: SentPicture) -> np.ndarray:
+    return np.asarray(decoded(sent).convert("L"), dtype=int)
+
+
+def through(picture: Image.Image, *steps: tuple[str, dict[str, Any]]) -> list[SentPicture]:
+    """The photo as sent, and the picture of each call, run as a rollout runs them."""
+    toolbox = Toolbox(load_tools("zoom,rotate"), BoxFrame(Frame.PIXEL), ViewRule())
+    scene, sent = Scene.start(picture), [encode_sent(picture, ViewRule())]
+    for name, arguments in steps:
+        observation, scene = toolbox.observe(name, arguments, scene)
+        assert observation.sent is not None
+        sent.append(observation.sent)
+    return sent
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_a_crop_is_as_bright_as_it_was_in_the_whole(mode: str) -> None:
+    values = np.full((96, 96), 200)
+    values[:, 48:] = 60_000
+    crop, turn = ("image_zoom_in_tool", {"bbox_2d": [0, 0, 40, 40]}), ("image_rotate_tool", {"angle": 90})
+    whole, *made = through(deep(values, mode), crop, turn)
+    assert shown(whole)[48, 8] == 1
+    assert [int(shown(sent).max()) for sent in made] == [1, 1]
+    assert {sent.grey_range for sent in (whole, *made)} == {(0.0, 65535.0)}
+
+
+def test_a_crop_of_a_stretched_picture_keeps_the_photo_s_stretch() -> None:
+    values = np.linspace(-1000, 99_000, 96 * 96).reshape(96, 96)
+    whole, crop = through(deep(values, "F"), ("image_zoom_in_tool", {"bbox_2d": [0, 40, 96, 80]}))
+    assert whole.grey_range == crop.grey_range == (-1000.0, 99_000.0)
+    assert np.abs(shown(whole)[40:80] - shown(crop)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "least", "greatest", "expected"),
+    [
+        ("I;16", 0, 1, (0, 255)),
+        ("I;16", 5, 255, (0, 255)),
+        ("I;16", 0, 256, (0, 65535)),
+        ("I", 0, 65535, (0, 65535)),
+        ("I", 0, 65536, (0, 65536)),
+        ("I", -1, 10, (-1, 10)),
+        ("I", 70_000, 80_000, (70_000, 80_000)),
+        ("F", 0, 1, (0, 1)),
+        ("F", 0, 1.5, (0, 255)),
+        ("F", 0, 1000, (0, 65535)),
+        ("F", -0.5, 0.5, (-0.5, 0.5)),
+        ("F", 0, float("inf"), (0, 1)),
+        ("F", float("nan"), float("nan"), (0, 1)),
+        ("F", float("-inf"), 300, (0, 65535)),
+        ("F", -3, -3, (-3, -3)),
+    ],
+)
+def test_the_grey_range_is_the_least_full_scale_that_holds_all_values_or_their_own(
+    mode: str, least: float, greatest: float, expected: tuple[float, float]
+) -> None:
+    picture = deep(np.array([[least, greatest]] * 2), mode)
+    assert find_grey_range(picture) == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK"])
+def test_only_deep_grey_has_a_range(mode: str) -> None:
+    picture = Image.new(mode, (40, 40))
+    assert find_grey_range(picture) is None
+    assert encode_sent(picture, ViewRule(), grey_range=(0.0, 65535.0)).grey_range is None
+
+
+@given(
+    st.sampled_from(["I;16", "I", "F"]),
+    st.lists(st.integers(-70_000, 70_000), min_size=4, max_size=4),
+    st.integers(0, 3),
+)
+def test_a_value_is_shown_by_the_page_s_formula(mode: str, values: list[int], exponent: int) -> None:
+    scaled = np.array(values).reshape(2, 2) / (1 if mode != "F" else 10**exponent)
+    picture = deep(np.abs(scaled) % 65536 if mode == "I;16" else scaled, mode)
+    whole = find_grey_range(picture)
+    assert whole is not None
+    low, high = whole
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        value = float(picture.getpixel((x, y)))  # type: ignore[arg-type]
+        expected = 0 if high == low else round((min(max(value, low), high) - low) * (255 / (high - low)))
+        assert to_rgb_or_grey(picture.crop((x, y, x + 1, y + 1)), whole).getpixel((0, 0)) == expected
+
+
+def test_values_that_are_no_numbers_are_black_and_infinite_ones_black_or_white() -> None:
+    values = np.array([[np.nan, np.inf], [-np.inf, 0.5]])
+    grey = to_rgb_or_grey(deep(values, "F"), (0.0, 1.0))
+    assert np.asarray(grey).tolist() == [[0, 255], [0, 128]]
+
+
+def test_deep_grey_that_a_call_makes_is_shown_by_the_photo_s_range_or_else_by_that_of_the_first() -> None:
+    dark, bright = (deep(np.full((40, 40), value), "I;16") for value in (200, 60_000))
+    assert Scene.start(bright).replaced(dark).grey_range == (0.0, 65535.0)
+    scene = Scene.start(noise(40, 40))
+    assert scene.grey_range is None
+    scene = scene.replaced(bright)
+    assert scene.replaced(noise(40, 40)).replaced(dark).cropped((0, 0, 9, 9)).grey_range == (0.0, 65535.0)
+    assert scene.recropped((0, 0, 9, 9)).current.mode == "RGB"
+
+
+# --- the hash of a picture, as docs/trace-format.md says it
+
+
+def hash_by_the_page(image: Image.Image) -> str:
+    text = f"{image.mode} {image.width}x{image.height}\n"
+    if image.mode == "P":
+        colours = image.getpalette("RGB")
+        text += "[" + ", ".join(f"{value:d}" for value in colours or []) + "]"
+    return hashlib.sha256(text.encode("ascii") + image.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_the_hash_is_the_one_of_the_page(name: str) -> None:
+    stored = decode_stored(FILES[name])
+    turned = stored.image.rotate(90, expand=True)
+    for picture in (stored.image, stored.image.crop((1, 2, 9, 7)), turned):
+        assert picture_facts(picture).pixel_sha256 == hash_by_the_page(picture)
+
+
+def test_the_palette_of_a_png_is_hashed_as_its_file_has_it() -> None:
+    """Without Pillow: the numbers of the PLTE chunk, and an index a byte."""
+    indices = np.arange(12, dtype=np.uint8).reshape(3, 4) % 5
+    picture = Image.fromarray(indices)
+    picture.putpalette([7, 8, 9, 10, 20, 30, 0, 0, 0, 255, 255, 255, 1, 2, 3])
+    data = file_bytes(picture, "PNG", bits=8, transparency=1)
+    start = data.index(b"PLTE")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    palette = str(list(data[start + 4 : start + 4 + length]))
+    stored = decode_stored(data)
+    assert stored.image.mode == "P"
+    expected = hashlib.sha256(f"P 4x3\n{palette}".encode() + indices.tobytes()).hexdigest()
+    assert stored.facts.pixel_sha256 == expected

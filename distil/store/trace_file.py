@@ -148,13 +148,16 @@ def _facts_json(facts: PictureFacts) -> dict[str, Json]:
 
 
 def _sent_json(sent: SentPicture) -> Json:
-    return {
+    entry: dict[str, Json] = {
         "media_type": sent.media_type,
         "width_px": sent.size[0],
         "height_px": sent.size[1],
         "num_bytes": len(sent.data),
         "sha256": sent.sha256,
     }
+    if sent.grey_range is not None:
+        entry["grey_range"] = list(sent.grey_range)
+    return entry
 
 
 def _score_json(score: Score) -> Json:

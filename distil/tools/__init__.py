@@ -96,7 +96,7 @@ class Toolbox:
         applied = self._find(name).apply(arguments, scene)
         picture = applied.scene.current
         try:
-            sent = encode_sent(picture, self.rule)
+            sent = encode_sent(picture, self.rule, grey_range=applied.scene.grey_range)
         except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
             message = f"the result cannot be shown: {error}"
             raise ToolError(message, applied.stdout) from None

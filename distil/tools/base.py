@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 from PIL import Image
 
 from distil.errors import ToolError
-from distil.pictures import Frame
-from distil.records import Box, Json, Size
+from distil.pictures import Frame, find_grey_range
+from distil.records import Box, GreyRange, Json, Size
 
 MAX_RESULT_PIXELS = 64_000_000  # a chain of slanted rotations doubles the area each time
 
@@ -37,30 +37,33 @@ class Scene:
     """The pictures that a call can work on.
 
     `corner` is where the current picture's top left pixel lies in the original, None once a call has
-    done more than crop.
+    done more than crop. `grey_range` is how deep grey is shown, in the photo and in all that is made of it:
+    the photo's, or that of the first picture of this kind that a call made.
     """
 
     original: Image.Image = field(repr=False)
     current: Image.Image = field(repr=False)
     corner: tuple[int, int] | None = (0, 0)
+    grey_range: GreyRange | None = None
 
     @classmethod
     def start(cls, image: Image.Image) -> Scene:
         """The scene before the first call."""
-        return cls(image, image)
+        return cls(image, image, grey_range=find_grey_range(image))
 
     def cropped(self, box: Box) -> Scene:
         """The scene after cropping the current picture."""
         corner = self.corner and (self.corner[0] + box[0], self.corner[1] + box[1])
-        return Scene(self.original, self.current.crop(box), corner)
+        return replace(self, current=self.current.crop(box), corner=corner)
 
     def recropped(self, box: Box) -> Scene:
         """The scene after cropping the original picture."""
-        return Scene(self.original, self.original.crop(box), (box[0], box[1]))
+        return replace(self, current=self.original.crop(box), corner=(box[0], box[1]))
 
     def replaced(self, image: Image.Image) -> Scene:
         """The scene after a call that made a picture in any other way."""
-        return Scene(self.original, image, None)
+        grey_range = self.grey_range or find_grey_range(image)
+        return replace(self, current=image, corner=None, grey_range=grey_range)
 
 
 @dataclass(frozen=True, slots=True)
