@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 
 from distil.records import Json
@@ -76,3 +77,36 @@ def _mapping(value: Mapping[Any, Any]) -> Json:
         digest = hashlib.sha256(data).hexdigest()
         return {"picture_sha256": digest, "num_bytes": len(data), "path": to_json(value["path"])}
     return {str(to_json(key)): to_json(item) for key, item in value.items()}
+
+
+def has_labels(feature: Any) -> bool:
+    """Whether a feature of `datasets` has class labels in it, however deep."""
+    if isinstance(feature, Mapping):
+        return any(map(has_labels, feature.values()))
+    if isinstance(feature, list):
+        return any(map(has_labels, feature))
+    inner = getattr(feature, "feature", None)
+    return isinstance(feature, datasets.ClassLabel) or (inner is not None and has_labels(inner))
+
+
+def with_label_names(value: Any, feature: Any) -> Any:
+    """The value with the names of its class labels; a number that has no name (-1, say) stays a number."""
+    if isinstance(feature, datasets.ClassLabel):
+        has_name = isinstance(value, int) and 0 <= value < len(feature.names)
+        return feature.names[value] if has_name else value
+    if isinstance(value, Mapping):
+        return {name: with_label_names(item, _of_field(feature, name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_label_names(item, _of_item(feature)) for item in value]
+    return value
+
+
+def _of_field(feature: Any, name: str) -> Any:
+    if isinstance(feature, Mapping):
+        return feature.get(name)
+    inner = getattr(feature, "feature", None)  # datasets 3: a list of structs is kept as a struct of lists
+    return [inner.get(name)] if isinstance(inner, Mapping) else None
+
+
+def _of_item(feature: Any) -> Any:
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,10 @@ def read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Job
     tools = load_tools(options.tools, sandbox)
     task = TASKS["geolocation"]
     user_prompt = _read_prompt(options.user_prompt_file, task.user_prompt)
-    source = open_source(options.dataset_path or drawn_signs())
+    source = open_source(
+        options.dataset_path or drawn_signs(),
+        partial(console.print, highlight=False, markup=False, soft_wrap=True),
+    )
     task.check_columns(source.columns)
     indices = source.select(options.order, options.num_samples, options.seed)
     if options.num_samples > len(source):

@@ -1,85 +1,230 @@
-"""A folder that `datasets.load_from_disk` opens, for datasets that were never saved that way.
+"""A folder whose every row the restore recipe can load, whatever the dataset was given as.
 
-The restore recipe starts from `load_from_disk(trace['dataset_path'])`. For a parquet or JSONL file, a folder
-of pictures or a hub dataset, `datasets` keeps Arrow files in its own cache: the view is two small files that
-point at them, nothing is copied. Only a column of bare bytes or file names, which `load_from_disk` would not
-decode, is written anew as pictures: bytes as they are, file names as absolute paths.
+The recipe begins with `load_from_disk(trace['dataset_path'])[trace['sample_index']]['image']`, in a process
+of its own and in any folder. So it needs a `save_to_disk` folder in its plain format, decoded pictures in the
+image column, paths that do not depend on the current folder, and, since it decodes whole rows, no other
+column whose decoding may fail. A saved dataset that has all that is used as it is. For any other there is a
+view in the cache of `datasets`: two small files that point at the Arrow files there are, with features that
+decode the image and nothing else. Only where the image column itself must change (text, bare bytes, relative
+paths) are the rows written anew: bytes as they are, file names as absolute paths.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
+import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 
+from distil.errors import SourceError
+from distil.records import Json
 
-def saved_view(table: datasets.Dataset, image_column: str, folder: Path | None) -> Path:
-    """The view of a table, made once per fingerprint in the cache of `datasets`.
+_STORED_PICTURE = datasets.Image().pa_type  # a struct of bytes and path
+_TEXT = (pa.null(), pa.string(), pa.large_string(), pa.string_view())
+_BYTES = (pa.null(), pa.binary(), pa.large_binary(), pa.binary_view())
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ROWS_A_BATCH = 100  # an Arrow batch of pictures must stay below 2 GiB
+_TRIES_TO_RENAME = 3
 
-    `folder` is what bare file names in the image column are relative to. Raises OSError where the cache
-    cannot be written.
+
+def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, folder: Path | None) -> Path:
+    """Where the recipe finds the rows of a table: `saved`, its own folder, or a view of it.
+
+    `saved` is None for a table that `save_to_disk` did not write, `folder` what bare file names in the image
+    column are relative to. Raises SourceError where the column does not hold a picture a row, OSError where
+    the cache of `datasets` cannot be written.
     """
-    views: Path = Path(datasets.config.HF_DATASETS_CACHE) / "distil"
-    view = views / str(table._fingerprint)
-    if not (view / "state.json").is_file():
+    _check_type(table.data.schema.field(image_column).type, image_column)
+    _check_paths(table, image_column, folder)
+    features = _recipe_features(table, image_column)
+    is_plain = table.format["type"] is None and len(table.format["columns"]) == len(table.column_names)
+    if saved is not None and is_plain and features == table.features:
+        return saved
+    return _view(table, features, image_column, _view_name(table, saved), folder)
+
+
+def is_relative(path: str) -> bool:
+    """Whether the picture that a path names depends on the current folder; a URL does not."""
+    return not os.path.isabs(path) and _URL.match(path) is None  # noqa: PTH117 - called for every row
+
+
+def _check_type(kind: pa.DataType, column: str) -> None:
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        is_picture = (
+            bool({"bytes", "path"} & set(fields))
+            and _is_bytes(fields.get("bytes", pa.null()))
+            and fields.get("path", pa.null()) in _TEXT
+        )
+    else:
+        is_picture = not pa.types.is_null(kind) and (kind in _TEXT or _is_bytes(kind))
+    if not is_picture:
+        raise SourceError(
+            f"column {column!r} holds {kind}: one picture a row is needed, as datasets.Image, as the bytes "
+            "of its file or as the path of its file"
+        )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return kind in _BYTES or pa.types.is_fixed_size_binary(kind)
+
+
+def _check_paths(table: datasets.Dataset, image_column: str, folder: Path | None) -> None:
+    relative = [] if folder else [path for path in _bare_paths(table, image_column) if is_relative(path)]
+    if relative and len(relative) == len(table):
+        raise SourceError(
+            f"column {image_column!r} holds relative paths such as {relative[0]!r}, and this kind of dataset "
+            "has no folder that they could be relative to: use absolute paths, or store the pictures in it"
+        )
+
+
+def _bare_paths(table: datasets.Dataset, image_column: str) -> Iterator[str]:
+    """The paths of the pictures whose bytes are not in the table."""
+    for chunk in table.data.column(image_column).chunks:
+        if chunk.type in _TEXT:
+            yield from (path for path in chunk.to_pylist() if path)
+        elif pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0:
+            has_bytes = chunk.type.get_field_index("bytes") >= 0
+            bare = chunk.filter(chunk.field("bytes").is_null()) if has_bytes else chunk
+            yield from (path for path in bare.field("path").to_pylist() if path)
+
+
+def _recipe_features(table: datasets.Dataset, image_column: str) -> datasets.Features:
+    features = datasets.Features({name: _undecoded(table.features[name]) for name in table.column_names})
+    image = table.features[image_column]
+    is_image = isinstance(image, datasets.Image)
+    features[image_column] = replace(image, decode=True) if is_image else datasets.Image()
+    return features
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature with every picture, sound or film in it left as it is stored."""
+    if isinstance(feature, Mapping):
+        return {name: _undecoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded(inner) for inner in feature]
+    if hasattr(feature, "feature"):  # lists of any kind
+        return replace(feature, feature=_undecoded(feature.feature))
+    return replace(feature, decode=False) if getattr(feature, "decode", False) is True else feature
+
+
+def _view_name(table: datasets.Dataset, saved: Path | None) -> str:
+    """One for each dataset: the fingerprint of a loaded file tells its path, that of a saved one does not."""
+    if saved is None:
+        return str(table._fingerprint)
+    return hashlib.sha256(f"{table._fingerprint}\n{saved}".encode()).hexdigest()[:16]
+
+
+def _view(
+    table: datasets.Dataset, features: datasets.Features, image_column: str, name: str, folder: Path | None
+) -> Path:
+    """The view of that name, made where it is missing or does not fit the table any more."""
+    views = Path(datasets.config.HF_DATASETS_CACHE).resolve() / "distil"
+    view = views / name
+    state = _state(table, features, image_column, folder)
+    if not _fits(view, state):
         views.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=views, prefix=".view-") as temporary:
             made = Path(temporary) / "view"
-            _write(table, image_column, folder, made)
-            _rename(made, view)
+            made.mkdir()
+            for file in state["_distil"]["written"]:
+                _write_rows(table, features, image_column, folder, made / file)
+            info = table.info.copy()
+            info.features = features
+            info.write_to_directory(str(made))
+            (made / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            _rename(made, view, state)
     return view
 
 
-def _write(table: datasets.Dataset, image_column: str, folder: Path | None, view: Path) -> None:
-    view.mkdir()
-    kind = table.features[image_column]
-    if isinstance(kind, datasets.Image) and table.cache_files and table._indices is None:
-        files = [str(file["filename"]) for file in table.cache_files]
-    else:
-        if isinstance(kind, datasets.Value) and pa.types.is_string(kind.pa_type) and folder is not None:
-            table = _with_absolute_paths(table, image_column, folder)
-        table = table.cast_column(image_column, datasets.Image())
-        files = [_write_rows(table, view)]
-    _write_pointers(table, files, view)
-
-
-def _write_rows(table: datasets.Dataset, view: Path) -> str:
-    """Write the rows as they are; `save_to_disk` would read every picture that a path names into them."""
-    name = "rows.arrow"
-    with pa.OSFile(str(view / name), "wb") as file, pa.ipc.new_stream(file, table.data.schema) as writer:
-        for batch in table.data.to_batches():
-            writer.write_batch(batch)
-    return name
-
-
-def _write_pointers(table: datasets.Dataset, files: list[str], view: Path) -> None:
-    """The two files that `save_to_disk` writes beside its Arrow files."""
-    table.info.write_to_directory(str(view))
-    state = {
-        "_data_files": [{"filename": file} for file in files],
+def _state(
+    table: datasets.Dataset, features: datasets.Features, image_column: str, folder: Path | None
+) -> dict[str, Any]:
+    """What `save_to_disk` writes beside its Arrow files, and what a view has to be made anew for."""
+    files = [Path(file["filename"]).resolve() for file in table.cache_files]
+    is_stored = table.data.schema.field(image_column).type == _STORED_PICTURE
+    changes = folder is not None and any(map(is_relative, _bare_paths(table, image_column)))
+    written = [] if files and is_stored and not changes else ["rows.arrow"]
+    return {
+        "_data_files": [{"filename": str(file)} for file in written or files],
         "_fingerprint": table._fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
         "_output_all_columns": False,
         "_split": None if table.split is None else str(table.split),
+        "_distil": {
+            "features": features.to_dict(),
+            "folder": str(folder) if changes else None,
+            "written": written,
+            "written_from": [_stamp(file) for file in files] if written else [],
+        },
     }
-    (view / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
 
-def _with_absolute_paths(table: datasets.Dataset, column: str, folder: Path) -> datasets.Dataset:
-    names = [name if name is None or "://" in name else str(folder / name) for name in table[column]]
-    return table.remove_columns(column).add_column(column, names, feature=datasets.Value("string"))
+def _stamp(file: Path) -> Json:
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
 
 
-def _rename(made: Path, view: Path) -> None:
+def _fits(view: Path, state: Mapping[str, Any]) -> bool:
     try:
-        made.rename(view)
-    except OSError:
-        if not (view / "state.json").is_file():  # else another process was faster
-            shutil.rmtree(view, ignore_errors=True)
+        stored = json.loads((view / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    needed = ["dataset_info.json", *state["_distil"]["written"]]
+    return bool(stored == json.loads(json.dumps(state))) and all((view / file).is_file() for file in needed)
+
+
+def _write_rows(
+    table: datasets.Dataset, features: datasets.Features, image_column: str, folder: Path | None, path: Path
+) -> None:
+    """Write the rows, batch by batch; `save_to_disk` would read every picture that a path names into them."""
+    schema = features.arrow_schema
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in table.data.to_batches(max_chunksize=_ROWS_A_BATCH):
+            columns = [
+                _pictures(batch.column(name), folder) if name == image_column else batch.column(name)
+                for name in schema.names
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _pictures(column: pa.Array, folder: Path | None) -> pa.Array:
+    return pa.array([_picture(value, folder) for value in column.to_pylist()], type=_STORED_PICTURE)
+
+
+def _picture(value: Any, folder: Path | None) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        return {"bytes": None, "path": _absolute(value, folder)}
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if value is None or value.get("bytes") is not None:
+        return value  # type: ignore[no-any-return]
+    return {"bytes": None, "path": _absolute(value.get("path"), folder)}
+
+
+def _absolute(path: str | None, folder: Path | None) -> str | None:
+    return str(folder / path) if folder is not None and path and is_relative(path) else path
+
+
+def _rename(made: Path, view: Path, state: Mapping[str, Any]) -> None:
+    for attempt in range(_TRIES_TO_RENAME):
+        try:
             made.rename(view)
+            return
+        except OSError:
+            if _fits(view, state):  # another process was faster
+                return
+            with suppress(FileNotFoundError):
+                view.rename(made.with_name(f"unfit-{attempt}"))
+    made.rename(view)

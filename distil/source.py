@@ -7,10 +7,12 @@ The row number is the identity of a sample: an order or a selection is a list of
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ import datasets
 import pyarrow as pa
 
 from distil.errors import SampleError, SourceError, error_text
-from distil.jsonable import to_json
+from distil.jsonable import has_labels, to_json, with_label_names
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, StoredPicture
-from distil.saved_view import saved_view
+from distil.saved_view import is_relative, recipe_path
 from distil.tasks import Task
 
 IMAGE_COLUMN = "image"
 _FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+_NAMES_TOLD = 3
 _ROWS_BETWEEN_TRIMS = 32
 _MADV_DONTNEED = 4  # asm-generic/mman-common.h
 
@@ -36,14 +40,10 @@ class Source:
 
     def __init__(self, table: datasets.Dataset, identity: DatasetIdentity) -> None:
         self.identity = identity
-        self._mode, self._folder = _image_feature(table, identity)
+        self._mode = table.features[IMAGE_COLUMN].mode
         self._table = table.cast_column(IMAGE_COLUMN, datasets.Image(decode=False))
         self._rows = self._table.with_format("arrow")  # as stored: nothing is decoded, however nested
-        self._labels = {
-            name: feature
-            for name, feature in table.features.items()
-            if isinstance(feature, datasets.ClassLabel)
-        }
+        self._labels = {name: feature for name, feature in table.features.items() if has_labels(feature)}
         self._trim = _MappingTrimmer([file["filename"] for file in table.cache_files])
 
     def __len__(self) -> int:
@@ -102,19 +102,19 @@ class Source:
         return filled + [row for row, value in enumerate(values) if to_json(value) is None]
 
     def _value(self, column: str, value: Any) -> Json:
-        label = self._labels.get(column)
-        return (
-            label.int2str(value) if label is not None and value is not None and value >= 0 else to_json(value)
-        )
+        labels = self._labels.get(column)
+        return to_json(value if labels is None else with_label_names(value, labels))
 
     def _picture(self, value: Json) -> StoredPicture:
-        data = _picture_bytes(value, self._folder)
-        return decode_stored(data, self._mode)
+        return decode_stored(_picture_bytes(value), self._mode)
 
 
-def open_source(dataset_path: str) -> Source:
+def open_source(dataset_path: str, tell: Callable[[str], None] | None = None) -> Source:
     """Open a `save_to_disk` folder (`PATH:split` for a DatasetDict), a parquet, JSONL, JSON or CSV file,
-    a folder of pictures, or a dataset of the hub (`NAME:split`); raises SourceError."""
+    a folder of pictures, or a dataset of the hub (`NAME:split`); raises SourceError.
+
+    `tell` gets a line on what is left out of it.
+    """
     path_text, split = _split_path(dataset_path)
     path = Path(path_text).expanduser()
     try:
@@ -127,7 +127,7 @@ def open_source(dataset_path: str) -> Source:
         if path.is_file():
             return _open_file(path)
         if path.is_dir():
-            return _open_folder(path, split)
+            return _open_folder(path, split, tell)
         return _open_hub(path_text, split)
     except (
         OSError,
@@ -168,19 +168,60 @@ def _open_file(path: Path) -> Source:
     builder = _FILE_BUILDERS.get(path.suffix.lower())
     if builder is None:
         raise SourceError(f"{path}: not a {', '.join(_FILE_BUILDERS)} file, nor a dataset folder")
-    table = datasets.load_dataset(builder, data_files=str(path), split="train")
+    table = datasets.load_dataset(builder, data_files=glob.escape(str(path.resolve())), split="train")
     return _source(table, str(path.resolve()), "file", None)
 
 
-def _open_folder(path: Path, split: str | None) -> Source:
+def _open_folder(path: Path, split: str | None, tell: Callable[[str], None] | None) -> Source:
     names = [entry.name for entry in path.iterdir()]
     if not any(Path(name).suffix.lower() in _PICTURE_SUFFIXES or (path / name).is_dir() for name in names):
         raise SourceError(
             f"{path} holds no dataset: expected state.json or dataset_dict.json (save_to_disk), or pictures"
         )
-    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+    splits = datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path.resolve())))
     chosen = _choose_split(str(path), list(splits), split)
-    return _source(splits[chosen], str(path.resolve()), "imagefolder", chosen)
+    source = _source(splits[chosen], str(path.resolve()), "imagefolder", chosen)
+    if tell is not None:
+        _tell_left_out(path.resolve(), splits, tell)
+    return source
+
+
+def _tell_left_out(folder: Path, splits: Mapping[str, datasets.Dataset], tell: Callable[[str], None]) -> None:
+    """Count the pictures in the folder that its metadata does not name: they are in no row."""
+    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
+    metadata = sorted({file.name for file in files} & _METADATA_NAMES)
+    named = {path for table in splits.values() for path in _picture_paths(table)}
+    pictures = [file.relative_to(folder) for file in files if file.suffix.lower() in _PICTURE_SUFFIXES]
+    left_out = sorted(
+        str(file) for file in pictures if str(folder / file) not in named and not _is_hidden(file)
+    )
+    if metadata and left_out:
+        are = "picture in {} is" if len(left_out) == 1 else "pictures in {} are"
+        names = ", ".join(left_out[:_NAMES_TOLD]) + (", …" if len(left_out) > _NAMES_TOLD else "")
+        where = " or ".join(metadata)
+        tell(f"{len(left_out):,} {are.format(folder)} not named in {where} and left out: {names}")
+
+
+def _picture_paths(table: datasets.Dataset) -> Iterator[str]:
+    """Every path that a picture of any column names."""
+    for column in table.data.columns:
+        yield from _paths_in(column.to_pylist())
+
+
+def _paths_in(value: Json) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _paths_in(item)
+    elif isinstance(value, dict):
+        if isinstance(value.get("path"), str):
+            yield value["path"]
+        for item in value.values():
+            yield from _paths_in(item)
+
+
+def _is_hidden(file: Path) -> bool:
+    """Whether `datasets` passes over the file."""
+    return file.name.startswith(".") or any(part.startswith((".", "__")) for part in file.parent.parts)
 
 
 def _open_hub(name: str, split: str | None) -> Source:
@@ -211,38 +252,38 @@ def _source(table: datasets.Dataset, source: str, kind: str, split: str | None) 
         raise SourceError(f"{source} has no column {IMAGE_COLUMN!r}; its columns: {columns}")
     if len(table) == 0:
         raise SourceError(f"{source} has no rows")
+    saved = Path(source) if kind == "saved" else None
     folder = Path(source).parent if kind == "file" else None
-    path = source if kind == "saved" else str(saved_view(table, IMAGE_COLUMN, folder))
-    return Source(table, DatasetIdentity(path, source, kind, split, table._fingerprint, len(table)))
+    path = str(recipe_path(table, IMAGE_COLUMN, saved, folder))
+    identity = DatasetIdentity(path, source, kind, split, table._fingerprint, len(table))
+    return Source(datasets.load_from_disk(path), identity)  # the rows are read where the recipe reads them
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, StopIteration):
+    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return "it has no rows"
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__  # its own text says only that an error occurred
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
-def _image_feature(table: datasets.Dataset, identity: DatasetIdentity) -> tuple[str | None, Path | None]:
-    """The mode that the image column is decoded to, and the folder that bare file names are relative to."""
-    folder = Path(identity.source).parent if identity.kind == "file" else None
-    feature = table.features[IMAGE_COLUMN]
-    return (feature.mode if isinstance(feature, datasets.Image) else None), folder
-
-
-def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> bytes:
+def _picture_bytes(value: Mapping[str, Json] | None) -> bytes:
     if not value or (value.get("bytes") is None and not value.get("path")):
         raise SampleError(f"column {IMAGE_COLUMN!r} is empty")
     data = value.get("bytes")
     if data is not None:
         return bytes(data)
     path = str(value["path"])
+    if is_relative(path):
+        raise SampleError(
+            f"the picture's path {path!r} is relative, and this kind of dataset has no folder that it could "
+            "be relative to: use absolute paths, or store the pictures in the dataset"
+        )
     try:
-        if "://" in path:
-            with datasets.utils.file_utils.xopen(path, "rb") as file:
-                return bytes(file.read())
-        return (folder / path if folder else Path(path)).read_bytes()
+        if Path(path).is_absolute():
+            return Path(path).read_bytes()
+        with datasets.utils.file_utils.xopen(path, "rb") as file:  # a URL
+            return bytes(file.read())
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
 

@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -700,3 +701,284 @@ def test_load_from_disk_opens_the_path_that_traces_record(make: Any, photos: Pat
 def test_a_view_of_stored_pictures_copies_none(photos: Path, tmp_path: Path) -> None:
     view = Path(open_source(parquet_of_pictures(tmp_path, photos)).identity.path)
     assert sorted(path.name for path in view.iterdir()) == ["dataset_info.json", "state.json"]
+
+
+# --- what is refused before anything is paid for
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "what"),
+    [
+        (datasets.List(datasets.Image()), [stored_picture(PHOTOS[0])], "list"),
+        (datasets.Array3D((2, 2, 3), "uint8"), [[[1, 2, 3]] * 2] * 2, "array3d"),
+        (datasets.List(datasets.Value("uint8")), [1, 2], "list"),
+        (datasets.Value("int64"), 7, "int64"),
+        (datasets.Value("null"), None, "null"),
+        ({"url": datasets.Value("string")}, {"url": "a"}, "url"),
+        ({"path": datasets.Value("int64")}, {"path": 7}, "int64"),
+        ({"bytes": datasets.List(datasets.Value("uint8"))}, {"bytes": [1]}, "list"),
+    ],
+    ids=repr,
+)
+def test_an_image_column_without_one_picture_a_row_is_refused(
+    tmp_path: Path, feature: Any, value: Any, what: str
+) -> None:
+    path = saved(tmp_path / "photos", [row() | {"image": value}], {"image": feature})
+    with pytest.raises(SourceError, match=rf"(?is)'image' holds .*{what}.*one picture a row is needed"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [(datasets.Value("string"), "a.jpg"), ({"path": datasets.Value("string")}, {"path": "a.jpg"})],
+    ids=["text", "struct"],
+)
+def test_relative_paths_in_a_saved_dataset_are_refused_wherever_it_is_opened(
+    tmp_path: Path, feature: Any, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(PHOTOS[0])
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path / "photos", [row() | {"image": value}] * 2, {"image": feature})
+    with pytest.raises(SourceError, match=r"relative paths such as 'a\.jpg'.*absolute"):
+        open_source(str(path))
+
+
+def test_a_relative_path_among_others_is_a_failed_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(PHOTOS[0])
+    monkeypatch.chdir(tmp_path)
+    rows = [row() | {"image": name} for name in (str(tmp_path / "a.jpg"), "a.jpg")]
+    source = open_source(str(saved(tmp_path / "photos", rows, {"image": datasets.Value("string")})))
+    assert load(source, 0).picture.data == PHOTOS[0]
+    with pytest.raises(SampleError, match=r"row 1 .*'a\.jpg' is relative"):
+        load(source, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.csv", b"", "No columns"),
+        ("a.csv", b"image,lat,lon\n", "no rows"),
+        ("a.json", b"", "no rows"),
+        ("a.json", b"[]", "no rows"),
+        ("a.jsonl", b"\r\n\r\n", "no rows"),
+        ("a.csv", b"image;lat;lon\r\na.jpg;1;2\r\n", "columns: image;lat;lon"),
+        ("a.csv", "image,lat,lon\nä.jpg,1,2\n".encode("latin-1"), "utf-8"),
+        ("a.csv", "image,lat,lon\na.jpg,1,2\n".encode("utf-16"), "utf-8"),
+        ("a.csv", b"image,lat,lon\na.jpg,1,2,\nb.jpg,1,2,\n", "'image' holds int64"),
+        ("a.jsonl", b'{"image": "a.jpg", "lat": 1, "lat": 2}\n', "lat. was specified twice"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line_that_says_why(
+    tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=what) as caught:
+        open_source(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+# --- pictures that metadata does not name, and names without a picture
+
+
+def told(path: str) -> list[str]:
+    lines: list[str] = []
+    open_source(path, lines.append)
+    return lines
+
+
+def test_pictures_that_the_metadata_does_not_name_are_counted_aloud(tmp_path: Path) -> None:
+    write_csv(tmp_path / "metadata.csv", metadata_rows(write_pictures(tmp_path)))
+    assert told(str(tmp_path)) == []
+    (tmp_path / "more [b]").mkdir()
+    for name in ("z.jpg", "more [b]/a.PNG", ".hidden.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(PHOTOS[0])
+    left_out = "not named in metadata.csv and left out"
+    two = f"2 pictures in {tmp_path} are {left_out}: more [b]/a.PNG, z.jpg"
+    assert told(str(tmp_path)) == [two]
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / name).write_bytes(PHOTOS[0])
+    (four,) = told(str(tmp_path))
+    assert four == f"4 pictures in {tmp_path} are {left_out}: 0.jpg, 1.jpg, more [b]/a.PNG, …"
+
+
+def test_pictures_of_other_splits_and_columns_are_not_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = metadata_rows(write_pictures(tmp_path / split))
+        write_csv(tmp_path / split / "metadata.csv", [{**one, "map_file_name": "map.png"} for one in rows])
+        (tmp_path / split / "map.png").write_bytes(file_bytes(noise(8, 8), "PNG"))
+    assert told(f"{tmp_path}:test") == []
+    (tmp_path / "train" / "forgotten.jpg").write_bytes(PHOTOS[0])
+    (line,) = told(f"{tmp_path}:test")
+    assert line.startswith("1 picture in ")
+    assert line.endswith("is not named in metadata.csv and left out: train/forgotten.jpg")
+
+
+def test_a_name_in_metadata_without_a_picture_is_a_failed_sample(tmp_path: Path) -> None:
+    rows = metadata_rows(write_pictures(tmp_path))
+    (tmp_path / rows[1]["file_name"]).unlink()
+    write_csv(tmp_path / "metadata.csv", rows)
+    source = open_source(str(tmp_path))
+    assert load(source, 0).picture.data == PHOTOS[0]
+    with pytest.raises(SampleError, match=r"row 1 .*photo_1\.jpg"):
+        load(source, 1)
+
+
+# --- class labels
+
+
+def test_class_labels_are_their_names_however_deep(tmp_path: Path) -> None:
+    light = datasets.ClassLabel(names=["day", "night"])
+    features = {
+        "plain": light,
+        "list": datasets.List(light),
+        "fixed": datasets.List(light, length=2),
+        "large": datasets.LargeList(light),
+        "nested": datasets.List(datasets.List(light)),
+        "struct": {"light": light, "lux": datasets.Value("int64")},
+        "structs": datasets.List({"light": light, "lux": datasets.Value("int64")}),
+        "lists": datasets.Sequence({"light": light, "lux": datasets.Value("int64")}),
+        "numbers": datasets.List(datasets.Value("int64")),
+    }
+    cells = {
+        "plain": 1,
+        "list": [0, None, 1],
+        "fixed": [1, 0],
+        "large": [1],
+        "nested": [[1], [], None],
+        "struct": {"light": 1, "lux": 1},
+        "structs": [{"light": 0, "lux": 0}, None, {"light": None, "lux": 1}],
+        "lists": {"light": [0, 1], "lux": [0, 1]},
+        "numbers": [0, 1],
+    }
+    source = open_source(str(saved(tmp_path / "photos", [row(**cells)], features)))
+    data = load(source, 0).data
+    assert {name: data[name] for name in cells} == {
+        "plain": "night",
+        "list": ["day", None, "night"],
+        "fixed": ["night", "day"],
+        "large": ["night"],
+        "nested": [["night"], [], None],
+        "struct": {"light": "night", "lux": 1},
+        "structs": [{"light": "day", "lux": 0}, None, {"light": None, "lux": 1}],
+        "lists": {"light": ["day", "night"], "lux": [0, 1]},
+        "numbers": [0, 1],
+    }
+
+
+def test_a_label_without_a_name_is_its_number(tmp_path: Path) -> None:
+    rows = [row(kind=value, kinds=[value]) for value in (-1, None, 0, 7)]
+    plain = {"kind": datasets.Value("int64"), "kinds": datasets.List(datasets.Value("int64"))}
+    label = datasets.ClassLabel(names=["town"])
+    table = dataset_of(rows, plain)
+    features = datasets.Features({**table.features, "kind": label, "kinds": datasets.List(label)})
+    unchecked = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
+    unchecked.save_to_disk(str(tmp_path / "photos"))
+    source = open_source(str(tmp_path / "photos"))
+    assert [load(source, index).data["kind"] for index in range(4)] == [-1, None, "town", 7]
+    assert [load(source, index).data["kinds"] for index in range(4)] == [[-1], [None], ["town"], [7]]
+
+
+# --- views
+
+
+def test_a_view_of_undecoded_pictures_copies_none(tmp_path: Path) -> None:
+    path = saved(tmp_path / "photos", ROWS, {"image": datasets.Image(decode=False), **CITY})
+    source = open_source(str(path))
+    assert_the_four_rows(source)
+    view = Path(source.identity.path)
+    assert view != path
+    assert sorted(file.name for file in view.iterdir()) == ["dataset_info.json", "state.json"]
+
+
+def paths_saved(folder: Path, names: list[str]) -> Path:
+    rows = [{**one, "image": name} for one, name in zip(ROWS, names, strict=True)]
+    return saved(folder, rows, {"image": datasets.Value("string"), **CITY})
+
+
+def test_two_copies_of_a_dataset_have_views_of_their_own(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    names = [str(tmp_path / f"photo_{n}.jpg") for n in range(4)]
+    first = paths_saved(tmp_path / "first", names)
+    shutil.copytree(first, tmp_path / "second")
+    one, two = open_source(str(first)).identity, open_source(str(tmp_path / "second")).identity
+    assert one.fingerprint == two.fingerprint
+    assert one.path != two.path
+
+
+def test_a_view_is_made_anew_when_the_dataset_is_changed_under_its_fingerprint(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    names = [str(tmp_path / f"photo_{n}.jpg") for n in range(4)]
+    path = paths_saved(tmp_path / "photos", names)
+    before = open_source(str(path))
+    fingerprint = json.loads((path / "state.json").read_text())["_fingerprint"]
+    shutil.rmtree(path)
+    paths_saved(path, names[::-1])
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"_fingerprint": fingerprint}))
+    after = open_source(str(path))
+    assert after.identity == before.identity
+    assert load(after, 0).picture.data == PHOTOS[3]
+    assert load(before, 0).picture.data == PHOTOS[0]  # what a run has open stays as it was
+
+
+@pytest.mark.parametrize("damage", ["rows.arrow", "dataset_info.json", "state.json", "everything"])
+def test_a_damaged_view_is_made_anew_where_it_was(tmp_path: Path, damage: str) -> None:
+    write_pictures(tmp_path)
+    path = paths_saved(tmp_path / "photos", [str(tmp_path / f"photo_{n}.jpg") for n in range(4)])
+    view = Path(open_source(str(path)).identity.path)
+    if damage == "everything":
+        shutil.rmtree(view)
+    else:
+        (view / damage).unlink()
+    source = open_source(str(path))
+    assert_the_four_rows(source)
+    assert source.identity.path == str(view)
+    assert sorted(file.name for file in view.iterdir()) == ["dataset_info.json", "rows.arrow", "state.json"]
+
+
+def test_many_openings_at_once_make_one_whole_view(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    path = paths_saved(tmp_path / "photos", [str(tmp_path / f"photo_{n}.jpg") for n in range(4)])
+    for _ in range(2):
+        with ThreadPoolExecutor(6) as pool:
+            sources = list(pool.map(lambda _: open_source(str(path)), range(6)))
+        for source in sources:
+            assert_the_four_rows(source)
+        (view,) = {Path(source.identity.path) for source in sources}
+        assert not list(view.parent.glob(".view-*"))
+        (view / "rows.arrow").unlink()  # the next round finds one that does not fit
+
+
+def test_a_table_that_changes_under_its_name_has_another_fingerprint_and_view(tmp_path: Path) -> None:
+    names = write_pictures(tmp_path)
+    path = tmp_path / "photos.csv"
+    for order in (names, names[::-1]):
+        rows = metadata_rows(names)
+        write_csv(path, [{"image": name, **one} for name, one in zip(order, rows, strict=True)])
+        os.utime(path, (1_000_000_000, 1_000_000_000 if order is names else 1_000_000_001))
+        source = open_source(str(path))
+        assert load(source, 0).picture.data == PHOTOS[names.index(order[0])]
+        if order is names:
+            before = source.identity
+    assert source.identity.fingerprint != before.fingerprint
+    assert source.identity.path != before.path
+
+
+def test_a_cache_that_is_a_relative_path_gives_an_absolute_dataset_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("cache"))
+    names = write_pictures(tmp_path)
+    write_csv(
+        tmp_path / "photos.csv",
+        [{"image": name, **one} for name, one in zip(names, metadata_rows(names), strict=True)],
+    )
+    source = open_source("photos.csv")
+    assert Path(source.identity.path).is_absolute()
+    monkeypatch.chdir("/")
+    assert same_pixels(
+        datasets.load_from_disk(source.identity.path)[3]["image"], load(source, 3).picture.image
+    )

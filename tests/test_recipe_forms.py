@@ -1,0 +1,589 @@
+"""Every form that a dataset may be given in: its traces pass the restore recipe as the README has it.
+
+All forms are distilled once by the real door; one other process, in other folders, runs the recipe over all
+the traces, and its pictures are compared with ones cut from the original files without our code.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import file_bytes, jpeg_with_orientation, noise, smooth
+from PIL import Image, ImageOps
+from scripted_teacher import ScriptedTeacher, calls, num_turns, says
+
+from distil.cli import main
+from distil.replay import Sources, Verdict, verify_trace
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BOX, ANGLE = [8, 6, 60, 40], 30
+PHOTOS = [
+    jpeg_with_orientation(smooth(96, 72), 6),
+    file_bytes(noise(80, 64, "RGBA"), "PNG"),
+    file_bytes(noise(96, 72, seed=3)),
+]
+NAMES = ["turned.jpg", "see through é.png", "sub/plain.jpg"]
+ROWS = [{"lat": 10.0 + n, "lon": 20.0, "city": str(n)} for n in range(len(PHOTOS))]
+PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+BROKEN = {"bytes": b"no picture", "path": None}
+
+
+def expected_picture(city: str) -> str:
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(PHOTOS[int(city)])))
+    return digest(picture.crop(BOX).rotate(ANGLE, expand=True))
+
+
+def digest(picture: Image.Image) -> str:
+    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+# --- the forms: each writes a dataset into a folder and returns what --dataset_path gets
+
+Form = Callable[[Path], str]
+FORMS: dict[str, Form] = {}
+
+
+def form(name: str) -> Callable[[Form], Form]:
+    def keep(make: Form) -> Form:
+        assert name not in FORMS
+        FORMS[name] = make
+        return make
+
+    return keep
+
+
+def write_pictures(folder: Path) -> None:
+    for name, data in zip(NAMES, PHOTOS, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def with_column(name: str, values: list[Any]) -> list[dict[str, Any]]:
+    return [{name: value, **row} for value, row in zip(values, ROWS, strict=True)]
+
+
+def pictures() -> list[dict[str, Any]]:
+    return [{"bytes": data, "path": None} for data in PHOTOS]
+
+
+def paths(folder: Path) -> list[str]:
+    write_pictures(folder)
+    return [str(folder / name) for name in NAMES]
+
+
+def table_of(image: Any = None, **columns: tuple[list[Any], Any]) -> datasets.Dataset:
+    """The rows with their pictures inside, and more columns, each as values and feature."""
+    cells: dict[str, list[Any]] = {"image": pictures()}
+    cells |= {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    cells |= {name: values for name, (values, _) in columns.items()}
+    features = datasets.Features(
+        image=image or datasets.Image(),
+        lat=datasets.Value("float64"),
+        lon=datasets.Value("float64"),
+        city=datasets.Value("string"),
+        **{name: feature for name, (_, feature) in columns.items()},
+    )
+    return datasets.Dataset.from_dict(cells, features=features)
+
+
+def save(table: datasets.Dataset, folder: Path, **options: Any) -> str:
+    table.save_to_disk(str(folder), **options)
+    return str(folder)
+
+
+def saved_arrow(folder: Path, image: pa.Array, feature: Any) -> str:
+    """A saved dataset whose image column is just this array, which save_to_disk would have changed."""
+    table = pa.table({"image": image, **pa.Table.from_pylist(ROWS).to_pydict()})
+    save(table_of(), folder)
+    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"] |= datasets.Features(image=feature).to_dict()
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+@form("saved: pictures inside")
+def _(folder: Path) -> str:
+    return save(table_of(), folder / "ds")
+
+
+@form("saved: in an odd folder")
+def _(folder: Path) -> str:
+    return save(table_of(), folder / "with space [1] é#%20:v2")
+
+
+@form("saved: by a relative path")
+def _(folder: Path) -> str:
+    save(table_of(), folder / "ds")
+    return "ds"
+
+
+@form("saved: embedded from files")
+def _(folder: Path) -> str:
+    rows = with_column("image", paths(folder))
+    return save(datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()), folder / "ds")
+
+
+@form("saved: Image with paths alone")
+def _(folder: Path) -> str:
+    cells = [{"bytes": None, "path": path} for path in paths(folder)]
+    return saved_arrow(folder / "ds", pa.array(cells, type=PICTURE), datasets.Image())
+
+
+@form("saved: Image(decode=False)")
+def _(folder: Path) -> str:
+    return save(table_of(datasets.Image(decode=False)), folder / "ds")
+
+
+@form("saved: Image(mode='RGBA')")
+def _(folder: Path) -> str:
+    return save(table_of(datasets.Image(mode="RGBA")), folder / "ds")
+
+
+@form("saved: struct of bytes and path")
+def _(folder: Path) -> str:
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    return save(table_of(plain), folder / "ds")
+
+
+@form("saved: struct of path and large bytes")
+def _(folder: Path) -> str:
+    kind = pa.struct({"path": pa.large_string(), "bytes": pa.large_binary()})
+    plain = {"path": datasets.Value("large_string"), "bytes": datasets.Value("large_binary")}
+    return saved_arrow(folder / "ds", pa.array(pictures(), type=kind), plain)
+
+
+@form("saved: struct of a path")
+def _(folder: Path) -> str:
+    cells = [{"path": path} for path in paths(folder)]
+    return save(
+        datasets.Dataset.from_list(with_column("image", cells)),
+        folder / "ds",
+    )
+
+
+for text in ("string", "large_string", "string_view"):
+
+    @form(f"saved: paths as {text}")
+    def _(folder: Path, text: str = text) -> str:
+        kind = getattr(pa, text)()
+        return saved_arrow(folder / "ds", pa.array(paths(folder), type=kind), datasets.Value(text))
+
+
+@form("saved: paths as a dictionary")
+def _(folder: Path) -> str:
+    image = pa.array(paths(folder)).dictionary_encode()
+    return saved_arrow(folder / "ds", image, datasets.Value("string"))
+
+
+for binary in ("binary", "large_binary", "binary_view"):
+
+    @form(f"saved: file bytes as {binary}")
+    def _(folder: Path, binary: str = binary) -> str:
+        kind = getattr(pa, binary)()
+        return saved_arrow(folder / "ds", pa.array(PHOTOS, type=kind), datasets.Value(binary))
+
+
+@form("saved: with the numpy format")
+def _(folder: Path) -> str:
+    return save(table_of().with_format("numpy"), folder / "ds")
+
+
+@form("saved: with a format of other columns")
+def _(folder: Path) -> str:
+    return save(table_of().with_format("numpy", columns=["lat"]), folder / "ds")
+
+
+@form("saved: beside a picture column that is broken")
+def _(folder: Path) -> str:
+    return save(table_of(mask=([BROKEN] * 3, datasets.Image())), folder / "ds")
+
+
+@form("saved: beside lists and structs of broken pictures")
+def _(folder: Path) -> str:
+    more = {"list": ([[BROKEN]] * 3, datasets.List(datasets.Image()))}
+    more |= {"struct": ([{"a": BROKEN}] * 3, {"a": datasets.Image()})}
+    return save(table_of(**more), folder / "ds")
+
+
+@form("saved: beside a sound")
+def _(folder: Path) -> str:
+    sounds = [{"bytes": b"RIFF", "path": None}] * 3
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    table = table_of(sound=(sounds, plain)).cast_column("sound", datasets.Audio())
+    return save(table, folder / "ds")
+
+
+@form("saved: beside arrays and labels")
+def _(folder: Path) -> str:
+    more = {"grid": ([[[1, 2], [3, 4]]] * 3, datasets.Array2D((2, 2), "int32"))}
+    more |= {"labels": ([[0, 1]] * 3, datasets.List(datasets.ClassLabel(names=["day", "night"])))}
+    table = table_of({"bytes": datasets.Value("binary"), "path": datasets.Value("large_string")}, **more)
+    return save(table, folder / "ds")
+
+
+@form("saved: selected, shuffled, sorted")
+def _(folder: Path) -> str:
+    table = datasets.concatenate_datasets([table_of(), table_of()]).shuffle(seed=1).sort("city")
+    return save(table.select([5, 2, 1, 0]), folder / "ds")
+
+
+@form("saved: concatenated, in shards")
+def _(folder: Path) -> str:
+    table = datasets.concatenate_datasets([table_of(), table_of().select([2, 0])])
+    return save(table, folder / "ds", num_shards=4)
+
+
+@form("saved: file bytes in shards")
+def _(folder: Path) -> str:
+    rows = with_column("image", PHOTOS)
+    return save(datasets.Dataset.from_list(rows), folder / "ds", num_shards=3)
+
+
+@form("DatasetDict: a split")
+def _(folder: Path) -> str:
+    splits = {"train": table_of().select([2]), "test": table_of()}
+    datasets.DatasetDict(splits).save_to_disk(str(folder / "ds"))
+    return f"{folder / 'ds'}:test"
+
+
+@form("DatasetDict: a split of paths")
+def _(folder: Path) -> str:
+    table = datasets.Dataset.from_list(with_column("image", paths(folder)))
+    datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(str(folder / "ds"))
+    return f"{folder / 'ds'}:train"
+
+
+@form("parquet: Image")
+def _(folder: Path) -> str:
+    table_of().to_parquet(str(folder / "a.parquet"))
+    return str(folder / "a.parquet")
+
+
+@form("parquet: Image beside a broken one")
+def _(folder: Path) -> str:
+    table_of(mask=([BROKEN] * 3, datasets.Image())).to_parquet(str(folder / "a.parquet"))
+    return str(folder / "a.parquet")
+
+
+def parquet(folder: Path, image: pa.Array) -> str:
+    table = pa.table({"image": image, **pa.Table.from_pylist(ROWS).to_pydict()})
+    pq.write_table(table, folder / "a.parquet", row_group_size=2)
+    return str(folder / "a.parquet")
+
+
+@form("parquet: struct of another writer")
+def _(folder: Path) -> str:
+    return parquet(folder, pa.array(pictures(), type=PICTURE))
+
+
+@form("parquet: struct with relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    cells = [{"bytes": None, "path": NAMES[0]}, pictures()[1], {"bytes": None, "path": NAMES[2]}]
+    return parquet(folder, pa.array(cells, type=PICTURE))
+
+
+for binary in ("binary", "large_binary", "binary_view"):
+
+    @form(f"parquet: file bytes as {binary}")
+    def _(folder: Path, binary: str = binary) -> str:
+        return parquet(folder, pa.array(PHOTOS, type=getattr(pa, binary)()))
+
+
+for text in ("string", "large_string", "string_view"):
+
+    @form(f"parquet: relative paths as {text}")
+    def _(folder: Path, text: str = text) -> str:
+        write_pictures(folder)
+        return parquet(folder, pa.array(NAMES, type=getattr(pa, text)()))
+
+
+@form("parquet: relative paths as a pandas category")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    frame = pd.DataFrame(with_column("image", NAMES))
+    frame["image"] = frame["image"].astype("category")
+    frame.to_parquet(folder / "a.parquet")
+    return str(folder / "a.parquet")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], start: str = "", line_end: str = "\n") -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(start)
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator=line_end)
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]], start: str = "", line_end: str = "\n") -> str:
+    text = start + "".join(json.dumps(row) + line_end for row in rows)
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+@form("CSV: relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_csv(folder / "a.csv", with_column("image", NAMES))
+
+
+@form("CSV: absolute paths")
+def _(folder: Path) -> str:
+    return write_csv(folder / "a.csv", with_column("image", paths(folder)))
+
+
+@form("CSV: absolute and relative paths")
+def _(folder: Path) -> str:
+    return write_csv(folder / "a.csv", with_column("image", [*paths(folder)[:2], NAMES[2]]))
+
+
+@form("CSV: paths that go up")
+def _(folder: Path) -> str:
+    write_pictures(folder / "pictures")
+    (folder / "table").mkdir()
+    up = [f"../pictures/{name}" for name in NAMES]
+    return write_csv(folder / "table" / "a.csv", with_column("image", up))
+
+
+@form("CSV: names with a colon")
+def _(folder: Path) -> str:
+    names = [f"photo:{n}.jpg" for n in range(3)]
+    for name, data in zip(names, PHOTOS, strict=True):
+        (folder / name).write_bytes(data)
+    return write_csv(folder / "a.csv", with_column("image", names))
+
+
+@form("CSV: of Windows, with a byte order mark")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_csv(folder / "a.csv", with_column("image", NAMES), "\ufeff", "\r\n")
+
+
+@form("CSV: by a relative path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    write_csv(folder / "a.csv", with_column("image", NAMES))
+    return "a.csv"
+
+
+@form("CSV: in an odd folder")
+def _(folder: Path) -> str:
+    odd = folder / "with space [1] é#%20"
+    write_pictures(odd)
+    return write_csv(odd / "a [1]*.csv", with_column("image", NAMES))
+
+
+@form("JSONL: relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_jsonl(folder / "a.jsonl", with_column("image", NAMES))
+
+
+@form("JSONL: absolute paths")
+def _(folder: Path) -> str:
+    return write_jsonl(folder / "a.jsonl", with_column("image", paths(folder)))
+
+
+@form("JSONL: structs with a path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_jsonl(folder / "a.jsonl", with_column("image", [{"path": name} for name in NAMES]))
+
+
+@form("JSONL: of Windows, with a byte order mark")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_jsonl(folder / "a.jsonl", with_column("image", NAMES), "\ufeff", "\r\n")
+
+
+@form("JSONL: by a relative path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    write_jsonl(folder / "a.jsonl", with_column("image", NAMES))
+    return "a.jsonl"
+
+
+@form("JSON: a list of rows")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    (folder / "a.json").write_text(json.dumps(with_column("image", NAMES), indent=1))
+    return str(folder / "a.json")
+
+
+@form("pictures with metadata.csv")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    (folder / "[bold] not named.jpg").write_bytes(PHOTOS[0])
+    write_csv(folder / "metadata.csv", with_column("file_name", NAMES))
+    return str(folder)
+
+
+@form("pictures with metadata.jsonl")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    write_jsonl(folder / "metadata.jsonl", with_column("file_name", NAMES))
+    return str(folder)
+
+
+@form("pictures with metadata, by a relative path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    write_csv(folder / "metadata.csv", with_column("file_name", NAMES))
+    return "."
+
+
+@form("pictures with metadata, in an odd folder")
+def _(folder: Path) -> str:
+    odd = folder / "with space [1] é#%20"
+    write_pictures(odd)
+    write_csv(odd / "metadata.csv", with_column("file_name", NAMES))
+    return str(odd)
+
+
+@form("pictures with metadata: a split")
+def _(folder: Path) -> str:
+    for split in ("train", "test"):
+        write_pictures(folder / split)
+        write_csv(folder / split / "metadata.csv", with_column("file_name", NAMES))
+    return f"{folder}:test"
+
+
+@form("pictures with metadata and broken masks")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    (folder / "mask.png").write_bytes(b"no picture")
+    rows = [{**row, "mask_file_name": "mask.png"} for row in with_column("file_name", NAMES)]
+    write_csv(folder / "metadata.csv", rows)
+    return str(folder)
+
+
+# --- all of them once
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What became of a form: the door's exit code and last words, and its trace files."""
+
+    status: int
+    said: str
+    traces: tuple[Path, ...]
+
+
+def policy(request: dict[str, Any]) -> Any:
+    if num_turns(request) == 0:
+        call = ("image_zoom_in_tool", {"bbox_2d": BOX})
+        return calls(call, ("image_rotate_tool", {"angle": ANGLE}))
+    return says("\\boxed{10, 20}")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a cache of `datasets` of its own."""
+    folder = tmp_path_factory.mktemp("forms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        datasets.disable_progress_bars()
+        yield folder
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def distilled(workplace: Path) -> dict[str, Distilled]:
+    with ScriptedTeacher(policy) as teacher, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "EMPTY")
+        return {name: distil(workplace, name, make, teacher.api_base) for name, make in FORMS.items()}
+
+
+def distil(workplace: Path, name: str, make: Form, api_base: str) -> Distilled:
+    folder = workplace / re.sub(r"\W+", "_", name)
+    (folder / "data").mkdir(parents=True)
+    output = folder / "traces"
+    flags = ["--api_base", api_base, "--model", "m", "--tool_mode", "native", "--coordinates", "pixel"]
+    path = make(folder / "data")
+    said = io.StringIO()
+    with chdir(folder / "data"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", said)
+        status = main(["run", "--dataset_path", path, "--output_dir", str(output), *flags])
+    return Distilled(status, said.getvalue(), tuple(sorted(output.glob("trace_*.json"))))
+
+
+RUN_RECIPE = """
+import datasets, hashlib, json, os, sys
+recipe, results = sys.argv[1], {}
+for path in sys.stdin.read().splitlines():
+    os.chdir(os.path.dirname(path))
+    scope = {"datasets": datasets, "json": json}
+    try:
+        exec(recipe.replace("trace_00000.json", os.path.basename(path)), scope)
+        picture = scope["image"]
+        text = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+        results[path] = hashlib.sha256(text).hexdigest()
+    except Exception as error:
+        results[path] = repr(error)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def restored(distilled: dict[str, Distilled]) -> dict[str, str]:
+    """The hash of the picture that the recipe restores for each trace, or its error."""
+    (recipe,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    traces = [str(path) for result in distilled.values() for path in result.traces]
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_RECIPE, recipe],
+        input="\n".join(traces),
+        env={**os.environ, "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    results: dict[str, str] = json.loads(run.stdout)
+    return results
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_recipe_as_written_restores_every_trace_of_a_form(
+    name: str, distilled: dict[str, Distilled], restored: dict[str, str]
+) -> None:
+    result = distilled[name]
+    assert result.status == 0, result.said
+    assert len(result.traces) >= len(PHOTOS)
+    sources = Sources()
+    for path in result.traces:
+        trace = json.loads(path.read_text())
+        expected = expected_picture(trace["sample_data"]["city"])
+        if name != "saved: Image(mode='RGBA')":
+            assert restored[str(path)] == expected
+        else:
+            assert len(restored[str(path)]) == len(expected), restored[str(path)]
+        assert Path(trace["dataset_path"]).is_absolute()
+        assert verify_trace(path, sources).verdict is Verdict.MATCHED
+
+
+def test_the_door_says_which_pictures_are_left_out(distilled: dict[str, Distilled]) -> None:
+    said = distilled["pictures with metadata.csv"].said
+    assert "is not named in metadata.csv and left out: [bold] not named.jpg\n" in said
+    assert "left out" not in distilled["pictures with metadata.jsonl"].said
