@@ -38,12 +38,19 @@ def policy(request: dict[str, Any]) -> Any:
 
 
 def run_against(
-    run_door: RunDoor, script: str, photos: Path, folder: Path, *flags: object, teacher: Any = policy
+    run_door: RunDoor,
+    script: str,
+    photos: Path,
+    folder: Path,
+    *flags: object,
+    teacher: Any = policy,
+    **start: Any,
 ) -> Any:
     with ScriptedTeacher(teacher) as server:
         result = run_door(
-            script, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags
-        )
+            script, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags,
+            **start,
+        )  # fmt: skip
     return result, server.requests
 
 
@@ -53,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("door", [*DOORS, "view_traces_enhanced.py"])
 def test_every_door_has_a_useful_help(door: str, run_door: RunDoor) -> None:
-    result = run_door(door, "--help")
+    result = run_door(door, "--help", cold=True)
     assert result.returncode == 0
     assert door in result.stdout and "distil " in result.stdout
     if door in DOORS:
@@ -65,7 +72,7 @@ def test_every_door_has_a_useful_help(door: str, run_door: RunDoor) -> None:
 
 @pytest.mark.parametrize("command", [*COMMANDS, "view", "verify", "signs"])
 def test_distil_has_the_same_as_commands(command: str, run_door: RunDoor) -> None:
-    assert run_door("cli.py", command, "--help").returncode == 0
+    assert run_door("cli.py", command, "--help", cold=True).returncode == 0
 
 
 def test_the_distil_command_is_installed(tmp_path: Path) -> None:
@@ -75,7 +82,7 @@ def test_the_distil_command_is_installed(tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_the_missions(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
-    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path / "out")
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path / "out", cold=True)
     assert result.returncode == 0, result.stderr
     assert len(contents(tmp_path / "out")) == 10
     assert {(request["temperature"], request["max_tokens"]) for request in requests} == {(0.7, 2048)}
@@ -91,6 +98,7 @@ def test_one_and_32_workers_write_the_same_bytes(run_door: RunDoor, photos: Path
         result, _ = run_against(
             run_door, "demo_concurrent.py", photos, tmp_path / str(workers),
             "--num_samples", 12, "--max_workers", workers, "--order", "random", "--seed", 3,
+            env={"PYTHONHASHSEED": str(workers)},  # each an interpreter of its own, with its own order of sets
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
     one, many = contents(tmp_path / "1"), contents(tmp_path / "32")
@@ -122,7 +130,9 @@ def test_workers_overlap_their_requests(run_door: RunDoor, photos: Path, tmp_pat
 
 
 def test_the_one_turn_door_offers_no_tools(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
-    result, requests = run_against(run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3)
+    result, requests = run_against(
+        run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3, cold=True
+    )
     assert result.returncode == 0, result.stderr
     assert len(requests) == 3
     for request in requests:
