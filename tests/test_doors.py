@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import datasets
 import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_pictures, num_turns, says, texts
+from warm_door import start_door
 
 from distil.cli import main
 
@@ -376,10 +376,9 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
         return policy(request)
 
     with ScriptedTeacher(script) as server:
-        child = subprocess.Popen(
-            [sys.executable, "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", str(photos),
-             "--output_dir", str(tmp_path), "--num_samples", "12", "--max_workers", "2"],
-            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ),
+        child = start_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos,
+            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", cwd=PACKAGE,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while len(contents(tmp_path)) < 2 and time.monotonic() < deadline:
@@ -409,14 +408,13 @@ def catches_sigterm(pid: int) -> bool:
 
 
 def interrupted_run(
-    photos: Path, folder: Path, until: Callable[[int], bool], seconds: float
+    photos: Path, folder: Path, until: Callable[[int], bool], seconds: float, cold: bool
 ) -> tuple[int, str]:
     """A short run that gets a SIGINT so long after something holds of its process: exit code and stderr."""
     with ScriptedTeacher(lambda _: says("\\boxed{1, 2}")) as server:
-        child = subprocess.Popen(
-            [sys.executable, "demo_distillation.py", "--api_base", server.api_base, "--num_samples", "1",
-             "--dataset_path", str(photos), "--output_dir", str(folder)],
-            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        child = start_door(
+            "demo_distillation.py", "--api_base", server.api_base, "--num_samples", "1",
+            "--dataset_path", photos, "--output_dir", folder, cwd=PACKAGE, cold=cold,
         )  # fmt: skip
         while child.poll() is None and not until(child.pid):
             time.sleep(0.002)
@@ -434,13 +432,13 @@ def assert_left_in_order(code: int, stderr: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.7, 1.2])
 def test_an_interrupt_while_a_door_opens_is_one_line(seconds: float, photos: Path, tmp_path: Path) -> None:
-    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds))
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds, cold=True))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
 def test_an_interrupt_while_a_door_closes_is_no_harm(seconds: float, photos: Path, tmp_path: Path) -> None:
     is_done = lambda _: any(tmp_path.glob("out/trace_*.json"))
-    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds))
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds, cold=False))
 
 
 def test_a_signal_that_was_ignored_stays_ignored(photos: Path, tmp_path: Path) -> None:

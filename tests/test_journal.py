@@ -6,7 +6,6 @@ import itertools
 import json
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from conftest import PACKAGE, RunDoor
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+from warm_door import start_door
 
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, ToolMode
@@ -386,10 +386,7 @@ def test_rows_of_other_settings_are_refused_although_others_are_there(
 def test_a_run_that_is_given_up_records_what_it_came_to(how: str, photos: Path, tmp_path: Path) -> None:
     with ScriptedTeacher(three_turns) as server:
         flags = ("--max_outage_seconds", "1", "--max_workers", "2")
-        child = subprocess.Popen(
-            command(server.api_base, photos, tmp_path, *flags), cwd=PACKAGE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        child = start_door(*command(server.api_base, photos, tmp_path, *flags)[1:], cwd=PACKAGE)
         stalled = threading.Event()
 
         def then_stalls(request: dict[str, Any]) -> Any:
