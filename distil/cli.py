@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from distil import __version__
+from distil import __version__, interrupts
 from distil.errors import DistilError, FolderError, TeacherRefused, UsageError
 
-EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130  # and 1, some samples failed: the commands return it
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_DONE, EXIT_USAGE = 0, 2  # and 1, some samples failed: the commands return it
+_ADVICE = "; nothing is lost, the same command goes on from here"
 _VIEWER = "view_traces_enhanced.py"
 COORDINATES = ("auto", "pixel", "rel1000", "rel1000_yx", "rel1")
 
@@ -76,17 +75,13 @@ Command = Callable[[], int]  # ready to run: all that it needs is imported
 
 def enter(script: str = "distil") -> NoReturn:
     """A door as a process of its own: from here to its end no signal leaves a traceback."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and scripts with `&` set it
-            signal.signal(number, _EarlyLeave(script))
+    interrupts.handle(script)
     doors = {"distil": main, _VIEWER: run_viewer_door}
     try:
         status = doors.get(script, partial(run_door, script))()
     except SystemExit as leaving:  # argparse, after --help and on wrong usage
         status = leaving.code if isinstance(leaving.code, int) else EXIT_DONE
-    except KeyboardInterrupt:  # while the last words were said
-        status = EXIT_INTERRUPTED
-    _ignore_signals()
+    interrupts.ignore()
     _leave(status)
 
 
@@ -138,8 +133,12 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """Parse, run and turn every error meant for the user into one message and an exit code."""
     options = parser.parse_args(arguments)
     load: Callable[[argparse.Namespace], Command] = options.load
+    command, advice = load(options), _ADVICE if load is _load_distillation else ""
+    interrupts.advise(advice)
     try:
-        return _run_interruptibly(load(options))
+        status = command()
+        interrupts.ignore()
+        return status
     except (TeacherRefused, FolderError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         _leave(EXIT_USAGE)  # other samples' requests may be in flight: their answers are of no use
@@ -147,9 +146,8 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        advice = "; nothing is lost, the same command goes on from here" if load is _load_distillation else ""
-        print(f"\n{parser.prog}: interrupted{advice}", file=sys.stderr)
-        _leave(EXIT_INTERRUPTED)
+        print(f"\n{interrupts.interrupted_text(parser.prog, advice)}", file=sys.stderr)
+        _leave(interrupts.EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
@@ -167,54 +165,6 @@ def _leave(status: int) -> NoReturn:
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(status)
-
-
-@dataclass(frozen=True)
-class _EarlyLeave:
-    """A signal before a command runs ends the process where it is.
-
-    An exception that is raised inside an import comes out of it as another one, or not at all.
-    """
-
-    script: str
-
-    def __call__(self, *_: object) -> None:
-        with suppress(OSError):
-            os.write(2, f"\n{self.script}: interrupted\n".encode())
-        os._exit(EXIT_INTERRUPTED)
-
-
-def _run_interruptibly(command: Command) -> int:
-    """Run a command; in a door of its own a signal is a KeyboardInterrupt for as long as that takes."""
-    ours = [number for number in _SIGNALS if isinstance(signal.getsignal(number), _EarlyLeave)]
-    for number in ours:
-        signal.signal(number, _interrupt)
-    try:
-        status = command()
-        for number in ours:  # the result is known
-            signal.signal(number, signal.SIG_IGN)
-    except BaseException as error:
-        if any(signal.getsignal(number) is _leave_at_once for number in ours):
-            raise KeyboardInterrupt from error  # libraries import more while they work
-        raise
-    return status
-
-
-def _interrupt(*_: object) -> None:
-    """The first signal closes what is in flight on its way out, the second leaves at once."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) is _interrupt:
-            signal.signal(number, _leave_at_once)
-    raise KeyboardInterrupt
-
-
-def _leave_at_once(*_: object) -> None:
-    os._exit(EXIT_INTERRUPTED)
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, door: Door) -> None:
@@ -460,8 +410,7 @@ def add_signs_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
 
 
-# The heavy imports wait until a command is run, so that --help and usage errors are quick. They are all done
-# before it starts, since a signal must not raise inside them.
+# The heavy imports wait until a command is run, so that --help and usage errors are quick.
 
 
 def _load_distillation(namespace: argparse.Namespace) -> Command:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from distil import __version__
 from distil.errors import SourceError, UsageError
+from distil.interrupts import interruptible
 
 NUM_SIGNS = 240
 TEACHER_NOTE = (
@@ -98,15 +99,22 @@ def drawn_signs() -> str:
 
 
 def draw_signs(folder: Path, num_rows: int, seed: int) -> None:
-    """Draw a dataset of street signs into a new folder; raises SourceError."""
+    """Draw a dataset of street signs into a new folder, whole or not at all.
+
+    Raises SourceError, and KeyboardInterrupt after a signal.
+    """
     arguments = ["--output_dir", str(folder), "--num_rows", str(num_rows), "--seed", str(seed)]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        child = subprocess.run(
-            [sys.executable, "-m", _MODULE, "draw", *arguments], stdout=subprocess.PIPE, check=False
+        child = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, "draw", *arguments],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us to pass on
         )
     except OSError as error:
         raise SourceError(f"the street signs cannot be drawn into {folder}: {error}") from None
+    with interruptible(wake=child.terminate):  # it clears away what it has drawn
+        child.wait()
     if child.returncode != 0 and not (folder / "state.json").is_file():  # or another process was faster
         raise SourceError(f"the street signs could not be drawn into {folder}; see the message above")
 

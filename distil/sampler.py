@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from distil.errors import (
@@ -21,6 +22,7 @@ from distil.errors import (
     TraceError,
     error_text,
 )
+from distil.interrupts import interruptible
 from distil.records import Failure
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
@@ -71,6 +73,7 @@ def run_samples(
     exception in one sample is its failure; BudgetExceeded and RunHalted end the run once the samples in
     flight have ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends
     it at once.
+    Raises KeyboardInterrupt after a signal.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -92,16 +95,22 @@ def _completed(
 ) -> Iterator[Outcome[ResultT_co]]:
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
     waiting = iter(indices)
-    in_flight: set[Future[Outcome[ResultT_co]]] = set()
-    while True:
-        for index in waiting:
-            in_flight.add(pool.submit(_attempt, index, solver))
-            if len(in_flight) > max_workers:
-                break
-        if not in_flight:
-            return
-        done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
-        for future in done:
+    num_in_flight = 0
+    ended: SimpleQueue[Future[Outcome[ResultT_co]] | None] = SimpleQueue()
+    with interruptible(wake=lambda: ended.put(None)) as interruption:
+        while True:
+            for index in waiting:
+                interruption.check()
+                pool.submit(_attempt, index, solver).add_done_callback(ended.put)
+                num_in_flight += 1
+                if num_in_flight > max_workers:
+                    break
+            if not num_in_flight:
+                return
+            future = ended.get()
+            interruption.check()
+            assert future is not None
+            num_in_flight -= 1
             outcome = future.result()
             on_done(outcome)
             if outcome.stopped is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from warm_door import start_door
 
 settings.register_profile("no_deadline", deadline=None)  # busy machines pause for longer than 200 ms
 settings.load_profile("no_deadline")
@@ -70,21 +70,21 @@ RunDoor = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def run_door() -> RunDoor:
-    """Run a script of `distil/` from inside that folder, as the README does."""
+    """Run a script of `distil/` from inside that folder, as the README does; `cold` in an interpreter of its own."""
 
     def run(
-        script: str, *arguments: object, env: dict[str, str] | None = None
+        script: str, *arguments: object, env: dict[str, str] | None = None, cold: bool = False
     ) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-        return subprocess.run(
-            [sys.executable, script, *map(str, arguments)],
-            cwd=PACKAGE,
-            env=environment | {"COLUMNS": "150"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
+        door = start_door(
+            script, *arguments, cwd=PACKAGE, env=environment | {"COLUMNS": "150"} | (env or {}), cold=cold
         )
+        try:
+            stdout, stderr = door.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            door.kill()
+            raise
+        return subprocess.CompletedProcess(list(door.args), door.wait(), stdout, stderr)
 
     return run
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "distil"
 
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "records", "metadata"),
+    ("errors", "records", "metadata", "interrupts"),
     ("spans", "jsonable", "pictures", "sandbox", "saved_view", "prices", "concurrency"),
     ("conversation", "tasks", "tools", "budget", "suspicion"),
     ("source", "store", "teacher", "embedded"),

@@ -28,7 +28,13 @@ MISSION_PROGRAMS = (
 
 
 def run(
-    run_door: RunDoor, photos: Path, folder: Path, replies: list[Any], *flags: object, door: str = DOOR
+    run_door: RunDoor,
+    photos: Path,
+    folder: Path,
+    replies: list[Any],
+    *flags: object,
+    door: str = DOOR,
+    **start: Any,
 ) -> Any:
     """One sample against a server that gives the replies in order; its trace and the requests."""
 
@@ -38,7 +44,7 @@ def run(
     with ScriptedTeacher(script) as server:
         result = run_door(
             door, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder,
-            "--num_samples", 1, "--tool_mode", "native", *flags,
+            "--num_samples", 1, "--tool_mode", "native", *flags, **start,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return json.loads((folder / "trace_00000.json").read_text()), server.requests, result
@@ -61,7 +67,7 @@ def recipe(trace: dict[str, Any]) -> Any:
 
 def test_the_missions_programs_run_and_replay(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
     replies = [calls((CODE, {"code": code})) for code in MISSION_PROGRAMS]
-    trace, _, _ = run(run_door, photos, tmp_path, [*replies, says("\\boxed{1, 2}")])
+    trace, _, _ = run(run_door, photos, tmp_path, [*replies, says("\\boxed{1, 2}")], cold=True)
     assert [call["success"] for call in trace["tool_calls_log"]] == [True] * 4
     assert [call["message"] for call in trace["tool_calls_log"]] == [
         "Success: Image processed successfully"

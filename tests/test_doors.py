@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import datasets
 import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, counted, is_probe, num_pictures, num_turns, says, texts
+from warm_door import start_door
 
 from distil.cli import main
 
@@ -38,12 +38,19 @@ def policy(request: dict[str, Any]) -> Any:
 
 
 def run_against(
-    run_door: RunDoor, script: str, photos: Path, folder: Path, *flags: object, teacher: Any = policy
+    run_door: RunDoor,
+    script: str,
+    photos: Path,
+    folder: Path,
+    *flags: object,
+    teacher: Any = policy,
+    **start: Any,
 ) -> Any:
     with ScriptedTeacher(teacher) as server:
         result = run_door(
-            script, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags
-        )
+            script, "--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags,
+            **start,
+        )  # fmt: skip
     return result, server.requests
 
 
@@ -53,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("door", [*DOORS, "view_traces_enhanced.py"])
 def test_every_door_has_a_useful_help(door: str, run_door: RunDoor) -> None:
-    result = run_door(door, "--help")
+    result = run_door(door, "--help", cold=True)
     assert result.returncode == 0
     assert door in result.stdout and "distil " in result.stdout
     if door in DOORS:
@@ -65,7 +72,7 @@ def test_every_door_has_a_useful_help(door: str, run_door: RunDoor) -> None:
 
 @pytest.mark.parametrize("command", [*COMMANDS, "view", "verify", "signs"])
 def test_distil_has_the_same_as_commands(command: str, run_door: RunDoor) -> None:
-    assert run_door("cli.py", command, "--help").returncode == 0
+    assert run_door("cli.py", command, "--help", cold=True).returncode == 0
 
 
 def test_the_distil_command_is_installed(tmp_path: Path) -> None:
@@ -75,7 +82,7 @@ def test_the_distil_command_is_installed(tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_the_missions(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
-    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path / "out")
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path / "out", cold=True)
     assert result.returncode == 0, result.stderr
     assert len(contents(tmp_path / "out")) == 10
     assert {(request["temperature"], request["max_tokens"]) for request in requests} == {(0.7, 2048)}
@@ -91,6 +98,7 @@ def test_one_and_32_workers_write_the_same_bytes(run_door: RunDoor, photos: Path
         result, _ = run_against(
             run_door, "demo_concurrent.py", photos, tmp_path / str(workers),
             "--num_samples", 12, "--max_workers", workers, "--order", "random", "--seed", 3,
+            env={"PYTHONHASHSEED": str(workers)},  # each an interpreter of its own, with its own order of sets
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
     one, many = contents(tmp_path / "1"), contents(tmp_path / "32")
@@ -122,7 +130,9 @@ def test_workers_overlap_their_requests(run_door: RunDoor, photos: Path, tmp_pat
 
 
 def test_the_one_turn_door_offers_no_tools(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
-    result, requests = run_against(run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3)
+    result, requests = run_against(
+        run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3, cold=True
+    )
     assert result.returncode == 0, result.stderr
     assert len(requests) == 3
     for request in requests:
@@ -369,10 +379,9 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
         return policy(request)
 
     with ScriptedTeacher(script) as server:
-        child = subprocess.Popen(
-            [sys.executable, "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", str(photos),
-             "--output_dir", str(tmp_path), "--num_samples", "12", "--max_workers", "2"],
-            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ),
+        child = start_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos,
+            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", cwd=PACKAGE,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while len(contents(tmp_path)) < 2 and time.monotonic() < deadline:
@@ -402,14 +411,13 @@ def catches_sigterm(pid: int) -> bool:
 
 
 def interrupted_run(
-    photos: Path, folder: Path, until: Callable[[int], bool], seconds: float
+    photos: Path, folder: Path, until: Callable[[int], bool], seconds: float, cold: bool
 ) -> tuple[int, str]:
     """A short run that gets a SIGINT so long after something holds of its process: exit code and stderr."""
     with ScriptedTeacher(lambda _: says("\\boxed{1, 2}")) as server:
-        child = subprocess.Popen(
-            [sys.executable, "demo_distillation.py", "--api_base", server.api_base, "--num_samples", "1",
-             "--dataset_path", str(photos), "--output_dir", str(folder)],
-            cwd=PACKAGE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        child = start_door(
+            "demo_distillation.py", "--api_base", server.api_base, "--num_samples", "1",
+            "--dataset_path", photos, "--output_dir", folder, cwd=PACKAGE, cold=cold,
         )  # fmt: skip
         while child.poll() is None and not until(child.pid):
             time.sleep(0.002)
@@ -427,13 +435,13 @@ def assert_left_in_order(code: int, stderr: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.7, 1.2])
 def test_an_interrupt_while_a_door_opens_is_one_line(seconds: float, photos: Path, tmp_path: Path) -> None:
-    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds))
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", catches_sigterm, seconds, cold=True))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
 def test_an_interrupt_while_a_door_closes_is_no_harm(seconds: float, photos: Path, tmp_path: Path) -> None:
     is_done = lambda _: any(tmp_path.glob("out/trace_*.json"))
-    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds))
+    assert_left_in_order(*interrupted_run(photos, tmp_path / "out", is_done, seconds, cold=False))
 
 
 def test_a_signal_that_was_ignored_stays_ignored(photos: Path, tmp_path: Path) -> None:

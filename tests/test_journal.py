@@ -1,14 +1,11 @@
-"""Paid turns survive: a journal read back, torn anywhere, and runs killed at any instant."""
+"""Paid turns survive: a journal read back, torn anywhere, and runs that end early (kills: test_kills.py)."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +20,7 @@ from conftest import PACKAGE, RunDoor
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+from warm_door import start_door
 
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, ToolMode
@@ -197,43 +195,6 @@ def command(api_base: str, photos: Path, folder: Path, *flags: str) -> list[str]
         sys.executable, "demo_concurrent.py", "--api_base", api_base, "--dataset_path", str(photos),
         "--output_dir", str(folder), "--num_samples", "12", "--max_workers", "3", *flags,
     ]  # fmt: skip
-
-
-def test_a_run_killed_at_any_instant_pays_no_turn_twice(
-    photos: Path, tmp_path: Path, run_door: RunDoor
-) -> None:
-    """Killed with SIGKILL again and again, it ends with the very files of a run that was left alone."""
-
-    def slow(request: dict[str, Any]) -> Any:
-        time.sleep(0.6)
-        return three_turns(request)
-
-    generator = random.Random(7)
-    with ScriptedTeacher(three_turns) as quiet:
-        assert run_door(*command(quiet.api_base, photos, tmp_path / "whole")[1:]).returncode == 0
-    kills = in_flight = 0
-    with ScriptedTeacher(slow) as server:
-        while True:
-            child = subprocess.Popen(
-                command(server.api_base, photos, tmp_path / "killed"), cwd=PACKAGE, env=dict(os.environ),
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            try:
-                child.communicate(timeout=1.1 + generator.random() * 0.6 if kills < 30 else 120)
-                break
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGKILL)
-                child.communicate()
-                kills += 1
-                in_flight += 3
-    assert child.returncode == 0
-    assert kills >= 15
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert len(contents(tmp_path / "whole")) == 12
-    turns = paid(server.requests)
-    assert len(turns) == 36
-    assert sum(turns.values()) - 36 <= in_flight, "only requests in flight at a kill are asked for again"
-    assert not (tmp_path / "killed" / FOLDER).exists()
 
 
 def test_a_sample_that_fails_late_goes_on_where_it_failed(
@@ -425,10 +386,7 @@ def test_rows_of_other_settings_are_refused_although_others_are_there(
 def test_a_run_that_is_given_up_records_what_it_came_to(how: str, photos: Path, tmp_path: Path) -> None:
     with ScriptedTeacher(three_turns) as server:
         flags = ("--max_outage_seconds", "1", "--max_workers", "2")
-        child = subprocess.Popen(
-            command(server.api_base, photos, tmp_path, *flags), cwd=PACKAGE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        child = start_door(*command(server.api_base, photos, tmp_path, *flags)[1:], cwd=PACKAGE)
         stalled = threading.Event()
 
         def then_stalls(request: dict[str, Any]) -> Any:

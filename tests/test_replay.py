@@ -247,7 +247,7 @@ def test_other_values_in_the_row_are_a_changed_dataset(traces: Path, photos: Pat
 def test_distil_verify_counts_and_says_by_exit_code(traces: Path, tmp_path: Path, run_door: RunDoor) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(traces, folder)
-    good = run_door("cli.py", "verify", folder)
+    good = run_door("cli.py", "verify", folder, cold=True)
     assert (good.returncode, good.stdout.strip()) == (0, "6 matched, 0 mismatched, 0 unreadable")
     paths = trace_paths(folder)
     trace = load(paths[0])
@@ -264,7 +264,7 @@ def test_the_with_tools_door_keeps_the_pictures(photos: Path, tmp_path: Path, ru
     with ScriptedTeacher(policy) as server:
         result = run_door(
             "demo_distillation_with_tools.py", "--api_base", server.api_base, "--dataset_path", photos,
-            "--num_samples", 2, "--output_dir", tmp_path / "kept",
+            "--num_samples", 2, "--output_dir", tmp_path / "kept", cold=True,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
     for path in trace_paths(tmp_path / "kept"):

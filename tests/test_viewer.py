@@ -56,7 +56,7 @@ def old_trace(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_one_trace_shows_everything(traces: Path, run_door: RunDoor) -> None:
-    result = run_door(VIEWER, traces / "trace_00000.json")
+    result = run_door(VIEWER, traces / "trace_00000.json", cold=True)
     assert result.returncode == 0, result.stderr
     for words in (
         "sample 0", "city 0", "turn 1", "There may be text.", "I look at the sign.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def run_draw(options: argparse.Namespace) -> int:
     """Draw the dataset."""
     from distil.local_teacher.sign_dataset import OutputExists, write_dataset  # noqa: PLC0415  seconds to import
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a drawing is cleared away
     try:
         write_dataset(options.output_dir, options.num_rows, options.seed, options.workers)
     except OutputExists as refused:
