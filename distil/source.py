@@ -44,7 +44,7 @@ class Source:
             for name, feature in table.features.items()
             if isinstance(feature, datasets.ClassLabel)
         }
-        self._trim = _MappingTrimmer([file["filename"] for file in table.cache_files])
+        self._trim = MappingTrimmer([file["filename"] for file in table.cache_files])
 
     def __len__(self) -> int:
         return self.identity.num_rows
@@ -56,6 +56,8 @@ class Source:
 
     def load(self, index: int, task: Task) -> Sample:
         """Read and decode row `index`; raises SampleError naming what is wrong with it."""
+        if not 0 <= index < len(self):
+            raise SampleError(f"{self.identity.source} has {len(self)} rows and no row {index}")
         row = self._rows[index].to_pylist()[0]
         self._trim.count_row()
         try:
@@ -247,7 +249,7 @@ def _picture_bytes(value: Mapping[str, Json] | None, folder: Path | None) -> byt
         raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
 
 
-class _MappingTrimmer:
+class MappingTrimmer:
     """Gives pages of the dataset's mapped files back to the kernel every few rows.
 
     Arrow files are mapped into memory, and every page that was ever read counts as the process's own
