@@ -93,14 +93,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error_text(error)}".split())[:300]
 
 
-def run_recipe(trace: StoredTrace, path: str, saved: SavedDatasets, executor: Executor | None) -> None:
-    """Run the recipe of a trace on the dataset at `path`; raises RecipeError where it gives other pictures.
+def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | None) -> None:
+    """Apply the recipe to its first picture; raises RecipeError where its last one is another than stored.
 
-    The calls are applied where the recipe promises anything: all succeeded, and `recipe_restores` is true.
+    Only where the recipe promises anything: all calls succeeded, and `recipe_restores` is true.
     """
-    picture = saved.picture(path, trace.sample_index)
-    if picture_facts(picture) != trace.facts:
-        raise RecipeError(f"row {trace.sample_index} of {path} is another picture than the trace says")
     if not trace.calls or not all(call.success for call in trace.calls):
         return
     if not trace.json["metadata"]["recipe_restores"]:

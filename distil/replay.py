@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 import PIL
+from PIL import Image
 
 from distil.conversation import Message, opening_messages, turn_messages
 from distil.errors import ContextOverflow, SampleError, SourceError, TraceError
@@ -31,7 +32,7 @@ from distil.rebuild import (
 )
 from distil.recipe import RecipeError, SavedDatasets, run_recipe
 from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
-from distil.sandbox import Sandbox
+from distil.sandbox import ExecResult, Sandbox
 from distil.source import Source, open_source
 from distil.store import StoredTrace, read_trace
 from distil.store.trace_file import CODE_TOOL, settings_sha256, trace_name, versions_now
@@ -136,13 +137,10 @@ class Executors:
 
 
 class Sources:
-    """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved).
-
-    `saved` are the same datasets as the restore recipe opens them.
-    """
+    """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved)."""
 
     def __init__(self, override: str | None = None) -> None:
-        self.saved = SavedDatasets()
+        self._saved = SavedDatasets()
         self._override = override
         self._opened: dict[str, Source] = {}
         self._lock = threading.Lock()
@@ -180,11 +178,18 @@ class Sources:
             stored, path=path, source=now.source, kind=now.kind, split=now.split, num_rows=num_rows
         )
 
-    def recipe_path(self, trace: StoredTrace, source: Source) -> str | None:
-        """Where the restore recipe finds the dataset, None where it has moved and is no saved folder."""
-        if not self._override:
-            return str(trace.json["dataset_path"])
-        return source.identity.path if source.identity.kind == "saved" else None
+    def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | RecipeError | None:
+        """The first picture of the restore recipe, or why there is none.
+
+        None where the dataset has moved and is no saved folder, as the recipe needs one.
+        """
+        if self._override and source.identity.kind != "saved":
+            return None
+        path = source.identity.path if self._override else str(trace.json["dataset_path"])
+        try:
+            return self._saved.picture(path, trace.sample_index)
+        except RecipeError as error:
+            return error
 
 
 def replay(trace: StoredTrace, source: Source, executor: Executor | None = None) -> Replay:
@@ -247,10 +252,11 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
 
 
 def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
-    executor = executors.of(trace) if executors is not None else None
+    sandbox = executors.of(trace) if executors is not None else None
+    executor = None if sandbox is None else _RememberedRuns(sandbox)
     source = sources.of(trace)
     try:
-        sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
+        sample, recipe = _load(trace, source, sources)
     except SampleError as error:
         has_changed = source.identity.fingerprint != trace.json["dataset"]["fingerprint"]
         return Verdict.CHANGED_DATASET if has_changed else Verdict.UNREADABLE, str(error)
@@ -258,7 +264,38 @@ def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) 
     if changed is not None:
         return Verdict.CHANGED_DATASET, changed
     rebuilt = rebuilt_trace(trace, sample, sources.identity(trace, source), executor)
-    return _judge(trace, rebuilt) or _judge_recipe(trace, source, sources, executor)
+    return _judge(trace, rebuilt) or _judge_recipe(trace, recipe, executor)
+
+
+_RecipeStart = Image.Image | RecipeError | None  # the recipe's first picture, or why there is none
+
+
+def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample, _RecipeStart]:
+    """The trace's row, with its picture as the recipe decodes it: so it is decoded once."""
+    task, start = TASKS[trace.settings["task"]], sources.recipe_start(trace, source)
+    if isinstance(start, Image.Image):
+        sample = source.load(trace.sample_index, task, start)
+        if sample.picture.facts == trace.facts:
+            return sample, start
+        start = RecipeError(f"row {trace.sample_index} of dataset_path is another picture")
+    return source.load(trace.sample_index, task), start
+
+
+class _RememberedRuns:
+    """Runs code once for the same picture: a trace's code is run again, and then by the restore recipe."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._runs: list[tuple[str, Image.Image, ExecResult]] = []
+
+    def run(self, code: str, picture: Image.Image) -> ExecResult:
+        """Run code on a picture, or give what that came to before."""
+        for earlier_code, earlier_picture, result in self._runs:
+            if earlier_picture is picture and earlier_code == code:
+                return result
+        result = self._executor.run(code, picture)
+        self._runs.append((code, picture, result))
+        return result
 
 
 def _changed_row(trace: StoredTrace, sample: Sample) -> str | None:
@@ -336,12 +373,13 @@ def _versions_text(trace: StoredTrace) -> str:
     return f" (perhaps because {texts[0]} wrote it, and this is {texts[1]})"
 
 
-def _judge_recipe(trace: StoredTrace, source: Source, sources: Sources, executor: Executor | None) -> _Found:
-    path = sources.recipe_path(trace, source)
-    if path is None:
+def _judge_recipe(trace: StoredTrace, start: _RecipeStart, executor: Executor | None) -> _Found:
+    if start is None:
         return Verdict.MATCHED, RECIPE_NOT_RUN
     try:
-        run_recipe(trace, path, sources.saved, executor)
+        if isinstance(start, RecipeError):
+            raise start
+        run_recipe(trace, start, executor)
     except RecipeError as error:
         return Verdict.RECIPE_FAILS, f"the restore recipe fails: {error}"
     return Verdict.MATCHED, ""

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from PIL import Image
 
 from distil.errors import SampleError, SourceError, error_text
 from distil.jsonable import to_json
@@ -54,14 +55,17 @@ class Source:
         """The names of the dataset's columns."""
         return list(self._table.column_names)
 
-    def load(self, index: int, task: Task) -> Sample:
-        """Read and decode row `index`; raises SampleError naming what is wrong with it."""
+    def load(self, index: int, task: Task, decoded: Image.Image | None = None) -> Sample:
+        """Read and decode row `index`; raises SampleError naming what is wrong with it.
+
+        `decoded` is its picture where `datasets` itself has decoded it already.
+        """
         if not 0 <= index < len(self):
             raise SampleError(f"{self.identity.source} has {len(self)} rows and no row {index}")
         row = self._rows[index].to_pylist()[0]
         self._trim.count_row()
         try:
-            picture = self._picture(row[IMAGE_COLUMN])
+            picture = self._picture(row[IMAGE_COLUMN], decoded)
             data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
             return Sample(index, data, picture, task.truth(data))
         except SampleError as error:
@@ -109,9 +113,9 @@ class Source:
             label.int2str(value) if label is not None and value is not None and value >= 0 else to_json(value)
         )
 
-    def _picture(self, value: Json) -> StoredPicture:
+    def _picture(self, value: Json, decoded: Image.Image | None) -> StoredPicture:
         data = _picture_bytes(value, self._folder)
-        return decode_stored(data, self._mode)
+        return decode_stored(data, self._mode, decoded)
 
 
 def open_source(dataset_path: str) -> Source:
