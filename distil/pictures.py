@@ -58,17 +58,19 @@ class ViewRule:
     factor_px: int = 1
 
 
-def decode_stored(data: bytes, mode: str | None = None) -> StoredPicture:
+def decode_stored(data: bytes, mode: str | None = None, decoded: Image.Image | None = None) -> StoredPicture:
     """Decode a picture file as `datasets.Image(mode=mode)` does: first frame, EXIF orientation applied.
 
-    Raises SampleError where the file is empty, broken, truncated, or too large to be decoded safely.
+    `decoded` is its picture where `datasets` itself has decoded it already. Raises SampleError where the
+    file is empty, broken, truncated, or too large to be decoded safely.
     """
     try:
         image = Image.open(io.BytesIO(data))
         file_format, file_mode = image.format or "unknown", image.mode
-        image.load()
+        if decoded is None:
+            image.load()
         orientation = image.getexif().get(_ORIENTATION_TAG)
-        upright = image if orientation is None else ImageOps.exif_transpose(image)
+        upright = decoded or (image if orientation is None else ImageOps.exif_transpose(image))
         if mode is not None and upright.mode != mode:
             upright = upright.convert(mode)
     except Image.DecompressionBombError as error:

@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import PIL
 from rich.console import Console
 from rich.text import Text
 
-from distil import __version__
 from distil.address import Address, only_model
 from distil.budget import Budget, Limits
 from distil.embedded import drawn_signs
@@ -25,7 +22,7 @@ from distil.rollout import RolloutSettings
 from distil.sandbox import Sandbox, UnsafeExecutor
 from distil.source import Source, open_source
 from distil.store import OnChange, OutputFolder, RunFolder, SpendingFile, first_free, open_run_folder
-from distil.store.trace_file import RunFacts
+from distil.store.trace_file import RunFacts, versions_now
 from distil.tasks import TASKS, Task
 from distil.teacher import (
     OutagePolicy,
@@ -210,7 +207,7 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
     facts = RunFacts(
         dataset=job.source.identity,
         settings=_trace_settings(job, teacher, profile, rollout, address.note),
-        versions={"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
+        versions=versions_now(),
         keeps_pictures=options.keep_pictures,
     )
     _print_choices(teacher, address.api_bases, profile, probe, console)

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from PIL import Image
 
 from distil.errors import SampleError, SourceError, error_text
 from distil.jsonable import has_labels, to_json, with_label_names
@@ -44,7 +45,7 @@ class Source:
         self._table = table.cast_column(IMAGE_COLUMN, datasets.Image(decode=False))
         self._rows = self._table.with_format("arrow")  # as stored: nothing is decoded, however nested
         self._labels = {name: feature for name, feature in table.features.items() if has_labels(feature)}
-        self._trim = _MappingTrimmer([file["filename"] for file in table.cache_files])
+        self._trim = MappingTrimmer([file["filename"] for file in table.cache_files])
 
     def __len__(self) -> int:
         return self.identity.num_rows
@@ -54,12 +55,17 @@ class Source:
         """The names of the dataset's columns."""
         return list(self._table.column_names)
 
-    def load(self, index: int, task: Task) -> Sample:
-        """Read and decode row `index`; raises SampleError naming what is wrong with it."""
+    def load(self, index: int, task: Task, decoded: Image.Image | None = None) -> Sample:
+        """Read and decode row `index`; raises SampleError naming what is wrong with it.
+
+        `decoded` is its picture where `datasets` itself has decoded it already.
+        """
+        if not 0 <= index < len(self):
+            raise SampleError(f"{self.identity.source} has {len(self)} rows and no row {index}")
         row = self._rows[index].to_pylist()[0]
         self._trim.count_row()
         try:
-            picture = self._picture(row[IMAGE_COLUMN])
+            picture = self._picture(row[IMAGE_COLUMN], decoded)
             data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
             return Sample(index, data, picture, task.truth(data))
         except SampleError as error:
@@ -105,8 +111,8 @@ class Source:
         labels = self._labels.get(column)
         return to_json(value if labels is None else with_label_names(value, labels))
 
-    def _picture(self, value: Json) -> StoredPicture:
-        return decode_stored(_picture_bytes(value), self._mode)
+    def _picture(self, value: Json, decoded: Image.Image | None) -> StoredPicture:
+        return decode_stored(_picture_bytes(value), self._mode, decoded)
 
 
 def open_source(dataset_path: str, tell: Callable[[str], None] | None = None) -> Source:
@@ -288,7 +294,7 @@ def _picture_bytes(value: Mapping[str, Json] | None) -> bytes:
         raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
 
 
-class _MappingTrimmer:
+class MappingTrimmer:
     """Gives pages of the dataset's mapped files back to the kernel every few rows.
 
     Arrow files are mapped into memory, and every page that was ever read counts as the process's own

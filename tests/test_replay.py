@@ -160,7 +160,7 @@ def edited(
     if resign:
         del trace["integrity_sha256"]
         trace["integrity_sha256"] = json_sha256(trace)
-    path = tmp_path / "trace_00000.json"
+    path = tmp_path / trace_paths(traces)[0].name
     path.write_text(json.dumps(trace))
     return path
 
@@ -173,15 +173,25 @@ def test_an_edited_trace_is_told(traces: Path, tmp_path: Path) -> None:
     assert verify_trace(edited(traces, tmp_path, set_box), Sources()).verdict is Verdict.EDITED_TRACE
 
 
+def set_pixels(trace: dict[str, Any]) -> None:
+    trace["tool_calls_log"][0]["result"]["pixel_sha256"] = "0" * 64
+
+
 def test_an_action_that_gives_other_pixels_is_told(traces: Path, tmp_path: Path) -> None:
-    verification = verify_trace(edited(traces, tmp_path, set_box, resign=True), Sources())
+    verification = verify_trace(edited(traces, tmp_path, set_pixels, resign=True), Sources())
     assert verification.verdict is Verdict.CHANGED_RESULT
     assert "call 1" in verification.detail
 
 
+def test_an_action_that_the_teacher_did_not_ask_for_is_told(traces: Path, tmp_path: Path) -> None:
+    verification = verify_trace(edited(traces, tmp_path, set_box, resign=True), Sources())
+    assert verification.verdict is Verdict.INCONSISTENT
+    assert verification.detail == "tool_calls_log[0].tool_arguments.bbox_2d[0]: stored 65, now 64"
+
+
 def test_another_pillow_is_told(traces: Path, tmp_path: Path) -> None:
     def change(trace: dict[str, Any]) -> None:
-        set_box(trace)
+        set_pixels(trace)
         trace["metadata"]["versions"]["pillow"] = "9.0.0"
 
     verification = verify_trace(edited(traces, tmp_path, change, resign=True), Sources())

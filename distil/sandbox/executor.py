@@ -485,6 +485,11 @@ def _timeout_text(timeout_seconds: float) -> str:
     )
 
 
+def is_of_the_machine(message: str, timeout_seconds: float) -> bool:
+    """Whether a failed run says more of the machine than of its code: another time it may succeed."""
+    return message in (_timeout_text(timeout_seconds), SERVER_ENDED)
+
+
 class _Reply:
     """The client's reading end of one job: every byte counted, every number checked, all under a deadline."""
 

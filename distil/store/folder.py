@@ -17,7 +17,7 @@ from distil.records import Failure, Json, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
 from distil.store.spending import SpendingFile
-from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json
+from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json, trace_name
 
 fcntl: ModuleType | None
 try:
@@ -139,7 +139,7 @@ class RunFolder:
 
     def trace_path(self, sample_index: int) -> Path:
         """Where the trace of a row is."""
-        return self.path / f"trace_{sample_index:05d}.json"
+        return self.path / trace_name(sample_index)
 
     def failed(self) -> set[int]:
         """The rows that an earlier run recorded as failed."""
@@ -231,16 +231,25 @@ class RunFolder:
     def _is_ours(self, sample_index: int) -> bool:
         """Whether a row has a trace that was made with this run's settings."""
         path = self.trace_path(sample_index)
-        return path.exists() and _settings_of(path) == self._run.settings_sha256
+        return (
+            path.exists()
+            and _settings_of(path) == self._run.settings_sha256
+            and _is_of_row(load_json(path), sample_index)
+        )
 
     def _is_kept(self, sample_index: int) -> bool:
         path = self.trace_path(sample_index)
-        if self._on_change is OnChange.KEEP:
-            return True
         try:
             trace = load_json(path)
         except TraceError as error:
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
+        if not _is_of_row(trace, sample_index):
+            raise UsageError(
+                f"{path} holds the trace of row {trace.get('sample_index')}, not of row {sample_index}; "
+                "move it away, or choose another --output_dir"
+            )
+        if self._on_change is OnChange.KEEP:
+            return True
         if (trace.get("metadata") or {}).get("settings_sha256") == self._run.settings_sha256:
             return True
         if self._on_change is OnChange.REDO:
@@ -257,6 +266,11 @@ def _settings_of(path: Path) -> Json:
         return (load_json(path).get("metadata") or {}).get("settings_sha256")
     except TraceError:
         return None
+
+
+def _is_of_row(trace: Mapping[str, Json], sample_index: int) -> bool:
+    """Whether a trace is of this row, as far as it says: a copy under another row's name is not."""
+    return bool(trace.get("sample_index", sample_index) == sample_index)
 
 
 def _remove_leftovers(folder: Path) -> int:

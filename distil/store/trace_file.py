@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import PIL
+
+from distil import __version__
 from distil.errors import TraceError
 from distil.pictures import data_url
 from distil.records import (
@@ -47,8 +51,23 @@ class RunFacts:
 
     @property
     def settings_sha256(self) -> str:
-        """The hash of everything that shapes a trace; equal hashes mean comparable traces."""
-        return json_sha256({"settings": self.settings, "fingerprint": self.dataset.fingerprint})
+        """The hash of the settings with the dataset's fingerprint."""
+        return settings_sha256(self.settings, self.dataset.fingerprint)
+
+
+def trace_name(sample_index: int) -> str:
+    """The file name of a row's trace."""
+    return f"trace_{sample_index:05d}.json"
+
+
+def versions_now() -> dict[str, str]:
+    """The versions of what shapes a trace's pictures and texts."""
+    return {"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
+
+
+def settings_sha256(settings: Mapping[str, Json], fingerprint: str) -> str:
+    """The hash of everything that shapes a trace; equal hashes mean comparable traces."""
+    return json_sha256({"settings": settings, "fingerprint": fingerprint})
 
 
 def json_sha256(value: Json) -> str:

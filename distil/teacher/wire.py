@@ -84,8 +84,30 @@ def _text_call(body: str) -> RawCall:
 def _native_call(call: Json) -> RawCall:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return _kept_call("", call, None, f"the tool call names no function: {_quote(_outline(call))}")
+        return _kept_call("", call, None, _no_function(call))
     return _call(function["name"], function.get("arguments"), _text_or_none(call.get("id")))
+
+
+def recalled_native_call(kept: RawCall, message: str) -> RawCall:
+    """A native call as it was read, with its problem, from what a trace keeps of it.
+
+    Arguments that are kept as text may have been text that is no JSON, or JSON that is a text: `message`,
+    which the teacher got, tells which; where it fits none, the first reading is given.
+    """
+    readings = _readings(kept.name, kept.arguments, kept.call_id)
+    fitting = (call for call in readings if call.problem and message == f"Error: {call.problem}")
+    return next(fitting, readings[0])
+
+
+def _readings(name: str, arguments: Json, call_id: str | None) -> list[RawCall]:
+    """Every call that is kept under this name with these arguments."""
+    readings = [_call(name, arguments, call_id)]
+    if isinstance(arguments, str):
+        readings.append(_kept_call(name, arguments, call_id, _no_object(name, arguments)))
+        readings.append(RawCall(name, arguments, call_id, _too_deep(name, arguments)))
+    if not name:
+        readings.append(_kept_call(name, arguments, call_id, _no_function(arguments)))
+    return readings
 
 
 def _call(name: str, arguments: Json, call_id: str | None) -> RawCall:
@@ -101,8 +123,7 @@ def _call(name: str, arguments: Json, call_id: str | None) -> RawCall:
         arguments = {}
     if isinstance(arguments, dict):
         return _kept_call(clean_text(name), arguments, call_id, None)
-    problem = f"the arguments of {_quote(name)} must be a JSON object: {_quote(_outline(arguments))}"
-    return _kept_call(clean_text(name), arguments, call_id, problem)
+    return _kept_call(clean_text(name), arguments, call_id, _no_object(name, arguments))
 
 
 def _kept_call(name: str, arguments: Json, call_id: str | None, problem: str | None) -> RawCall:
@@ -110,9 +131,20 @@ def _kept_call(name: str, arguments: Json, call_id: str | None, problem: str | N
     if not _is_too_deep(arguments):
         return RawCall(name, _clean_json(arguments), call_id, problem)
     beginning = _quote(_outline(arguments))
+    return RawCall(name, beginning, call_id, _too_deep(name, beginning))
+
+
+def _no_function(call: Json) -> str:
+    return f"the tool call names no function: {_quote(_outline(call))}"
+
+
+def _no_object(name: str, arguments: Json) -> str:
+    return f"the arguments of {_quote(name)} must be a JSON object: {_quote(_outline(arguments))}"
+
+
+def _too_deep(name: str, beginning: str) -> str:
     what = f"the arguments of {_quote(name)} are" if name else "the tool call is"
-    problem = f"{what} nested too deeply, more than {_MAX_LEVELS} levels: {beginning}"
-    return RawCall(name, beginning, call_id, problem)
+    return f"{what} nested too deeply, more than {_MAX_LEVELS} levels: {beginning}"
 
 
 def _is_too_deep(value: Json) -> bool:
@@ -132,8 +164,8 @@ def _items(container: Json) -> Iterable[Json]:
 
 
 def _outline(value: Json) -> str:
-    """The JSON of a value of any depth, the deepest levels left out."""
-    return json.dumps(_cut_off(value, _MAX_LEVELS))
+    """The JSON of a value of any depth as it is kept, the deepest levels left out."""
+    return json.dumps(_clean_json(_cut_off(value, _MAX_LEVELS)))
 
 
 def _cut_off(value: Json, levels: int) -> Json:

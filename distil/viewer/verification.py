@@ -9,7 +9,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.errors import UsageError
-from distil.replay import Verdict, verify_traces
+from distil.replay import RECIPE_NOT_RUN, Verdict, verify_traces
 from distil.store import find_trace_files
 
 _SHOWN = 20
@@ -43,4 +43,6 @@ def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool
         f"{unreadable} unreadable",
         highlight=False,
     )
+    if any(result.detail == RECIPE_NOT_RUN for result in results):
+        console.print(f"Matched, but {RECIPE_NOT_RUN}", highlight=False, soft_wrap=True)
     return 1 if bad else 0
