@@ -346,12 +346,12 @@ def _is_of_action(difference: Difference) -> bool:
 
 def _picture_text(difference: Difference, trace: StoredTrace) -> str | None:
     """What a difference says where it is one of pictures, else None."""
-    is_whole = trace.sent_sha256 == trace.file_sha256
+    was_bare = trace.sent_sha256 != trace.file_sha256
     photo = {
         "image.pixel_sha256": "the photo decodes to other pixels",
-        "image.sent.sha256": "the photo was sent with all that its file holds, and its metadata is cut out now"
-        if is_whole
-        else "the photo encodes to other bytes for the teacher",
+        "image.sent.sha256": "the photo encodes to other bytes for the teacher"
+        if was_bare
+        else "the photo was sent with all that its file holds, and its metadata is cut out now",
     }
     match = re.fullmatch(r"tool_calls_log\[(\d+)\]\.(.*)", difference.path)
     if match is None or int(match[1]) >= len(trace.calls):
