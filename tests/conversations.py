@@ -168,6 +168,7 @@ class Bench:
         assert found.verdict is Verdict.MATCHED, found
         if shown:
             assert view(path, batch=False, verbose=True, console=quiet()) == 0
+            assert view(path.parent, batch=True, verbose=True, console=quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]
