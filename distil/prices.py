@@ -101,19 +101,19 @@ def find_prices(fixed: FixedPrices | None, model: str, api_base: str) -> Prices 
 def read_tokens(usage: Mapping[str, Json] | None) -> Tokens:
     """The tokens of a chat completion's `usage`."""
     usage = usage or {}
-    prompt = _count(usage.get("prompt_tokens"))
-    cached = _count(_details(usage, "prompt_tokens_details").get("cached_tokens"))
+    prompt = token_count(usage.get("prompt_tokens"))
+    cached = token_count(_details(usage, "prompt_tokens_details").get("cached_tokens"))
     return Tokens(
         prompt=prompt,
-        cached=_part(_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached, prompt),
+        cached=_part(token_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached, prompt),
         completion=_completion(usage, prompt),
-        reasoning=_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
+        reasoning=token_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
     )
 
 
 def _completion(usage: Mapping[str, Json], prompt: int | None) -> int | None:
     """All that the teacher wrote; Gemini and xAI count reasoning, which they bill, in the total alone."""
-    completion, total = _count(usage.get("completion_tokens")), _count(usage.get("total_tokens"))
+    completion, total = token_count(usage.get("completion_tokens")), token_count(usage.get("total_tokens"))
     if prompt is None or total is None or total <= prompt + (completion or 0):
         return completion
     return total - prompt
@@ -121,7 +121,7 @@ def _completion(usage: Mapping[str, Json], prompt: int | None) -> int | None:
 
 def stored_tokens(entry: Mapping[str, Json]) -> Tokens:
     """The tokens of an entry that holds the fields of `Tokens`."""
-    tokens = Tokens(*(_count(entry.get(item.name)) for item in fields(Tokens)))
+    tokens = Tokens(*(token_count(entry.get(item.name)) for item in fields(Tokens)))
     return replace(tokens, cached=_part(tokens.cached, tokens.prompt))
 
 
@@ -135,6 +135,7 @@ def _details(usage: Mapping[str, Json], name: str) -> Mapping[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(value: Json) -> int | None:
+def token_count(value: Json) -> int | None:
+    """The number of tokens that a value states, None for what cannot be one."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
     return value if is_count else None

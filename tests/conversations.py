@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
@@ -99,6 +100,7 @@ class Bench:
         self._served: Sequence[Body] = ()
         self._runs: dict[tuple[str, ...], Run] = {}
         self._num_folders = 0
+        self._folders: list[RunFolder] = []
 
     def __enter__(self) -> Bench:
         self._server.__enter__()
@@ -120,7 +122,15 @@ class Bench:
             job = read_job(options, self.sandbox if "python_code" in options.tools else None, quiet())
             self._runs[flags] = set_up(job, Address((self._server.api_base,), "EMPTY"), quiet())
         run = self._runs[flags]
-        return replace(run, folder=RunFolder(OutputFolder(self._new_folder()), run.facts))
+        self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.facts))
+        return replace(run, folder=self._folders[-1])
+
+    def clear(self) -> None:
+        """Close and remove the folders of all runs so far."""
+        for folder in self._folders:
+            folder.close()
+            shutil.rmtree(folder.path)
+        self._folders = []
 
     def _new_folder(self) -> Path:
         self._num_folders += 1
@@ -168,6 +178,7 @@ class Bench:
         assert found.verdict is Verdict.MATCHED, found
         if shown:
             assert view(path, batch=False, verbose=True, console=quiet()) == 0
+            assert view(path.parent, batch=True, verbose=True, console=quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]

@@ -306,6 +306,10 @@ class Strange:
             lambda: "many",
             lambda: {"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count()},
             lambda: {"prompt_tokens": 10**400, "completion_tokens": 10**400},
+            lambda: {
+                "prompt_tokens": 9 * 10**4299,
+                "completion_tokens": 9 * 10**4299,
+            },  # two are too long for str()
             lambda: {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": count()},
             lambda: {
                 "prompt_tokens": 10,

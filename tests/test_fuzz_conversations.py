@@ -99,6 +99,7 @@ def test_whole_conversations_end_in_a_true_trace_or_a_typed_failure(
         except BaseException:
             print(f"\nagain: python -m pytest tests/test_fuzz_conversations.py --fuzz_case {seed}:{number}")
             raise
+        bench.clear()
         number += 1
     print(f"\n{number} conversations: {dict(ends)}")
     if not only and number > 300:

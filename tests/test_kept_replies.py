@@ -227,7 +227,7 @@ def test_all_reasoning_comes_back_from_the_journal(bench: Bench) -> None:
 
 # --- usage
 
-FAR = 10**400
+FAR, LONGEST = 10**400, 9 * 10**4299  # of the latter two are too long to be written as text
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,16 @@ FAR = 10**400
         {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": FAR},
         {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": FAR}},
         {"prompt_tokens": True, "completion_tokens": -1},
+        {"prompt_tokens": LONGEST, "completion_tokens": LONGEST},
     ],
 )
 def test_a_count_that_cannot_be_one_is_kept_and_never_added_up(usage: dict[str, Any], bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
-    outcome, asked = bench.solve(run, 0, [body(says("x") | {"usage": usage})])
+    outcome, asked = bench.solve(
+        run, 0, [body(reply | {"usage": usage}) for reply in (calls(ROTATE), says("x"))]
+    )
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
     trace = bench.check_trace(run.folder.trace_path(0), asked)
     assert trace["conversation_log"][0]["usage"] == usage
-    assert (asked.budget.spent.answered.tokens.known or 0) <= 2
+    assert asked.budget.spent.answered.tokens.known <= 4
+    assert all((total or 0) <= 2 for total in trace["metadata"]["tokens"].values())

@@ -18,6 +18,7 @@ import PIL
 from distil import __version__
 from distil.errors import TraceError
 from distil.pictures import data_url
+from distil.prices import token_count
 from distil.records import (
     DatasetIdentity,
     Json,
@@ -214,8 +215,8 @@ def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
     """Prompt and completion tokens over all turns; null where a turn's server did not report them."""
     totals: dict[str, Json] = {}
     for name in ("prompt_tokens", "completion_tokens"):
-        counts = [usage.get(name) if usage else None for usage in usages]
-        known = [count for count in counts if isinstance(count, int)]
+        counts = [token_count(usage.get(name)) if usage else None for usage in usages]
+        known = [count for count in counts if count is not None]
         totals[name] = sum(known) if len(known) == len(counts) else None
     return totals
 

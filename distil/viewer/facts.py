@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distil.errors import DistilError
+from distil.prices import token_count
 from distil.records import Json
 from distil.tasks.geolocation import ACCURACY_RADII_KM, GEOLOCATION, NO_ANSWER_KM
 
@@ -154,7 +155,7 @@ def mapping_of(value: Json) -> Mapping[str, Json]:
 
 
 def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return _sum_or_none([_int(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+    return _sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
 
 
 def _sum_or_none(counts: Sequence[int | None]) -> int | None:
