@@ -41,7 +41,8 @@ def run(
             "--num_samples", 1, "--tool_mode", "native", *flags,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return json.loads((folder / "trace_00000.json").read_text()), server.requests, result
+    requests = [request for request in server.requests if not is_probe(request)]
+    return json.loads((folder / "trace_00000.json").read_text()), requests, result
 
 
 def recipe(trace: dict[str, Any]) -> Any:
