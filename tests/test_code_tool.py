@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import RunDoor
-from scripted_teacher import ScriptedTeacher, calls, num_turns, says, texts
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, texts
 
 from distil.errors import SandboxUnavailable, ToolError
 from distil.pictures import Frame, picture_facts
