@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import RunDoor
-from scripted_teacher import ScriptedTeacher, calls, num_turns, says, texts
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, texts
 
 from distil.errors import SandboxUnavailable, ToolError
 from distil.pictures import Frame, picture_facts
@@ -47,7 +47,8 @@ def run(
             "--num_samples", 1, "--tool_mode", "native", *flags, **start,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return json.loads((folder / "trace_00000.json").read_text()), server.requests, result
+    requests = [request for request in server.requests if not is_probe(request)]
+    return json.loads((folder / "trace_00000.json").read_text()), requests, result
 
 
 def recipe(trace: dict[str, Any]) -> Any:

@@ -314,3 +314,8 @@ def test_pixels_are_those_of_the_sent_picture() -> None:
 
 def test_the_tests_own_reader_reads() -> None:
     assert read_word(draw_sign("OSLO")) == "OSLO" and read_word(draw_sign("LIMA")) == "LIMA"
+
+
+def test_a_model_that_is_not_listed_is_shown_with_the_nearest_names(run_door: RunDoor) -> None:
+    result, _ = doctor(run_door, Seeing(), "--model", "qwen3-vl-235b")
+    assert row(result, "models list") == f"partly qwen3-vl-235b is not in it; the nearest there: {QWEN}"

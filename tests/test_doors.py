@@ -134,7 +134,7 @@ def test_the_one_turn_door_offers_no_tools(run_door: RunDoor, photos: Path, tmp_
         run_door, "demo_distillation.py", photos, tmp_path, "--num_samples", 3, cold=True
     )
     assert result.returncode == 0, result.stderr
-    assert len(requests) == 3
+    assert [is_probe(request) for request in requests] == [True, False, False, False]
     for request in requests:
         assert "tools" not in request
         assert request["messages"][0]["content"] == "You are a helpful assistant."
@@ -146,8 +146,9 @@ def test_prompts_can_be_replaced(run_door: RunDoor, photos: Path, tmp_path: Path
         run_door, "demo_concurrent.py", photos, tmp_path / "out", "--num_samples", 1, "--tool_mode", "native",
         "--system_prompt", "Be brief.", "--user_prompt_file", tmp_path / "prompt.txt",
     )  # fmt: skip
-    assert requests[0]["messages"][0]["content"] == "Be brief."
-    assert texts(requests[0]["messages"][1]) == "Où est-ce ?"
+    first = next(request for request in requests if not is_probe(request))
+    assert first["messages"][0]["content"] == "Be brief."
+    assert texts(first["messages"][1]) == "Où est-ce ?"
 
 
 def test_tools_can_be_chosen(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:

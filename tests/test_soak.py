@@ -12,7 +12,7 @@ from typing import Any
 import fault_server as faults
 from conftest import RunDoor, photo_bytes, save_photos
 from fault_server import Exchange, Fault, FaultServer, Status
-from scripted_teacher import calls, completion, num_turns
+from scripted_teacher import calls, completion, is_probe, num_turns
 
 NUM_SAMPLES, NUM_WORKERS, FAULT_SHARE = 2000, 64, 0.1
 REQUEST_TIMEOUT_SECONDS = 8
@@ -63,6 +63,8 @@ class Chance:
         if body.startswith(b"GET"):
             return _models
         request = json.loads(body)
+        if is_probe(request):
+            return lambda exchange: exchange.reply(200, json.dumps(_answer(request)).encode())
         kind, fault = self._draw()
         self.counts[kind] += 1
         if kind == "answered":
@@ -123,8 +125,8 @@ def test_a_long_run_against_a_faulty_server(run_door: RunDoor, tmp_path: Path) -
     assert max(chance.answered.values()) == 1
     (record,) = json.loads((out / "run_record.json").read_text())["runs"]
     spent = record["spent"]
-    assert spent["answered"]["requests"] == counts["answered"]
-    assert spent["answered"]["tokens"]["prompt"] == 100 * counts["answered"]
+    assert spent["answered"]["requests"] == 1 + counts["answered"], "with the probe"
+    assert spent["answered"]["tokens"]["prompt"] == 100 * (1 + counts["answered"])
     assert spent["retried"]["requests"] == counts["retried"] + counts["final, lost"]
     assert spent["refused"] == counts["refused"] + counts["final, refused"] + counts["overflow"]
     stored = sum(len(json.loads(path.read_text())["conversation_log"]) for path in out.glob("trace_*.json"))
