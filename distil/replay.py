@@ -174,9 +174,10 @@ class Sources:
         if self._override:
             return replace(stored, num_rows=num_rows)
         path = now.path if now.kind == "saved" else stored.path
-        return replace(
-            stored, path=path, source=now.source, kind=now.kind, split=now.split, num_rows=num_rows
-        )
+        split = now.split
+        if now.kind == "saved" and stored.split == Path(now.source).name:  # a DatasetDict's, opened as itself
+            split = stored.split
+        return replace(stored, path=path, source=now.source, kind=now.kind, split=split, num_rows=num_rows)
 
     def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | RecipeError | None:
         """The first picture of the restore recipe, or why there is none.

@@ -128,9 +128,9 @@ def test_a_server_that_drops_the_picture_is_told_at_the_start_the_end_and_in_the
 def test_a_run_without_tools_is_told_that_its_pictures_were_dropped(
     many_photos: Path, tmp_path: Path
 ) -> None:
-    with ScriptedTeacher(text_only) as server:
+    with ScriptedTeacher(text_only, sees=False) as server:
         assert run(server, many_photos, tmp_path, 5, door="one-turn") == 0
-    silent, tokens = last_record(tmp_path)["warnings"]
+    unread, silent, tokens = last_record(tmp_path)["warnings"]
     assert "5 of 5 samples have no answer; the server seems to drop pictures" in silent
     assert (
         "5 of 5 samples report fewer prompt tokens than text and picture need (sample 0, turn 1: " in tokens
@@ -278,7 +278,7 @@ def test_a_word_beside_the_call_needs_no_second_question(reply: dict[str, Any]) 
 def test_a_word_that_does_not_come_with_the_call_is_asked_for_alone_and_paid_by_the_budget() -> None:
     budget = Budget.unlimited()
     result, server = probed(
-        lambda request: counted(request, calls(("zoom", {})) if is_probe(request) else says(SIGN_WORD)),
+        lambda request: counted(request, calls(("zoom", {})) if "tools" in request else says(SIGN_WORD)),
         budget,
     )
     assert (result.tool_mode, result.sight_warning) == (ToolMode.NATIVE, None)
@@ -311,7 +311,7 @@ def test_a_probe_that_an_earlier_version_recorded_is_recalled_without_a_warning(
 
 def test_a_server_that_refuses_the_second_question_stops_the_run_before_it_starts() -> None:
     script: Script = lambda request: (
-        calls(("zoom", {})) if is_probe(request) else (403, {"error": {"message": "no"}})
+        calls(("zoom", {})) if "tools" in request else (403, {"error": {"message": "no"}})
     )
     with pytest.raises(TeacherRefused):
         probed(script)
