@@ -568,7 +568,7 @@ def test_values_that_are_no_numbers_are_black_and_infinite_ones_black_or_white()
     assert np.asarray(grey).tolist() == [[0, 255], [0, 128]]
 
 
-def test_deep_grey_that_a_call_makes_is_shown_by_the_photo_s_range_or_else_by_that_of_the_first() -> None:
+def test_deep_grey_that_a_call_makes_is_shown_by_the_first_picture_of_its_mode() -> None:
     dark, bright = (deep(np.full((40, 40), value), "I;16") for value in (200, 60_000))
     assert Scene.start(bright).replaced(dark).grey_range == (0.0, 65535.0)
     scene = Scene.start(noise(40, 40))
@@ -577,8 +577,10 @@ def test_deep_grey_that_a_call_makes_is_shown_by_the_photo_s_range_or_else_by_th
     assert scene.replaced(noise(40, 40)).replaced(dark).cropped((0, 0, 9, 9)).grey_range == (0.0, 65535.0)
     assert scene.recropped((0, 0, 9, 9)).current.mode == "RGB"
 
-
-# --- the hash of a picture, as docs/trace-format.md says it
+    # --- the hash of a picture, as docs/trace-format.md says it
+    fractions = deep(np.full((40, 40), 0.5), "F")  # code that divides by the full scale
+    assert Scene.start(bright).replaced(fractions).grey_range == (0.0, 1.0)
+    assert Scene.start(bright).replaced(fractions).recropped((0, 0, 9, 9)).grey_range == (0.0, 65535.0)
 
 
 def hash_by_the_page(image: Image.Image) -> str:

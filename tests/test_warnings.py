@@ -131,6 +131,7 @@ def test_a_run_without_tools_is_told_that_its_pictures_were_dropped(
     with ScriptedTeacher(text_only, sees=False) as server:
         assert run(server, many_photos, tmp_path, 5, door="one-turn") == 0
     unread, silent, tokens = last_record(tmp_path)["warnings"]
+    assert "did not name the word in a picture" in unread
     assert "5 of 5 samples have no answer; the server seems to drop pictures" in silent
     assert (
         "5 of 5 samples report fewer prompt tokens than text and picture need (sample 0, turn 1: " in tokens

@@ -37,19 +37,24 @@ class Scene:
     """The pictures that a call can work on.
 
     `corner` is where the current picture's top left pixel lies in the original, None once a call has
-    done more than crop. `grey_range` is how deep grey is shown, in the photo and in all that is made of it:
-    the photo's, or that of the first picture of this kind that a call made.
+    done more than crop. `grey_ranges` says by mode how deep grey is shown: the first picture of a mode, mostly
+    the photo, sets it for all that follow, so that a crop is as bright as it was in the whole.
     """
 
     original: Image.Image = field(repr=False)
     current: Image.Image = field(repr=False)
     corner: tuple[int, int] | None = (0, 0)
-    grey_range: GreyRange | None = None
+    grey_ranges: Mapping[str, GreyRange] = field(default_factory=dict)
 
     @classmethod
     def start(cls, image: Image.Image) -> Scene:
         """The scene before the first call."""
-        return cls(image, image, grey_range=find_grey_range(image))
+        return cls(image, image, grey_ranges=_with_range_of(image, {}))
+
+    @property
+    def grey_range(self) -> GreyRange | None:
+        """How the current picture is shown; None where it is no deep grey."""
+        return self.grey_ranges.get(self.current.mode)
 
     def cropped(self, box: Box) -> Scene:
         """The scene after cropping the current picture."""
@@ -62,8 +67,14 @@ class Scene:
 
     def replaced(self, image: Image.Image) -> Scene:
         """The scene after a call that made a picture in any other way."""
-        grey_range = self.grey_range or find_grey_range(image)
-        return replace(self, current=image, corner=None, grey_range=grey_range)
+        return replace(self, current=image, corner=None, grey_ranges=_with_range_of(image, self.grey_ranges))
+
+
+def _with_range_of(image: Image.Image, ranges: Mapping[str, GreyRange]) -> Mapping[str, GreyRange]:
+    """The ranges with one for the picture's mode too, where that is deep grey."""
+    if image.mode in ranges or (found := find_grey_range(image)) is None:
+        return ranges
+    return {**ranges, image.mode: found}
 
 
 @dataclass(frozen=True, slots=True)
