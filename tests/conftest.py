@@ -15,6 +15,7 @@ from hypothesis import settings
 from PIL import Image
 from warm_door import start_door
 
+pytest.register_assert_rewrite("conversations")
 settings.register_profile("no_deadline", deadline=None)  # busy machines pause for longer than 200 ms
 settings.load_profile("no_deadline")
 

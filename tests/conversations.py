@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import pytest
 from PIL import Image
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, is_probe, says
@@ -184,6 +185,7 @@ class Bench:
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]
         assert messages[: len(last)] == last
         assert messages[len(last)].startswith(ASSISTANT)
+        _check_portable([_strict_json(message) for message in last])
         trace: dict[str, Any] = json.loads(path.read_bytes())
         by_chance = any(
             "random" in call.get("code", "") for call in trace["tool_calls_log"]
@@ -193,6 +195,30 @@ class Bench:
             restored, final = restore(path), replayed.scene.current
             assert picture_facts(restored) == picture_facts(final), (restored, final)
         return trace
+
+
+def _strict_json(text: bytes | str) -> Any:
+    """The value of a JSON text, without what only Python takes for JSON."""
+    value = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates
+    return value
+
+
+def _check_portable(messages: list[Any]) -> None:
+    """Assert that any server takes the messages: each call has an id of its own and is answered, in order."""
+    for number, message in enumerate(messages, start=1):
+        calls = message.get("tool_calls", [])
+        ids = [call["id"] for call in calls]
+        assert len(set(ids)) == len(ids) and all(isinstance(call_id, str) and call_id for call_id in ids)
+        for call in calls:
+            assert isinstance(_strict_json(call["function"]["arguments"]), dict)
+            assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", call["function"]["name"])
+        answers, following = messages[number : number + len(ids)], messages[number + len(ids) :]
+        assert [answer.get("tool_call_id") for answer in answers] == ids
+        assert all(isinstance(answer["content"], str) for answer in answers)
+        if message["role"] == "assistant":
+            assert calls or isinstance(message["content"], str)
+            assert [other["role"] for other in following[:1]] in ([], ["user"], ["assistant"])
 
 
 def restore(path: Path) -> Image.Image:

@@ -329,6 +329,10 @@ class Strange:
         if kind in ("native", "both"):
             num_calls = self.chance.choice([1, 1, 1, 1, 2, 3, 40 if self.often(0.02) else 1])
             message["tool_calls"] = [self.native_call(position) for position in range(num_calls)]
+            if self.often(0.15):
+                message["tool_calls"] = [
+                    call | {"id": "same"} for call in message["tool_calls"] if isinstance(call, dict)
+                ]
         for field in ("reasoning", "reasoning_content", "thinking", "refusal", "reasoning_details"):
             if self.often(0.12):
                 message[field] = self.text() if self.often(0.8) else self.odd_value()
