@@ -146,8 +146,7 @@ def turns(*replies: Any) -> Script:
 
 def is_probe(request: dict[str, Any]) -> bool:
     """Whether a request is the tool-mode probe."""
-    content = request["messages"][1]["content"]
-    return any("Call the tool" in part.get("text", "") for part in content)
+    return any("Call the tool" in texts(message) for message in request["messages"][1:2])
 
 
 def naming_the_word(body: Any) -> Any:
