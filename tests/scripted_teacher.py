@@ -154,7 +154,7 @@ def turns(*replies: Any) -> Script:
 
 def is_probe(request: dict[str, Any]) -> bool:
     """Whether a request is the probe that comes before a run."""
-    question = texts(request["messages"][1])
+    question = "".join(texts(message) for message in request["messages"][1:2])
     return "Call the tool" in question or question.endswith(SIGN_QUESTION)
 
 

@@ -37,8 +37,8 @@ class Scene:
     """The pictures that a call can work on.
 
     `corner` is where the current picture's top left pixel lies in the original, None once a call has
-    done more than crop. `grey_ranges` says by mode how deep grey is shown: the first picture of a mode, mostly
-    the photo, sets it for all that follow, so that a crop is as bright as it was in the whole.
+    done more than crop. `grey_ranges` says by mode how deep grey is shown: the first picture of a mode,
+    mostly the photo, sets it for all that follow, so that a crop is as bright as it was in the whole.
     """
 
     original: Image.Image = field(repr=False)
