@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -242,13 +243,7 @@ def changes_of(value: Any) -> Iterator[tuple[str, Any]]:
             if value.swapcase() != value:
                 yield "text in other case", value.swapcase()
         case list():
-            for position, item in enumerate(value):
-                yield f"dropped {position}", value[:position] + value[position + 1 :]
-                yield f"doubled {position}", [*value[:position], item, *value[position:]]
-            for position in range(len(value) - 1):
-                if value[position] != value[position + 1]:
-                    swapped = [value[position + 1], value[position]]
-                    yield f"swapped {position}", value[:position] + swapped + value[position + 2 :]
+            yield from changes_of_list(value)
         case dict():
             for name in value:
                 yield f"removed {name}", {key: item for key, item in value.items() if key != name}
@@ -257,6 +252,15 @@ def changes_of(value: Any) -> Iterator[tuple[str, Any]]:
             yield "to something", "something"
     if value is not None:
         yield "to null", None
+
+
+def changes_of_list(value: list[Any]) -> Iterator[tuple[str, Any]]:
+    for position, item in enumerate(value):
+        yield f"dropped {position}", value[:position] + value[position + 1 :]
+        yield f"doubled {position}", [*value[:position], item, *value[position:]]
+    for position, (one, other) in enumerate(itertools.pairwise(value)):
+        if one != other:
+            yield f"swapped {position}", [*value[:position], other, one, *value[position + 2 :]]
 
 
 USED: set[Unprovable | None] = set()  # the rows that explained something in this process
