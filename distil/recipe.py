@@ -30,6 +30,9 @@ _FAILURES = (
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,  # a row number that no table can have
+    RuntimeError,
+    EOFError,
     ImportError,  # a column of sound or video without its library
     SyntaxError,  # a broken PNG
     struct.error,  # a broken TIFF
@@ -96,18 +99,20 @@ def _one_line(error: BaseException) -> str:
 def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | None) -> None:
     """Apply the recipe to its first picture; raises RecipeError where its last one is another than stored.
 
-    Only where the recipe promises anything: all calls succeeded, and `recipe_restores` is true.
+    Calls that failed are skipped; nothing is promised, or applied, where `recipe_restores` is false.
     """
-    if not trace.calls or not all(call.success for call in trace.calls):
-        return
     if not trace.json["metadata"]["recipe_restores"]:
         return
+    facts = trace.facts
     for number, call in enumerate(trace.json["tool_calls_log"], start=1):
+        if not call["success"]:
+            continue
+        facts = trace.calls[number - 1].facts or facts
         try:
             picture = _next_picture(call, picture, executor)
         except _FAILURES as error:
             raise RecipeError(f"call {number} ({call['tool_name']}): {_one_line(error)}") from None
-    if picture_facts(picture) != trace.calls[-1].facts:
+    if facts != trace.facts and picture_facts(picture) != facts:
         raise RecipeError("its last picture is another than the trace says")
 
 

@@ -42,6 +42,8 @@ from distil.tools import Executor, Scene
 _MAX_SHOWN = 3  # of the fields that differ
 # Fields of a call that say what was done, and the whole of one.
 _ACTION = re.compile(r"tool_calls_log\[\d+\](\.(turn|tool_name|tool_arguments|code|raw_arguments)\b.*)?")
+# Fields that only follow from an answer or a truth that differs: named last.
+_CONSEQUENCES = ("reward_score", "metadata.parse_success", "metadata.distance_km", "metadata.score")
 RECIPE_NOT_RUN = "the restore recipe was not run: --dataset_path is no save_to_disk folder"
 
 
@@ -319,6 +321,7 @@ def _judge(trace: StoredTrace, rebuilt: Mapping[str, Json]) -> _Found | None:
         for difference in differences({**trace.json, **skipped}, {**rebuilt, **skipped})
         if not _is_later_field(difference)
     ]
+    found.sort(key=lambda difference: difference.path.startswith(_CONSEQUENCES))
     if not found:
         return None
     pictures = [text for difference in found if (text := _picture_text(difference, trace)) is not None]

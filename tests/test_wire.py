@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import TeacherError
-from distil.records import Reply, ToolMode
-from distil.teacher.wire import parse_reply, parse_text_calls, read_usage
+from distil.records import RawCall, Reply, ToolMode
+from distil.teacher.wire import parse_reply, parse_text_calls, read_usage, recalled_native_call
 
 BOX = {"bbox_2d": [1, 2, 3, 4]}
 
@@ -295,3 +295,30 @@ def test_any_nesting_is_read_or_a_teacher_error(
     except TeacherError:
         return
     assert_can_be_kept(reply)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+argument_texts = (
+    st.text(max_size=12)
+    | values.map(json.dumps)
+    | values.map(lambda value: json.dumps(json.dumps(value)))
+    | st.integers(60, 70).map(lambda levels: "[" * levels + "]" * levels)
+    | st.sampled_from(["null", "NaN", '"NaN"', "Infinity", "1e999", "{broken", '"{broken"', " ", "[NaN]"])
+)
+functions = st.fixed_dictionaries(
+    {}, optional={"name": st.sampled_from(["", "zoom", "\ud800", "z" * 300]) | values, "arguments": argument_texts | values}
+)  # fmt: skip
+
+
+@given(functions.map(lambda function: {"id": "c", "function": function}) | values)
+def test_a_native_call_is_read_again_from_what_a_trace_keeps_of_it(call: Any) -> None:
+    reply = read(completion({"content": None, "tool_calls": [call]}))
+    for read_call in reply.calls:
+        kept = json.loads(json.dumps(read_call.arguments))
+        message = "Success" if read_call.problem is None else f"Error: {read_call.problem}"
+        recalled = recalled_native_call(RawCall(read_call.name, kept, read_call.call_id), message)
+        assert recalled == read_call
