@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,16 @@ from PIL import Image
 from distil.teacher.marks import SIGN_QUESTION, SIGN_WORD
 
 Script = Callable[[dict[str, Any]], Any]  # a request body to a completion, or (status, body)
+
+
+class _QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that leave: that is what many tests are about."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class ScriptedTeacher:
@@ -38,8 +49,7 @@ class ScriptedTeacher:
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []  # the requests as they came over the wire
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class())
-        self._server.daemon_threads = True
+        self._server = _QuietServer(("127.0.0.1", 0), self._handler_class())
         self.api_base = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> ScriptedTeacher:

@@ -111,23 +111,20 @@ def test_a_result_that_cannot_be_shown_is_a_message(run_door: RunDoor, photos: P
     assert not call["success"] and "cannot be shown" in call["message"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_both_text_forms_and_a_fence_are_read(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    contents = [
         '<tool_call>{"name": "python_code_tool", "code": "result_image = image.rotate(90, expand=True)"}</tool_call>',
         '<tool_call>{"name": "python_code_tool", "arguments": {"code": "result_image = image.rotate(90, expand=True)"}}</tool_call>',
         '<tool_call>{"name": "python_code_tool", "arguments": {"code": "```python\\nresult_image = image.rotate(90, expand=True)\\n```"}}</tool_call>',
         '<tool_call>{"name": "python_code_tool", "arguments": "{\\"code\\": \\"result_image = image.rotate(90, expand=True)\\"}"}</tool_call>',
-    ],
-)
-def test_both_text_forms_and_a_fence_are_read(
-    content: str, run_door: RunDoor, photos: Path, tmp_path: Path
-) -> None:
-    trace, requests, _ = run(run_door, photos, tmp_path, [says(content), says("no")], "--tool_mode", "text")
-    (call,) = trace["tool_calls_log"]
-    assert call["success"]
-    assert call["code"].strip() == "result_image = image.rotate(90, expand=True)"
-    assert (call["result"]["width_px"], call["result"]["height_px"]) == (480, 640)
+    ]
+    replies = [*map(says, contents), says("no")]
+    trace, requests, _ = run(run_door, photos, tmp_path, replies, "--tool_mode", "text")
+    assert [call["turn"] for call in trace["tool_calls_log"]] == [1, 2, 3, 4]
+    for call, size in zip(trace["tool_calls_log"], [(480, 640), (640, 480)] * 2, strict=True):
+        assert call["success"]
+        assert call["code"].strip() == "result_image = image.rotate(90, expand=True)"
+        assert (call["result"]["width_px"], call["result"]["height_px"]) == size
     assert "python_code_tool" in requests[0]["messages"][0]["content"]
 
 
@@ -138,9 +135,10 @@ def test_what_is_printed_is_shown_and_stored(run_door: RunDoor, photos: Path, tm
     assert "(640, 480)" in texts(requests[1]["messages"][3])
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
+def test_code_that_fails_goes_back_as_a_message_and_leaves_the_picture(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    failing = [
         ("x = 1\n1 / 0", "line 2"),
         ("x = 1", "result_image"),
         ("result_image = 3", "result_image"),
@@ -148,21 +146,27 @@ def test_what_is_printed_is_shown_and_stored(run_door: RunDoor, photos: Path, tm
         ("open('/etc/passwd')", "Error"),
         ("while True: pass", "second"),
         ("def broken(:", "SyntaxError"),
-    ],
-)
-def test_code_that_fails_goes_back_as_a_message_and_leaves_the_picture(
-    code: str, words: str, run_door: RunDoor, photos: Path, tmp_path: Path
-) -> None:
-    first = calls((CODE, {"code": "result_image = image.crop((0, 0, 200, 100))"}), (CODE, {"code": code}))
-    second = calls((CODE, {"code": "result_image = image.rotate(90, expand=True)"}))
-    trace, requests, _ = run(run_door, photos, tmp_path, [first, second, says("no")], "--code_timeout", 1)
-    good, failed, after = trace["tool_calls_log"]
-    assert (good["success"], failed["success"], after["success"]) == (True, False, True)
-    assert failed["code"] == code and "result" not in failed
-    assert words in failed["message"]
-    assert words in texts(requests[1]["messages"][4])
-    assert (after["result"]["width_px"], after["result"]["height_px"]) == (100, 200)
-    assert str(Path(__file__).parent.parent) not in failed["message"]
+    ]
+    crop, turn = "result_image = image.crop((0, 0, 200, 100))", "result_image = image.rotate(90, expand=True)"
+    replies = [
+        calls((CODE, {"code": turn if position else crop}), (CODE, {"code": code}))
+        for position, (code, _) in enumerate(failing)
+    ]
+    last = calls((CODE, {"code": turn}))
+    trace, requests, _ = run(run_door, photos, tmp_path, [*replies, last, says("no")], "--code_timeout", 1)
+    log = trace["tool_calls_log"]
+    assert [call["success"] for call in log] == [True, False] * len(failing) + [True]
+    sizes = [(call["result"]["width_px"], call["result"]["height_px"]) for call in log[::2]]
+    assert sizes == [(200, 100), (100, 200)] * (len(sizes) // 2), "each goes on from the last that succeeded"
+    for position, (code, words) in enumerate(failing):
+        failed = log[2 * position + 1]
+        assert failed["code"] == code and "result" not in failed
+        assert words in failed["message"]
+        (shown,) = (
+            message for message in requests[position + 1]["messages"][-2:] if message["role"] == "tool"
+        )
+        assert words in texts(shown)
+        assert str(Path(__file__).parent.parent) not in failed["message"]
     assert run_door("cli.py", "verify", tmp_path).returncode == 0
 
 

@@ -401,7 +401,8 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
     assert "Traceback" not in stderr
     for data in contents(tmp_path).values():
         json.loads(data)
-    assert not list(tmp_path.glob(".*.tmp"))
+    if len(numbers) == 1:  # the second leaves at once, and the next run removes what is half-written
+        assert not list(tmp_path.glob(".*.tmp"))
 
 
 def catches_sigterm(pid: int) -> bool:

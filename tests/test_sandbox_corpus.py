@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -73,6 +74,27 @@ def test_attack_is_held(attack: Attack, world: World, usual: Sandbox, hurried: S
     assert not world.reaches_goal(attack, hurried if attack.hangs else usual, picture())
 
 
+# The controls are about the corpus, not about our code: they need no second look while it is as it was.
+CORPUS_SHA256 = "85debbeed6554d5c17a1f8a6532fa9c194b5eb7bc58c782adfcfe2f674e01b4e"  # of the corpus whose detectors were last seen to fire
+CORPUS_FILES = ("attacks.py", "entry.py", "naive.py", "unprotected.py", "world.py")
+NO_CONTROLS = "the corpus is as it was when its detectors fired; DISTIL_TEST_CONTROLS=1 looks again"
+
+
+def corpus_sha256() -> str:
+    files = [(TESTS / "sandbox_corpus" / name).read_bytes() for name in CORPUS_FILES]
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def runs_controls() -> bool:
+    return os.environ.get("DISTIL_TEST_CONTROLS") == "1" or corpus_sha256() != CORPUS_SHA256
+
+
+def test_a_changed_corpus_has_its_detectors_looked_at() -> None:
+    """Fails until the digest above is that of the corpus: put it there once the controls have passed."""
+    assert corpus_sha256() == CORPUS_SHA256
+
+
+@pytest.mark.skipif(not runs_controls(), reason=NO_CONTROLS)
 @pytest.mark.parametrize("attack", [attack for attack in ATTACKS if not attack.unprotected], ids=named)
 def test_detector_fires_without_a_sandbox(attack: Attack, unprotected: Unprotected) -> None:
     if os.getuid() != 0 and attack.category == "kernel":
