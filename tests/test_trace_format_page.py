@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -19,18 +20,22 @@ import numpy as np
 import pytest
 import trace_rebuilder as rebuilder
 from builders import file_bytes, jpeg_with_orientation, noise, row, saved, smooth
+from datasets import Image as ImageColumn
 from hypothesis import example, given
 from hypothesis import strategies as st
+from marked_pictures import chunk, marked_files, segment
 from PIL import Image, ImageCms, PngImagePlugin
-from scripted_teacher import ScriptedTeacher, calls, completion, says, text_call
+from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, says, text_call
 
 from distil.cli import main
 from distil.errors import SampleError, ToolError
+from distil.metadata import without_metadata
 from distil.pictures import (
     Frame,
     ViewRule,
     box_to_pixels,
     encode_sent,
+    find_grey_range,
     picture_facts,
     sent_size,
     to_rgb_or_grey,
@@ -46,7 +51,6 @@ ANSWER = "<think>Not \\boxed{1, 1}.</think>It is \\boxed{48.9, 2.3}"
 OVERFLOW = {
     "error": {"message": "This model's maximum context length is 9", "code": "context_length_exceeded"}
 }
-BEFORE_THE_RUN = (-1, -1)
 Reply = Any  # a completion, or a status and a body
 
 
@@ -70,6 +74,30 @@ def png_with_text() -> bytes:
 def signed_floats() -> Any:
     return np.random.default_rng(3).normal(0, 900, (48, 64)).astype(np.float32)
 
+
+def big_endian() -> bytes:
+    values = np.random.default_rng(5).integers(0, 200, (50, 40)).astype(">u2")
+    return file_bytes(Image.frombytes("I;16B", (40, 50), values.tobytes()), "TIFF")
+
+
+MARK = "ZQMARK"  # what stands in all metadata
+MARKED = marked_files(lambda name: f"{MARK} {name}")
+
+
+def jpeg_with(data: bytes) -> bytes:
+    """The marked JPEG with something between its first two segments."""
+    marked = MARKED["jpeg"]
+    at = 4 + int.from_bytes(marked[4:6], "big")
+    return marked[:at] + data + marked[at:]
+
+
+MARKED["JPEG with a byte too many"] = jpeg_with(b"\0")
+MARKED["jpeg that asks for orientation 1"] = jpeg_with_orientation(noise(90, 60), 1)
+IN_THE_RUNS = (
+    "jpeg", "progressive jpeg", "jpeg with restarts", "grey jpeg", "cmyk jpeg", "turned jpeg", "large jpeg",
+    "mpo", "png", "grey png", "palette png", "16-bit png", "webp", "JPEG with a byte too many",
+)  # fmt: skip
+CUT = {"jpeg", "progressive jpeg", "jpeg with restarts", "grey jpeg", "large jpeg", "png", "grey png"}
 
 PHOTOS: dict[str, bytes] = {
     "JPEG": file_bytes(noise(96, 72)),
@@ -95,7 +123,21 @@ PHOTOS: dict[str, bytes] = {
     "BMP": file_bytes(noise(60, 50), "BMP"),
     "commented": file_bytes(noise(60, 50), "JPEG", comment=b"a comment", exif=Image.Exif()),
     "clear colour": file_bytes(noise(60, 50), "PNG", transparency=(3, 4, 5)),
+    "16 bits, big-endian": big_endian(),
+    "32 bits": grey_file(np.random.default_rng(6).integers(-9, 90_000, (44, 52)).astype(np.int32)),
+    **{f"marked {name}": MARKED[name] for name in IN_THE_RUNS},
 }
+NAMES = tuple(PHOTOS)
+# What a column that asks for RGB is given: the files are of other modes, but for one.
+TURNED_TO_RGB = (
+    "palette",
+    "transparent palette",
+    "grey JPEG",
+    "transparent",
+    "marked palette png",
+    "CMYK",
+    "JPEG",
+)
 
 
 # --- the conversations: every form of call
@@ -131,7 +173,14 @@ def looks_closer(talk: Talk) -> list[Reply]:
     return [
         talk.call(talk.zoom(), content='Ça : 東京 😀 \u2028 \ud800 "quoted" \\ \t'),
         talk.call((ROTATE, {"angle": 33.5}), (ZOOM, {"bbox_2d": json.dumps(talk.box())})),
-        talk.call(talk.zoom(), (ROTATE, {"angle": "-90"}), talk.zoom(), reasoning_content="Hm."),
+        talk.call(
+            talk.zoom(),
+            (ROTATE, {"angle": "-90"}),
+            talk.zoom(),
+            reasoning_content="Hm.",
+            reasoning="Other.",
+            thinking=" Hm.\n",
+        ),
         says(ANSWER, reasoning="So."),
     ]
 
@@ -197,7 +246,7 @@ def says_it_in_parts(talk: Talk) -> list[Reply]:
     entry = {"id": "call-0", "type": "function", "function": {"name": ROTATE, "arguments": {"angle": 15}}}
     return [
         completion({"content": parts, "tool_calls": [entry]}, "tool_calls"),
-        completion({"tool_calls": [entry]}, "tool_calls", usage=None),
+        completion({"tool_calls": [entry]}, "tool_calls", usage=None) | {"model": None},
         talk.call((ROTATE, None), talk.zoom()),
         says(None),
     ]
@@ -214,6 +263,18 @@ def grows_too_long(talk: Talk) -> list[Reply]:
 
 def is_cut_off(talk: Talk) -> list[Reply]:
     return [talk.call(talk.zoom(), talk.zoom()), says("It may be \\boxed{4", finish_reason="length")]
+
+
+def is_cut_off_in_its_calls(talk: Talk) -> list[Reply]:
+    last = talk.call(talk.zoom(), (ROTATE, {"angle": 5}), content="I look ")
+    last["choices"][0]["finish_reason"] = "length"
+    return [talk.call(talk.zoom()), last | {"model": "another"}]
+
+
+def is_filtered_in_its_calls(talk: Talk) -> list[Reply]:
+    last = talk.call((ZOOM, "{not json"), ("", {}))
+    last["choices"][0]["finish_reason"] = "content_filter"
+    return [last]
 
 
 def declines(talk: Talk) -> list[Reply]:
@@ -235,6 +296,8 @@ TALKS: tuple[Callable[[Talk], list[Reply]], ...] = (
     calls_in_the_other_form,
     grows_too_long,
     is_cut_off,
+    is_cut_off_in_its_calls,
+    is_filtered_in_its_calls,
     never_stops_calling,
     declines,
     answers_at_once,
@@ -250,7 +313,10 @@ def programs(talk: Talk) -> list[Reply]:
         talk.call(code("```python\nprint('größe', image.size, '\\n \\n')\nresult_image = image.rotate(20)\n```")),
         talk.call(code("result_image = Image.fromarray(np.array(image.convert('RGB'))[::2])"), talk.zoom()),
         talk.call(code("print('before')\nresult_image = image.crop((0, 0, 0, 0)) / 2")),
-        talk.call(code("print(' ')\nfor _ in [1]:\n    result_image = Image.fromarray(np.zeros((40, 50), 'uint16') + 999)")),
+        talk.call(
+            code("print(' ')\nfor _ in [1]:\n    result_image = Image.fromarray(np.zeros((40, 50), 'uint16') + 999)"),
+            code("result_image = Image.fromarray(np.zeros((40, 50), 'float32') + 200)"),  # darker by the range before
+        ),
         says(ANSWER),
     ]  # fmt: skip
 
@@ -289,6 +355,12 @@ class Run:
     door: str = "run"
     talks: tuple[Callable[[Talk], list[Reply]], ...] = TALKS
     seed: int = 0
+    column_mode: str | None = None  # what the dataset's image column asks for
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The photos of its dataset, a row each."""
+        return TURNED_TO_RGB if self.column_mode else NAMES
 
     def replies(self, sample_index: int) -> list[Reply]:
         shift = RUNS.index(self) * 5
@@ -309,6 +381,7 @@ RUNS = (
     Run("kept pictures", "gpt-5", "pixel", "native", EVERY_TOOL, door="with-tools", talks=PROGRAMS),
     Run("programs", "qwen3-vl", "rel1000", "text", EVERY_TOOL, door="code", talks=PROGRAMS),
     Run("no tools", "scripted-qwen3-vl", "rel1000", "none", door="one-turn", talks=(answers_at_once, says_it_in_parts)),
+    Run("a column of RGB", "glm-4.5v", "rel1000", "native", talks=(looks_closer, fails_now_and_then), column_mode="RGB"),
 )  # fmt: skip
 
 
@@ -321,38 +394,36 @@ class Made:
     bodies: Mapping[tuple[int, int], Sequence[bytes]] = field(repr=False)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A row for each kind of photo."""
-    places = np.random.default_rng(0).uniform((-90, -180), (90, 180), (len(PHOTOS), 2))
-    rows = [
-        row(data, lat=float(lat), lon=float(lon))
-        for data, (lat, lon) in zip(PHOTOS.values(), places, strict=True)
-    ]
-    return saved(tmp_path_factory.mktemp("page") / "photos", rows)
-
-
 @pytest.fixture(scope="module", params=RUNS, ids=lambda run: run.name)
-def made(
-    request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Made]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """A run of a door, in this process, over all photos."""
+    run, folder = request.param, tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("OPENAI_")]:
             patch.delenv(name)
-        yield distilled(request.param, dataset, tmp_path_factory.mktemp("run"))
+        yield distilled(run, saved_photos(run, folder / "photos"), folder)
+
+
+def saved_photos(run: Run, folder: Path) -> Path:
+    places = np.random.default_rng(0).uniform((-90, -180), (90, 180), (len(run.names), 2))
+    rows = [
+        row(PHOTOS[name], lat=float(lat), lon=float(lon))
+        for name, (lat, lon) in zip(run.names, places, strict=True)
+    ]
+    return saved(folder, rows, {"image": ImageColumn(mode=run.column_mode)})
 
 
 def distilled(run: Run, dataset: Path, folder: Path) -> Made:
+    num_rows = len(run.names)
     turns = {
         rebuilder.turn_seed(run.seed, index, turn): (index, turn)
-        for index in range(len(PHOTOS))
+        for index in range(num_rows)
         for turn in range(1, 12)
     }
-    replies = [run.replies(index) for index in range(len(PHOTOS))]
+    replies = [run.replies(index) for index in range(num_rows)]
 
     def script(request: dict[str, Any]) -> Any:
-        if request["seed"] not in turns:  # asked before the run
+        if is_probe(request):
             return calls((ZOOM, {})) if "tools" in request else says("Yes.")
         index, turn = turns[request["seed"]]
         return replies[index][min(turn, len(replies[index])) - 1]
@@ -363,14 +434,14 @@ def distilled(run: Run, dataset: Path, folder: Path) -> Made:
     with ScriptedTeacher(script, models=(run.model,)) as server:
         arguments = [
             run.door, "--api_base", server.api_base, "--dataset_path", dataset, "--output_dir", folder / "traces",
-            "--num_samples", 0, "--max_workers", 2, "--max_turns", 5, "--seed", run.seed, *flags,
+            "--num_samples", 0, "--max_workers", 2, "--max_turns", 5, "--seed", run.seed, "--keep_going", *flags,
         ]  # fmt: skip
         mode = [] if run.mode == "none" else ["--tool_mode", run.mode]
         assert main([*map(str, arguments), *mode]) == 0
     bodies: dict[tuple[int, int], list[bytes]] = {}
-    for body in server.bodies:
-        bodies.setdefault(turns.get(json.loads(body)["seed"], BEFORE_THE_RUN), []).append(body)
-    bodies.pop(BEFORE_THE_RUN, None)
+    for request, body in zip(server.requests, server.bodies, strict=True):
+        if not is_probe(request):  # what is asked before the run
+            bodies.setdefault(turns[request["seed"]], []).append(body)
     paths = sorted((folder / "traces").glob("trace_*.json"))
     traces = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return Made(run, {trace["sample_index"]: trace for trace in traces}, bodies)
@@ -391,7 +462,7 @@ def split_body(body: bytes) -> tuple[Any, bytes]:
 
 
 def test_every_request_is_rebuilt_to_the_byte(made: Made, rebuilt: Mapping[int, rebuilder.Rebuilt]) -> None:
-    assert sorted(made.traces) == list(range(len(PHOTOS)))
+    assert sorted(made.traces) == list(range(len(made.run.names)))
     seen: set[tuple[int, int]] = set()
     for index, one in rebuilt.items():
         for turn, request in enumerate(one.requests, start=1):
@@ -418,6 +489,134 @@ def test_what_a_trace_stores_of_its_pictures_is_rebuilt(
                 assert outcome == expected, (index, call)
 
 
+def test_no_request_holds_metadata(made: Made) -> None:
+    for index, bodies in made.bodies.items():
+        for _, data in (picture for body in bodies for picture in pictures_of(json.loads(body))):
+            assert MARK.encode() not in data, made.run.names[index[0]]
+
+
+def pictures_of(request: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """The media type and the file of each picture in a request."""
+    for message in request["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "image_url":
+                head, _, data = part["image_url"]["url"].partition(",")
+                yield head, base64.b64decode(data)
+
+
+def test_a_turn_holds_what_its_reply_held(made: Made) -> None:
+    for index, trace in made.traces.items():
+        replies = made.run.replies(index)
+        for entry in trace["conversation_log"]:
+            reply = replies[min(entry["turn"], len(replies)) - 1]
+            (choice,) = reply["choices"]
+            message = choice["message"]
+            assert entry["finish_reason"] == choice["finish_reason"]
+            assert entry["usage"] == reply["usage"]
+            assert entry.get("model") == reply["model"]
+            assert entry.get("refusal") == message.get("refusal")
+            places = [name for name in ("reasoning_content", "reasoning", "thinking") if name in message]
+            if places:
+                assert (entry["reasoning_field"], entry["reasoning"]) == (places[0], message[places[0]])
+            is_last = entry is trace["conversation_log"][-1]
+            if choice["finish_reason"] in ("length", "content_filter"):
+                assert is_last and trace["metadata"]["stop_reason"] in ("truncated", "refused")
+                assert [
+                    call["turn"] for call in trace["tool_calls_log"] if call["turn"] == entry["turn"]
+                ] == []
+            else:
+                assert "calls_not_run" not in entry
+
+
+def test_a_cut_off_turn_names_the_calls_that_did_not_run(made: Made) -> None:
+    if made.run.talks is not TALKS:
+        return
+    entries = [trace["conversation_log"][-1] for trace in made.traces.values()]
+    kept = [entry["calls_not_run"] for entry in entries if "calls_not_run" in entry]
+    native = made.run.mode == "native"
+    assert {entry["finish_reason"] for entry in entries if "calls_not_run" in entry} == {
+        "length",
+        "content_filter",
+    }
+    names = {tuple(call["name"] for call in one) for one in kept}
+    assert names == {(ZOOM, ROTATE), (ZOOM, "")}
+    assert all(
+        call.keys() - {"name", "arguments"} == ({"call_id"} if native else set())
+        for one in kept
+        for call in one
+    )
+    assert {"angle": 5} in [call["arguments"] for one in kept for call in one]
+
+
+def test_all_reasoning_of_a_turn_is_kept_once(made: Made) -> None:
+    kept = [
+        turn
+        for trace in made.traces.values()
+        for turn in trace["conversation_log"]
+        if "other_reasoning" in turn
+    ]
+    if looks_closer in made.run.talks and "--max_turns" not in made.run.flags:
+        assert {
+            (turn["reasoning_field"], turn["reasoning"], *turn["other_reasoning"].items()) for turn in kept
+        } == {
+            ("reasoning_content", "Hm.", ("reasoning", "Other.")),
+            ("reasoning", "So.", ("content", "Not \\boxed{1, 1}.")),
+        }
+
+
+# --- every field that a trace has is on the page
+
+OPAQUE = {  # what is in these is not ours: columns, the server's figures, the teacher's arguments, schemas
+    ("", "sample_data"),
+    ("settings", "tool_schemas"),
+    ("conversation_log", "usage"),
+    ("conversation_log", "other_reasoning"),
+    ("conversation_log.calls_not_run", "arguments"),
+    ("tool_calls_log", "raw_arguments"),
+}
+
+
+def named_at(place: str) -> str:
+    """The part of the page that names the fields of an object of a trace."""
+    table = PAGE.partition("| field | what it holds |")[2].partition("\n\n")[0]
+    cells = {
+        line.split("|")[1].strip(" `"): line.partition("|")[2].partition("|")[2]
+        for line in table.splitlines()[2:]
+    }
+    if place == "":
+        return " ".join(f"`{name}`" for name in cells)
+    first, _, last = place.rpartition(".")
+    title = {
+        "conversation_log": "A turn", "tool_calls_log": "A call", "metadata": "`metadata`", "settings": "`settings`",
+    }.get(place.partition(".")[0])  # fmt: skip
+    title = {"sent": "`sent`", "view_rule": "The size as sent"}.get(last, title)
+    return paragraph(title) if title else cells[first or place]
+
+
+def paragraph(title: str) -> str:
+    """The text under a title in bold, up to the next such title or heading."""
+    (text,) = re.findall(rf"^\*\*{re.escape(title)}\*\*(.*?)(?=^\*\*|^## )", PAGE, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def fields_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every field of a JSON value as the path of the object it is in, and its name."""
+    if isinstance(value, list):
+        for item in value:
+            yield from fields_of(item, place)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield place, name
+            if (place, name) not in OPAQUE:
+                yield from fields_of(inner, f"{place}.{name}".strip("."))
+
+
+def test_the_page_names_every_field_of_the_traces(made: Made) -> None:
+    fields = {field for trace in made.traces.values() for field in fields_of(trace)}
+    assert len(fields) > 80
+    assert [field for field in sorted(fields) if f"`{field[1]}`" not in named_at(field[0])] == []
+
+
 def test_hashes_rewards_and_sums_of_a_trace_are_rebuilt(made: Made) -> None:
     for trace in made.traces.values():
         metadata = trace["metadata"]
@@ -431,8 +630,15 @@ def test_hashes_rewards_and_sums_of_a_trace_are_rebuilt(made: Made) -> None:
 def test_the_runs_meet_what_the_page_speaks_of(made: Made) -> None:
     run, log = made.run, [call for trace in made.traces.values() for call in trace["tool_calls_log"]]
     assert {trace["settings"]["coordinates"] for trace in made.traces.values()} == {run.frame}
+    images = {run.names[index]: trace["image"] for index, trace in made.traces.items()}
+    if run.column_mode:
+        assert {image["mode"] for image in images.values()} == {run.column_mode}
+        bare = {name for name, image in images.items() if image["sent"]["sha256"] == image["file_sha256"]}
+        assert bare == {"JPEG"}
+        return
     if run.mode == "none":
         return
+    assert {image["sent"].get("grey_range") is not None for image in images.values()} == {True, False}
     done = [call for call in log if call["success"]]
     assert 0 < len(done) < len(log)
     assert {call["clamped"] for call in done} == {True, False}
@@ -454,7 +660,8 @@ def test_settings_meet_every_way_to_ask() -> None:
     assert {run.frame for run in RUNS} == {frame.value for frame in Frame}
     assert {run.mode for run in RUNS} == {mode.value for mode in ToolMode}
     renamed = {profile.name for profile in PROFILES if profile.token_field != "max_tokens"}
-    assert renamed == {"gpt-reasoning"}  # as the page says
+    assert renamed == {"gpt-reasoning"}  # as the page says of traces of earlier versions
+    assert any(run.model == "gpt-5" for run in RUNS)
 
 
 # --- the rules at their edges
@@ -543,29 +750,122 @@ def test_a_picture_of_any_mode_is_hashed_and_sent_as_the_page_says(mode: str) ->
     assert picture.mode == mode
     assert rebuilder.picture_facts(picture) == asdict(picture_facts(picture))
     for one in (picture, picture.crop((3, 2, 30, 15))):
-        assert rebuilder.sent_file(one, asdict(rule)).data == encode_sent(one, rule).data
+        expected = encode_sent(one, rule)
+        assert rebuilder.sent_picture(one, asdict(rule), rebuilder.grey_range_of(one)).data == expected.data
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0, 255],
-        [0, 256],
-        [-5, 90],
-        [7, 7],
-        [0, 70000],
-        [-3, -3],
-        [0.0, 1.0],
-        [0.5, 1.001],
-        [float("nan"), 2e5],
-    ],
+GREYS = st.one_of(
+    st.lists(st.integers(-70_000, 90_000), min_size=2, max_size=6),
+    st.lists(st.integers(0, 300), min_size=2, max_size=6),
+    st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=6),
+    st.lists(st.floats(width=32), min_size=2, max_size=6),
 )
-def test_any_grey_is_scaled_as_the_page_says(values: list[float]) -> None:
+
+
+@given(GREYS, GREYS)
+@example([0, 255], [0, 256])
+@example([-5, 90], [7, 7])
+@example([0, 70000], [-3, -3])
+@example([0.0, 1.0], [0.5, 1.001])
+@example([float("nan"), 2e5], [float("inf"), float("-inf")])
+def test_any_grey_is_scaled_as_the_page_says(photo: list[float], made: list[float]) -> None:
     for kind in (np.float32, np.int32):
-        if kind is np.int32 and not all(map(math.isfinite, values)):
+        if kind is np.int32 and not all(
+            abs(value) < 2**31 and value == int(value) for value in (*photo, *made)
+        ):
             continue
-        picture = Image.fromarray(np.resize(np.array(values, dtype=kind), (40, 41)))
-        assert rebuilder.eight_bits(picture).tobytes() == to_rgb_or_grey(picture).tobytes()
+        pictures = [
+            Image.fromarray(np.resize(np.array(values, dtype=kind), (4, 5))) for values in (photo, made)
+        ]
+        grey_range = rebuilder.grey_range_of(pictures[0])
+        assert grey_range == find_grey_range(pictures[0])
+        for picture in pictures:  # what a call made is scaled as the photo was
+            assert (
+                rebuilder.eight_bits(picture, grey_range).tobytes()
+                == to_rgb_or_grey(picture, grey_range).tobytes()
+            )
+
+
+def file_format(data: bytes) -> str:
+    return "PNG" if data.startswith(b"\x89PNG") else "JPEG"
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_marked_file_is_cut_as_the_page_says(name: str) -> None:
+    data = MARKED[name]
+    bare = rebuilder.bare_file(file_format(data), data)
+    assert bare == without_metadata(file_format(data), data)
+    if name in CUT:
+        assert bare is not None
+        assert MARK.encode() not in bare
+        with Image.open(io.BytesIO(bare)) as kept, Image.open(io.BytesIO(data)) as whole:
+            assert kept.mode == whole.mode and kept.tobytes() == whole.tobytes()
+
+
+def with_chunk(kind: bytes, data: bytes = b"", before: bytes = b"IDAT") -> bytes:
+    """The PNG with one more chunk."""
+    at = MARKED["png"].index(before) - 4
+    return MARKED["png"][:at] + chunk(kind, data) + MARKED["png"][at:]
+
+
+ODD_FILES = {
+    "an unknown critical chunk": with_chunk(b"CRIT"),
+    "an animation": with_chunk(b"acTL", bytes(8)),
+    "a palette": with_chunk(b"PLTE", bytes(6)),
+    "a transparent colour": with_chunk(b"tRNS", bytes(6)),
+    "two headers": with_chunk(b"IHDR", bytes(13)),
+    "a late header": with_chunk(b"tEXt", b"a\0b", before=b"IHDR"),
+    "pixels in two pieces": with_chunk(b"IDAT", b"", before=b"IEND").replace(b"zzZz", b"tEXt"),
+    "an end with content": MARKED["png"].replace(b"\0\0\0\0IEND", b"\0\0\0\1IEND"),
+    "no end": MARKED["png"][: MARKED["png"].rindex(b"IEND") - 4],
+    "a grey palette": file_bytes(noise(20, 20, "P"), "PNG"),
+    "no picture at all": b"\xff\xd8\xff\xd9",
+    "a length of 1": jpeg_with(b"\xff\xfe\0\1"),
+    "a lone restart": jpeg_with(b"\xff\xd0"),
+    "a reserved marker": jpeg_with(segment(0xC8, b"")),
+    "fill bytes": jpeg_with(b"\xff\xff"),
+    "arithmetic coding": jpeg_with(segment(0xCC, b"ab")),
+    "a short JFIF": jpeg_with(segment(0xE0, b"JFIF\0abcdefgh")),
+    "another JFIF": jpeg_with(segment(0xE0, b"JFIF\0abcdefghijkl")),
+    "a short Adobe": jpeg_with(segment(0xEE, b"Adobeabcdef")),
+    "another Adobe": jpeg_with(segment(0xEE, b"Adobeabcdefgh")),
+    "no end of the picture": PHOTOS["JPEG"][:-2],
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_an_odd_file_is_cut_or_not_as_the_page_says(name: str) -> None:
+    data = ODD_FILES[name]
+    assert rebuilder.bare_file(file_format(data), data) == without_metadata(file_format(data), data)
+
+
+def test_some_odd_files_are_cut_and_some_are_not() -> None:
+    results = {name: rebuilder.bare_file(file_format(data), data) for name, data in ODD_FILES.items()}
+    cut = {name for name, bare in results.items() if bare is not None}
+    assert cut == {
+        "a palette",
+        "a transparent colour",
+        "no picture at all",
+        "fill bytes",
+        "arithmetic coding",
+        "a short JFIF",
+        "another JFIF",
+        "a short Adobe",
+        "another Adobe",
+    }
+
+
+@given(st.sampled_from(sorted(MARKED)), st.data())
+def test_any_damaged_file_is_cut_or_not_as_the_page_says(name: str, data: st.DataObject) -> None:
+    damaged = bytearray(MARKED[name])
+    places = [place for place, byte in enumerate(damaged) if byte == 0xFF] or [0]
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.one_of(st.integers(0, len(damaged) - 1), st.sampled_from(places)))
+        change = data.draw(st.binary(min_size=0, max_size=3))
+        damaged[place + 1 : place + 1 + data.draw(st.integers(0, 2))] = change
+    kind, file = data.draw(st.sampled_from(["JPEG", "PNG"])), bytes(damaged)
+    kind = file_format(file) if data.draw(st.integers(0, 9)) else kind
+    assert rebuilder.bare_file(kind, file) == without_metadata(kind, file)
 
 
 @pytest.mark.parametrize(
@@ -648,6 +948,17 @@ def test_the_pages_seeds_hashes_and_rewards_are_as_it_says() -> None:
 def test_the_pages_texts_are_those_that_are_sent() -> None:
     assert f"```\n{rebuilder.TOOLS_BLOCK}\n```" in PAGE
     assert f"`{rebuilder.SIZE_SENTENCE}`" in PAGE
+
+
+def test_the_rebuilder_has_the_sections_of_the_page() -> None:
+    titles = re.findall(r"^# --- (.*)$", REBUILDER.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(titles) - {"all of a trace"} <= set(re.findall(r"^## (.*)$", PAGE, re.MULTILINE))
+
+
+def test_the_pages_links_lead_to_its_sections() -> None:
+    anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", PAGE, re.MULTILINE)}
+    links = re.findall(r"\]\(#([^)]*)\)", PAGE)
+    assert links and set(links) <= anchors
 
 
 def test_the_rebuilder_imports_nothing_of_ours() -> None:

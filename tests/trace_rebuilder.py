@@ -11,10 +11,12 @@ import base64
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import random
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from PIL import Image
 
 Json = Any
 Size = tuple[int, int]
+GreyRange = tuple[float, float]
 
 TOOLS_BLOCK = """\
 # Tools
@@ -79,7 +82,7 @@ def picture_facts(image: Image.Image) -> Json:
     }
 
 
-# --- Pictures
+# --- Pictures as sent
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,17 @@ class Sent:
     media_type: str
     size: Size
     data: bytes = field(repr=False)
+    grey_range: GreyRange | None = None
 
     def facts(self) -> Json:
-        return {
+        facts: dict[str, Json] = {
             "media_type": self.media_type,
             "width_px": self.size[0],
             "height_px": self.size[1],
             "num_bytes": len(self.data),
             "sha256": hashlib.sha256(self.data).hexdigest(),
         }
+        return facts if self.grey_range is None else facts | {"grey_range": list(self.grey_range)}
 
     def url(self) -> str:
         return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
@@ -121,43 +126,150 @@ def file_facts(data: bytes) -> Json:
         }
 
 
-def sent_file(image: Image.Image, rule: Mapping[str, Json], stored: bytes | None = None) -> Sent:
-    """The file that is sent of a picture: a photo's own where it can be, else a new JPEG."""
+def sent_photo(image: Image.Image, rule: Mapping[str, Json], file: bytes) -> Sent:
+    """The file that is sent of a photo: its own, bare, where it can be, else a new JPEG."""
+    if sent_size(image.size, rule) == image.size:
+        bare_file = own_file(image, file)
+        if bare_file is not None:
+            return Sent(f"image/{file_facts(file)['file_format'].lower()}", image.size, bare_file)
+    return sent_picture(image, rule, grey_range_of(image))
+
+
+def sent_picture(image: Image.Image, rule: Mapping[str, Json], grey_range: GreyRange | None) -> Sent:
+    """The new JPEG that is sent of a picture; `grey_range` is for deep grey alone."""
     size = sent_size(image.size, rule)
-    if stored is not None and size == image.size and image.mode in ("RGB", "L"):
-        facts = file_facts(stored)
-        if facts["file_format"] in ("JPEG", "PNG") and facts["exif_orientation"] in (None, 1):
-            return Sent(f"image/{facts['file_format'].lower()}", size, stored)
-    flat = eight_bits(image)
+    shown_range = grey_range if is_deep_grey(image) else None
+    flat = eight_bits(image, shown_range)
     if flat.size != size:
         flat = flat.resize(size, Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    flat.save(file, "JPEG", quality=90)
-    return Sent("image/jpeg", size, file.getvalue())
+    flat.save(file, "JPEG", quality=90, comment=None)
+    return Sent("image/jpeg", size, file.getvalue(), shown_range)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def own_file(image: Image.Image, file: bytes) -> bytes | None:
+    """A photo's own file without its metadata, None where it is not to be sent."""
+    with Image.open(io.BytesIO(file)) as opened:
+        own_mode = opened.mode
+    if own_mode != image.mode or own_mode not in ("RGB", "L"):
+        return None
+    facts = file_facts(file)
+    if facts["exif_orientation"] not in (None, 1):
+        return None
+    return bare_file(facts["file_format"], file)
+
+
+def bare_file(file_format: str, file: bytes) -> bytes | None:
+    """The file without its metadata, None where it does not follow the page's rules."""
+    cut = {"JPEG": bare_jpeg, "PNG": bare_png}.get(file_format)
+    try:
+        return cut(file) if cut else None
+    except (NotBare, IndexError):
+        return None
+
+
+class NotBare(Exception):
+    """A file that is not cut, because something in it is not as the rules have it."""
+
+
+def need(condition: object) -> None:
+    if not condition:
+        raise NotBare
+
+
+def bare_jpeg(file: bytes) -> bytes:
+    need(file[:2] == b"\xff\xd8")
+    kept, at = file[:2], 2
+    while True:
+        need(file[at] == 0xFF)
+        while file[at] == 0xFF:
+            at += 1
+        marker = file[at]
+        if marker == 0xD9:
+            return kept + b"\xff\xd9"
+        length = file[at + 1] * 256 + file[at + 2]
+        stop = at + 1 + length
+        need(length >= 2 and stop <= len(file))
+        body = file[at + 3 : stop]
+        at = stop
+        if marker == 0xDA:
+            while not (file[at] == 0xFF and file[at + 1] not in {0, 0xFF, *range(0xD0, 0xD8)}):
+                at += 1
+            scan = file[stop:at].rstrip(b"\xff")  # what is left of a run of FF is fill bytes
+            kept += segment(marker, body) + scan
+        elif (0xC0 <= marker <= 0xCF and marker != 0xC8) or marker in (0xDB, 0xDD):
+            kept += segment(marker, body)
+        elif marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= 14:
+            kept += segment(marker, body[:12] + b"\0\0")
+        elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            kept += segment(marker, body[:12])
+        else:
+            need(0xE0 <= marker <= 0xEF or marker == 0xFE)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def bare_png(file: bytes) -> bytes:
+    need(file[:8] == b"\x89PNG\r\n\x1a\n")
+    kept, kinds, at = file[:8], [], 8
+    while not kinds or kinds[-1] != b"IEND":
+        need(at + 12 <= len(file))
+        (length,) = struct.unpack(">I", file[at : at + 4])
+        kind, stop = file[at + 4 : at + 8], at + 12 + length
+        need(stop <= len(file))
+        need(kind != b"IHDR" or (length == 13 and file[at + 17] in (0, 2)))
+        need(kind != b"IEND" or length == 0)
+        need(kind not in (b"acTL", b"fcTL", b"fdAT"))
+        is_critical = 0x41 <= kind[0] <= 0x5A
+        need(not is_critical or kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"))
+        kinds.append(kind)
+        if is_critical and kind != b"PLTE":
+            kept += file[at:stop]
+        at = stop
+    need(kinds[0] == b"IHDR" and kinds.count(b"IHDR") == 1)
+    pieces = [kind for kind, _ in itertools.groupby(kinds)]
+    need(pieces.count(b"IDAT") == 1)
+    return kept
+
+
+def eight_bits(image: Image.Image, grey_range: GreyRange | None) -> Image.Image:
     """The picture in mode RGB or L."""
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return scaled_grey(image)
+    if grey_range is not None:
+        return scaled_grey(image, grey_range)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def scaled_grey(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        values, full = values - low, (high - low) or 1.0
-    elif image.mode == "F" and high <= 1:
-        full = 1.0
-    else:
-        full = 255.0 if high <= 255 else 65535.0
-    return Image.fromarray(np.round(values * (255.0 / full)).astype(np.uint8))
+def is_deep_grey(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def grey_range_of(image: Image.Image) -> GreyRange | None:
+    """The range that deep grey has by itself; None for other pictures."""
+    if not is_deep_grey(image):
+        return None
+    values = [value for value in np.asarray(image).astype(float).flat if math.isfinite(value)]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    for scale in [1.0] * (image.mode == "F") + [255.0, 65535.0]:
+        if low >= 0 and high <= scale:
+            return 0.0, scale
+    return low, high
+
+
+def scaled_grey(image: Image.Image, grey_range: GreyRange) -> Image.Image:
+    low, high = grey_range
+    values = np.asarray(image).astype(float)
+    if low == high:
+        return Image.new("L", image.size, 0)
+    shown = (np.minimum(np.maximum(values, low), high) - low) * (255 / (high - low))
+    shown[np.isnan(values)] = 0
+    return Image.fromarray(np.rint(shown).astype(np.uint8))
 
 
 def sent_size(size: Size, rule: Mapping[str, Json]) -> Size:
@@ -218,6 +330,7 @@ class Scene:
     current: Image.Image
     original_sent: Size
     current_sent: Size
+    grey_ranges: Mapping[str, GreyRange]
     corner: tuple[int, int] | None = (0, 0)
 
 
@@ -265,7 +378,14 @@ def apply(name: str, arguments: Mapping[str, Json], scene: Scene) -> tuple[Scene
 
 
 def moved(scene: Scene, picture: Image.Image, corner: tuple[int, int] | None) -> Scene:
-    return Scene(scene.original, picture, scene.original_sent, scene.current_sent, corner)
+    ranges = ranges_with(picture, scene.grey_ranges)
+    return Scene(scene.original, picture, scene.original_sent, scene.current_sent, ranges, corner)
+
+
+def ranges_with(picture: Image.Image, ranges: Mapping[str, GreyRange]) -> Mapping[str, GreyRange]:
+    """The ranges by mode, the first picture of each mode having set its own."""
+    grey_range = grey_range_of(picture)
+    return ranges if grey_range is None else {picture.mode: grey_range, **ranges}
 
 
 def stored_code(code: str) -> str:
@@ -399,7 +519,7 @@ class Request:
 
 def request_fields(trace: Mapping[str, Json], turn: int) -> Json:
     settings = trace["settings"]
-    token_field = "max_completion_tokens" if settings["profile"] == "gpt-reasoning" else "max_tokens"
+    token_field = settings.get("token_field", "max_tokens")
     fields = {"model": settings["model"], token_field: settings["max_tokens"]}
     if settings["temperature"] is not None:
         fields["temperature"] = settings["temperature"]
@@ -457,8 +577,8 @@ def rebuild(trace: Mapping[str, Json]) -> Rebuilt:
     """Rebuild every request of a trace and everything it stores of its pictures."""
     settings, rule = trace["settings"], trace["settings"]["view_rule"]
     file, picture = read_row(trace)
-    photo = sent_file(picture, rule, file)
-    scene = Scene(picture, picture, photo.size, photo.size)
+    photo = sent_photo(picture, rule, file)
+    scene = Scene(picture, picture, photo.size, photo.size, ranges_with(picture, {}))
     messages = opening_messages(settings, photo)
     requests, outcomes = [], []
     for turn in trace["conversation_log"]:
@@ -485,7 +605,7 @@ def run_call(
     arguments, clamped = resolve(call, scene, settings)
     outcome: dict[str, Json] = {"arguments": arguments, "clamped": clamped}
     scene, stdout = apply(call["tool_name"], stored_arguments(call), scene)
-    sent = sent_file(scene.current, settings["view_rule"])
+    sent = sent_picture(scene.current, settings["view_rule"], scene.grey_ranges.get(scene.current.mode))
     scene.current_sent = sent.size
     outcome["result"] = {**picture_facts(scene.current), "sent": sent.facts()}
     if stdout is not None:
