@@ -69,6 +69,10 @@ UNPROVABLE = (
         "refused",
         "text.*",
     ),
+    Unprovable(
+        r"conversation_log\[\d+\]\.model",
+        "the name that the reply gives its model; an alias of the one that was asked, or any other",
+    ),
     Unprovable(r"tool_calls_log\[\d+\]\.call_id", "the server's name for a native call", NATIVE),
     Unprovable(
         r"tool_calls_log\[\d+\]\.raw_arguments(\..*)?",
