@@ -219,7 +219,8 @@ def test_code_that_ran_out_of_time_is_not_run_again(data: Path, tmp_path: Path) 
     """Another time it may be fast enough: nothing that is wrong with the trace."""
 
     def script(request: dict[str, Any]) -> Any:
-        turn, slow = num_turns(request), "import time\nprint('slow')\ntime.sleep(1)\nresult_image = image"
+        slow = "import time\nprint(time.time_ns(), flush=True)\ntime.sleep(1)\nresult_image = image"
+        turn = num_turns(request)
         programs = [slow, "result_image = image.rotate(90)"]
         return calls((CODE, {"code": programs[turn]})) if turn < len(programs) else says("no")
 
