@@ -326,7 +326,9 @@ def test_one_request_that_breaks_each_time_stops_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [stall, trickle_body, Status(429, "retry-after: 3600\r\n"), Status(503)], ids=repr
+    "fault",
+    [stall, trickle_body, Status(429, "retry-after: 3600\r\n"), Status(503)],
+    ids=["stall", "trickle_body", "429 for an hour", "503"],
 )
 def test_closing_wakes_every_thread_at_once(fault: Fault) -> None:
     slow = OutagePolicy(3, probe_pause_seconds=60, max_probe_pause_seconds=60)
