@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Callable
 from typing import Any
 
 from builders import file_bytes, jpeg_with_orientation, noise, png_header_only, smooth
-from PIL import Image
 
 from distil.errors import ContextOverflow, TeacherError, TeacherUnreachable
 
@@ -410,9 +408,3 @@ def nested(levels: int) -> Any:
     for level in range(levels):
         value = [value] if level % 2 else {"a": value}
     return value
-
-
-def picture_file(image: Image.Image, file_format: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format)
-    return buffer.getvalue()
