@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 
-from distil.concurrency import Level, LevelState
 from distil.errors import TeacherError
-from distil.teacher import RetryPolicy, Teacher, TeacherSettings
+from distil.teacher.attempts import RetryPolicy
+from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.slots import Level, LevelState
 
 FIXED_LEVELS = (1, 2, 4, 8, 16, 32, 64)
 MESSAGES = [b'{"role": "user", "content": "x"}']

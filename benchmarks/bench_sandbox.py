@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from distil.sandbox import ExecResult, Sandbox, UnsafeExecutor
+from distil.sandbox.sandbox import ExecResult, Sandbox, UnsafeExecutor
 
 JOB = "result_image = image.rotate(45).crop((100, 100, 500, 500))"
 FRESH = f"""

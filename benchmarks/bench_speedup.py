@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from distil.embedded import drawn_signs, embedded_teacher
+from distil.embedded.launch import drawn_signs, embedded_teacher
 
 PACKAGE = Path(__file__).parent.parent / "distil"
 WORKERS = (1, 2, 4, 8)

@@ -416,8 +416,8 @@ def add_signs_flags(parser: argparse.ArgumentParser) -> None:
 def _load_distillation(namespace: argparse.Namespace) -> Command:
     from rich.console import Console  # noqa: PLC0415
 
-    from distil.distillation import run_distillation  # noqa: PLC0415
-    from distil.preparation import Options  # noqa: PLC0415
+    from distil.run.distillation import run_distillation  # noqa: PLC0415
+    from distil.run.preparation import Options  # noqa: PLC0415
 
     values = {field.name: getattr(namespace, field.name) for field in fields(Options)}
     return partial(run_distillation, Options(**values), Console())
@@ -426,7 +426,7 @@ def _load_distillation(namespace: argparse.Namespace) -> Command:
 def _load_view(namespace: argparse.Namespace) -> Command:
     from rich.console import Console  # noqa: PLC0415
 
-    from distil.viewer.terminal import view  # noqa: PLC0415
+    from distil.terminal.traces import view  # noqa: PLC0415
 
     return partial(view, namespace.path, batch=namespace.batch, verbose=namespace.verbose, console=Console())
 
@@ -434,7 +434,7 @@ def _load_view(namespace: argparse.Namespace) -> Command:
 def _load_verify(namespace: argparse.Namespace) -> Command:
     from rich.console import Console  # noqa: PLC0415
 
-    from distil.viewer.verification import verify  # noqa: PLC0415
+    from distil.terminal.verification import verify  # noqa: PLC0415
 
     return partial(
         verify,
@@ -452,14 +452,14 @@ def _load_doctor(namespace: argparse.Namespace) -> Command:
         namespace.error("say what to check: --api_base URL for a teacher, --sandbox for this machine")
     from rich.console import Console  # noqa: PLC0415
 
-    from distil.viewer.doctor import DoctorOptions, examine_all  # noqa: PLC0415
+    from distil.terminal.doctor import DoctorOptions, examine_all  # noqa: PLC0415
 
     values = {field.name: getattr(namespace, field.name) for field in fields(DoctorOptions)}
     return partial(examine_all, DoctorOptions(**values), Console())
 
 
 def _load_signs(namespace: argparse.Namespace) -> Command:
-    from distil.embedded import draw_signs  # noqa: PLC0415
+    from distil.embedded.launch import draw_signs  # noqa: PLC0415
 
     def draw() -> int:
         if namespace.output_dir.exists():
@@ -493,7 +493,7 @@ def _amount(text: str) -> float:
 
 
 def _prices(text: str) -> object:
-    from distil.prices import parse_prices  # noqa: PLC0415
+    from distil.spending.prices import parse_prices  # noqa: PLC0415
 
     try:
         return parse_prices(text)

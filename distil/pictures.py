@@ -22,8 +22,8 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageOps
 
+from distil.bare_file import without_metadata
 from distil.errors import SampleError, ToolError, error_text
-from distil.metadata import without_metadata
 from distil.records import Box, GreyRange, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90

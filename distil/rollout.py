@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from distil.conversation import Message, opening_messages, turn_messages
 from distil.errors import ContextOverflow
+from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import (
     Observation,
@@ -23,7 +23,8 @@ from distil.records import (
     Turn,
 )
 from distil.tasks import Task
-from distil.tools import Scene, Toolbox
+from distil.tools.base import Scene
+from distil.tools.toolbox import Toolbox
 
 Ask = Callable[[Sequence[bytes], int], Reply]  # encoded messages and a seed to a reply
 

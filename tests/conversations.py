@@ -24,24 +24,24 @@ from PIL import Image
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.address import Address
 from distil.cli import DOORS, add_run_flags
-from distil.concurrency import Level
-from distil.distillation import RolloutSolver
 from distil.errors import FolderError
 from distil.pictures import picture_facts
-from distil.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
 from distil.records import Reply
-from distil.replay import Executors, Sources, Verdict, replay, verify_trace
-from distil.report import Solved
-from distil.sampler import Outcome, run_samples
-from distil.sandbox import Sandbox
-from distil.store import RunFolder, read_trace
-from distil.store.folder import OutputFolder
-from distil.teacher import Deadline, ReplicatedTeacher, RetryPolicy
+from distil.replay.replay import Executors, Sources, Verdict, replay, verify_trace
+from distil.run.distillation import RolloutSolver
+from distil.run.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
+from distil.run.threads import Outcome, run_samples
+from distil.sandbox.sandbox import Sandbox
+from distil.store.folder import OutputFolder, RunFolder
+from distil.store.trace_file import read_trace
+from distil.teacher.address import Address
+from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import _parsed
-from distil.teacher.retry import AttemptFailed
-from distil.viewer.terminal import view
+from distil.teacher.replicas import ReplicatedTeacher
+from distil.teacher.slots import Level
+from distil.terminal.progress import Solved
+from distil.terminal.traces import view
 
 Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
 ASSISTANT = b'{"role": "assistant"'

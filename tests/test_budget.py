@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_turns
 
-from distil.budget import Bill, Budget, Limits
 from distil.errors import BudgetExceeded, FolderError, UsageError
-from distil.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens, stored_tokens
+from distil.spending.budget import Bill, Budget, Limits
+from distil.spending.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens, stored_tokens
 from distil.store.spending import SPENDING, SpendingFile
 
 PRICES = FixedPrices(input_usd=2.0, output_usd=10.0, cached_usd=0.5)

@@ -13,9 +13,10 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, 
 
 from distil.errors import SandboxUnavailable, ToolError
 from distil.pictures import Frame, picture_facts
-from distil.sandbox import Sandbox
-from distil.tools import BoxFrame, Scene, View, load_tools
+from distil.sandbox.sandbox import Sandbox
+from distil.tools.base import BoxFrame, Scene, View
 from distil.tools.python_code import PythonCodeTool, self_contained, unfenced
+from distil.tools.toolbox import load_tools
 
 DOOR = "demo_python_code.py"
 CODE = "python_code_tool"

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil.concurrency import Climber, Level, Reason, Ticket
 from distil.errors import TeacherError
+from distil.teacher.slots import Climber, Level, Reason, Ticket
 
 SERVICE_SECONDS = 0.05
 Noise = Callable[[random.Random], float]

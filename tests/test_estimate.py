@@ -14,8 +14,8 @@ import pytest
 from conftest import RunDoor
 from scripted_teacher import Script, ScriptedTeacher, calls, completion, is_probe, num_turns
 
-from distil.budget import Bill, Spent
-from distil.estimate import (
+from distil.spending.budget import Bill, Spent
+from distil.spending.estimate import (
     Measured,
     SampleSpending,
     Selection,
@@ -24,7 +24,7 @@ from distil.estimate import (
     estimate_spending,
     margin_share,
 )
-from distil.prices import Tokens
+from distil.spending.prices import Tokens
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100}
 TURN_TOKENS = 1100

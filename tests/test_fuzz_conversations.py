@@ -24,11 +24,11 @@ from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
-from distil.preparation import Run
 from distil.records import Failure
-from distil.report import Solved
-from distil.sampler import Outcome
-from distil.sandbox import Sandbox
+from distil.run.preparation import Run
+from distil.run.threads import Outcome
+from distil.sandbox.sandbox import Sandbox
+from distil.terminal.progress import Solved
 
 KINDS = ("sample", "teacher", "context_overflow")  # what may become of a sample; never "unexpected"
 MODELS = ("Qwen3-VL", "qwen2.5-vl", "gemini-3", "claude-5", "gpt-5", "gpt-4o", "pixel-reasoner", "unheard-of")

@@ -17,7 +17,7 @@ from fault_server import FaultServer, Status
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from warm_door import WarmDoor, start_door
 
-from distil.sampler import run_samples
+from distil.run.threads import run_samples
 
 WRAPPER = Path(__file__).with_name("signal_in_a_callback.py")
 ADVICE = "interrupted; nothing is lost, the same command goes on from here"

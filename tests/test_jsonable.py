@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil.jsonable import to_json
+from distil.source.json_values import to_json
 
 UTC = dt.UTC
 

@@ -14,11 +14,10 @@ from rich.console import Console
 from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import FolderError, TeacherUnreachable
-from distil.sampler import Outcome
-from distil.store import read_trace
-from distil.store.trace_file import json_sha256
-from distil.teacher.wire import parse_reply
-from distil.viewer.terminal import view
+from distil.messages.read import parse_reply
+from distil.run.threads import Outcome
+from distil.store.trace_file import json_sha256, read_trace
+from distil.terminal.traces import view
 
 ZOOM = ("image_zoom_in_tool", {"bbox_2d": [100, 100, 600, 600]})
 ROTATE = ("image_rotate_tool", {"angle": 90})

@@ -25,11 +25,11 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("rapidocr", reason="the local teacher's OCR is an optional extra")
 
-from distil.local_teacher import drawn_signs
-from distil.local_teacher.drawn_signs import SignScene, draw_scene
-from distil.local_teacher.gazetteer import load_gazetteer
+from distil.embedded import drawn_signs
+from distil.embedded.drawn_signs import SignScene, draw_scene
+from distil.embedded.gazetteer import load_gazetteer
 
-MODULE = [sys.executable, "-m", "distil.local_teacher"]
+MODULE = [sys.executable, "-m", "distil.embedded"]
 ROOT = Path(__file__).parents[1]
 PICTURES = 24
 CONTROLS = 8
@@ -276,7 +276,7 @@ def test_every_answer_says_what_wrote_it(with_tools: list[Rollout]) -> None:
 def test_it_imports_nothing_from_the_pipeline() -> None:
     for path in (ROOT / "distil" / "local_teacher").glob("*.py"):
         for name in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not name.startswith(("distil", ".")) or name.startswith("distil.local_teacher"), (
+            assert not name.startswith(("distil", ".")) or name.startswith("distil.embedded"), (
                 path,
                 name,
             )
@@ -544,7 +544,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def test_drawing_needs_no_ocr() -> None:
-    code = "import sys, distil.local_teacher.sign_dataset; print('rapidocr' in sys.modules, 'onnxruntime' in sys.modules)"
+    code = "import sys, distil.embedded.sign_dataset; print('rapidocr' in sys.modules, 'onnxruntime' in sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )

@@ -21,11 +21,11 @@ from marked_pictures import chunk, marked_files, marked_jpeg, marked_png, segmen
 from PIL import Image
 from scripted_teacher import ScriptedTeacher, calls, says, turns
 
+from distil.bare_file import without_metadata
 from distil.cli import main
 from distil.errors import SampleError
-from distil.metadata import without_metadata
 from distil.pictures import ViewRule, decode_stored, encode_sent
-from distil.replay import Sources, Verdict, verify_trace
+from distil.replay.replay import Sources, Verdict, verify_trace
 from distil.store.trace_file import json_sha256
 
 MARK = b"ZQMARK"

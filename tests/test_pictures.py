@@ -33,7 +33,8 @@ from distil.pictures import (
     to_rgb_or_grey,
 )
 from distil.records import SentPicture
-from distil.tools import BoxFrame, Scene, Toolbox, load_tools
+from distil.tools.base import BoxFrame, Scene
+from distil.tools.toolbox import Toolbox, load_tools
 
 HF_DEFAULT = ViewRule(max_area_px=1280 * 28 * 28, min_area_px=56 * 56, min_side_px=28, factor_px=28)
 QWEN25 = ViewRule(max_area_px=12_845_056, min_area_px=3136, min_side_px=28, factor_px=28)

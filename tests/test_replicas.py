@@ -16,12 +16,14 @@ from conftest import RunDoor
 from fault_server import FaultServer, hang_up, stall
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.address import find_teacher
-from distil.budget import Budget
-from distil.concurrency import Level
 from distil.errors import DeadlinePassed, TeacherError, TeacherUnreachable, UsageError
-from distil.teacher import OutagePolicy, ReplicatedTeacher, RetryPolicy, TeacherSettings
-from distil.teacher.replicas import Replicas
+from distil.spending.budget import Budget
+from distil.teacher.address import find_teacher
+from distil.teacher.attempts import RetryPolicy
+from distil.teacher.availability import OutagePolicy
+from distil.teacher.client import TeacherSettings
+from distil.teacher.replicas import Replicas, ReplicatedTeacher
+from distil.teacher.slots import Level
 
 QUICK = RetryPolicy(max_retries=40, first_pause_seconds=0.01, max_pause_seconds=0.05)
 SHORT = OutagePolicy(probe_pause_seconds=0.05, max_probe_pause_seconds=0.1, max_outage_seconds=0.5)

@@ -36,25 +36,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_teacher import closed_port
 
+from distil.doctor.interview import list_models
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherRefused
-from distil.teacher import (
-    Deadline,
-    OutagePolicy,
-    RetryPolicy,
-    Teacher,
-    TeacherSettings,
-    list_models,
-    load_model_names,
-)
-from distil.teacher.advice import (
+from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy, Timing, is_retried_status
+from distil.teacher.availability import Availability, OutagePolicy, Sign
+from distil.teacher.client import Teacher, TeacherSettings, load_model_names
+from distil.teacher.refusals import (
     advised_seconds,
     is_context_overflow,
     parse_number,
     parse_retry_after,
     parse_span,
 )
-from distil.teacher.availability import Availability, Sign
-from distil.teacher.retry import AttemptFailed, Attempts, Timing, is_retried_status
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = RetryPolicy(12, first_pause_seconds=0.01, max_pause_seconds=0.05)

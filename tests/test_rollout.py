@@ -24,10 +24,12 @@ from distil.errors import ContextOverflow
 from distil.pictures import Frame, ViewRule
 from distil.records import Prompt, Rollout, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
-from distil.source import open_source
+from distil.source.rows import open_source
 from distil.tasks import TASKS
-from distil.teacher import RetryPolicy, Teacher, TeacherSettings
-from distil.tools import BoxFrame, CropFrom, Toolbox, load_tools
+from distil.teacher.attempts import RetryPolicy
+from distil.teacher.client import Teacher, TeacherSettings
+from distil.tools.base import BoxFrame, CropFrom
+from distil.tools.toolbox import Toolbox, load_tools
 
 ANSWER = "So it is \\boxed{48.8566, 2.3522}"
 TASK = TASKS["geolocation"]

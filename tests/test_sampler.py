@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distil.errors import SampleError, TeacherError, TeacherRefused
-from distil.sampler import Outcome, run_samples
+from distil.run.threads import Outcome, run_samples
 
 
 class Solver:

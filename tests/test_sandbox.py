@@ -24,8 +24,10 @@ from PIL import Image
 from sandbox_corpus.world import broken_rule
 
 from distil.errors import SandboxUnavailable
-from distil.sandbox import ExecResult, Levels, Sandbox, UnsafeExecutor, jail, wire
-from distil.sandbox.executor import SUCCESS_MESSAGE, _FairSlots, _Reply
+from distil.sandbox import frames as wire
+from distil.sandbox import jail
+from distil.sandbox.layers import Levels
+from distil.sandbox.sandbox import SUCCESS_MESSAGE, ExecResult, Sandbox, UnsafeExecutor, _FairSlots, _Reply
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,7 @@ from sandbox_corpus.run_all import ATTACK_BOUNDS, TIME_BOUNDS, picture
 from sandbox_corpus.unprotected import Unprotected
 from sandbox_corpus.world import World, broken_rule
 
-from distil.sandbox import ExecResult, Sandbox
-from distil.sandbox.executor import SUCCESS_MESSAGE
+from distil.sandbox.sandbox import SUCCESS_MESSAGE, ExecResult, Sandbox
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")

@@ -20,11 +20,11 @@ from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import DOORS, add_run_flags
-from distil.distillation import run_distillation
 from distil.errors import TeacherError, TeacherRefused, UsageError
-from distil.preparation import Options
-from distil.teacher import AnsweredModels, Teacher, TeacherSettings
-from distil.teacher.models import nearest_names
+from distil.run.distillation import run_distillation
+from distil.run.preparation import Options
+from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.models import AnsweredModels, nearest_names
 
 MODES = (
     ("run", ()),

@@ -35,10 +35,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil.errors import DistilError, SampleError, SourceError
-from distil.jsonable import to_json
 from distil.pictures import picture_facts
 from distil.records import Place, Sample
-from distil.source import Source, open_source
+from distil.source.json_values import to_json
+from distil.source.rows import Source, open_source
 from distil.tasks.geolocation import GEOLOCATION
 
 PHOTOS = [file_bytes(noise(32, 24, seed=seed)) for seed in range(4)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil.spans import split_thinking, text_outside, tool_call_bodies
+from distil.messages.tags import split_thinking, text_outside, tool_call_bodies
 
 PLAIN = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=30)
 THINK_TOKENS = ["<think>", "</think>", "<thinking>", "</thinking>"]

@@ -9,20 +9,15 @@ from typing import Any
 import pytest
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 
-from distil.budget import Budget
 from distil.errors import TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
-from distil.teacher import (
-    RetryPolicy,
-    Teacher,
-    TeacherSettings,
-    check_reachable,
-    load_model_names,
-    probe_tool_mode,
-    recalled_probe,
-)
-from distil.tools import BoxFrame, load_tools
+from distil.spending.budget import Budget
+from distil.teacher.attempts import RetryPolicy
+from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
+from distil.teacher.tool_mode import probe_tool_mode, recalled_probe
+from distil.tools.base import BoxFrame
+from distil.tools.toolbox import load_tools
 
 SCHEMAS = tuple(tool.schema(BoxFrame(Frame.PIXEL)) for tool in load_tools("zoom,rotate"))
 MESSAGES = [

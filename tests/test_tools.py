@@ -16,7 +16,8 @@ from PIL import Image
 from distil.errors import ToolError, UsageError
 from distil.pictures import Frame, ViewRule, encode_sent, picture_facts
 from distil.records import RawCall, ToolCall
-from distil.tools import TOOLS, BoxFrame, CropFrom, Scene, Toolbox, all_tools, load_tools
+from distil.tools.base import BoxFrame, CropFrom, Scene
+from distil.tools.toolbox import TOOLS, Toolbox, all_tools, load_tools
 
 ZOOM, ROTATE = "image_zoom_in_tool", "image_rotate_tool"
 BOTH = load_tools("zoom,rotate")

@@ -27,9 +27,9 @@ from marked_pictures import chunk, marked_files, segment
 from PIL import Image, ImageCms, PngImagePlugin
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, says, text_call
 
+from distil.bare_file import without_metadata
 from distil.cli import main
 from distil.errors import SampleError, ToolError
-from distil.metadata import without_metadata
 from distil.pictures import (
     Frame,
     ViewRule,
@@ -41,7 +41,7 @@ from distil.pictures import (
     to_rgb_or_grey,
 )
 from distil.records import ToolMode
-from distil.teacher import PROFILES
+from distil.teacher.profile import PROFILES
 from distil.tools.python_code import self_contained, unfenced
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trace-format.md").read_text(encoding="utf-8")

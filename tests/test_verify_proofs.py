@@ -17,21 +17,22 @@ from PIL import Image
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 
-import distil.conversation
+import distil.messages.compose
 import distil.pictures
 import distil.rollout
 import distil.tasks.geolocation
-import distil.tools
 import distil.tools.rotate
+import distil.tools.toolbox
 import distil.tools.zoom
 from distil.cli import run_door
 from distil.records import Observation, Place
-from distil.replay import RECIPE_NOT_RUN, Executors, Sources, Verdict, Verification, verify_trace
-from distil.store import find_trace_files
+from distil.replay.replay import RECIPE_NOT_RUN, Executors, Sources, Verdict, Verification, verify_trace
+from distil.store.folder import find_trace_files
 from distil.store.trace_file import json_sha256
 from distil.teacher import profile
-from distil.tools import Scene, python_code
-from distil.viewer.verification import verify
+from distil.terminal.verification import verify
+from distil.tools import python_code
+from distil.tools.base import Scene
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 

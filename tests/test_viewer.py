@@ -10,7 +10,7 @@ import pytest
 from conftest import RunDoor
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.viewer.facts import add_up, trace_facts
+from distil.store.summary import add_up, trace_facts
 
 VIEWER = "view_traces_enhanced.py"
 

@@ -25,13 +25,15 @@ from scripted_teacher import (
     texts,
 )
 
-from distil.budget import Budget
 from distil.cli import main
+from distil.doctor.marks import SIGN_QUESTION, SIGN_WORD
 from distil.errors import TeacherRefused
 from distil.records import Prompt, ToolMode
-from distil.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens, fewest_prompt_tokens
-from distil.teacher import ProbeResult, TeacherSettings, probe_tool_mode, recalled_probe
-from distil.teacher.marks import SIGN_QUESTION, SIGN_WORD
+from distil.run.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens
+from distil.spending.budget import Budget
+from distil.spending.tokens import fewest_prompt_tokens
+from distil.teacher.client import TeacherSettings
+from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe
 
 NUM_PHOTOS = 60
 ZOOM = ("image_zoom_in_tool", {"bbox_2d": [100, 100, 600, 600]})

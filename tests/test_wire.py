@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import TeacherError
+from distil.messages.read import parse_reply, parse_text_calls, read_usage, recalled_native_call
 from distil.records import RawCall, Reply, ToolMode
-from distil.teacher.wire import parse_reply, parse_text_calls, read_usage, recalled_native_call
 
 BOX = {"bbox_2d": [1, 2, 3, 4]}
 

@@ -17,8 +17,3 @@ Put a container or a virtual machine around the whole program for that: docs/san
 Parts: executor (the caller's side), server (forks, reaps, kills), jail (the kernel's layers), job (one run),
 preload (what can be imported), wire (frames and bounds), levels (what was found at start).
 """
-
-from distil.sandbox.executor import ExecResult, Sandbox, UnsafeExecutor
-from distil.sandbox.levels import Layer, Levels
-
-__all__ = ["ExecResult", "Layer", "Levels", "Sandbox", "UnsafeExecutor"]

@@ -24,7 +24,7 @@ import numpy
 from PIL import Image
 
 if TYPE_CHECKING:
-    from distil.sandbox import wire
+    from distil.sandbox import frames as wire
 else:
     import wire  # by path: the server runs without the distil package
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from distil.budget import RequestState
 from distil.records import Json
+from distil.spending.budget import RequestState
 from distil.store.atomic import folder_errors
 
 SPENDING = "spending.jsonl"

@@ -18,7 +18,6 @@ import PIL
 from distil import __version__
 from distil.errors import TraceError
 from distil.pictures import data_url
-from distil.prices import token_count
 from distil.records import (
     DatasetIdentity,
     Json,
@@ -33,6 +32,7 @@ from distil.records import (
     ToolMode,
     Turn,
 )
+from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
 
 FORMAT = "distil-trace/1"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from distil.errors import SampleError, SourceError
+from distil.messages.tags import text_outside
 from distil.records import Json, Place, Score
-from distil.spans import text_outside
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = """\

@@ -18,14 +18,11 @@ from typing import TypeVar
 
 import openai
 
-from distil.budget import Budget, Request
-from distil.concurrency import OVERLOAD_STATUSES, Level
 from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
+from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
-from distil.teacher.advice import advised_seconds, is_context_overflow, is_moderation
-from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
-from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
-from distil.teacher.retry import (
+from distil.spending.budget import Budget, Request
+from distil.teacher.attempts import (
     AttemptFailed,
     Attempts,
     Deadline,
@@ -35,7 +32,10 @@ from distil.teacher.retry import (
     is_retried_status,
     sign_of_status,
 )
-from distil.teacher.wire import parse_reply, read_usage
+from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
+from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
+from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
+from distil.teacher.slots import OVERLOAD_STATUSES, Level
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run

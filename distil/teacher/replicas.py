@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from distil.budget import Budget
-from distil.concurrency import Level
 from distil.errors import TeacherError, TeacherUnreachable
 from distil.records import Json, Reply
+from distil.spending.budget import Budget
+from distil.teacher.attempts import Deadline, Timing
 from distil.teacher.availability import NEVER, Availability, Sign
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text
-from distil.teacher.retry import Deadline, Timing
+from distil.teacher.slots import Level
 
 _REPLICA_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up

@@ -10,7 +10,7 @@ import sys
 
 from PIL import Image
 
-from distil.sandbox import Sandbox
+from distil.sandbox.sandbox import Sandbox
 
 from .attacks import ATTACKS
 from .benign import BENIGN

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from distil.sandbox import ExecResult, Sandbox, jail, wire
-from distil.sandbox.executor import CONTROL_CHARACTERS, SUCCESS_MESSAGE
+from distil.sandbox import frames as wire
+from distil.sandbox import jail
+from distil.sandbox.sandbox import CONTROL_CHARACTERS, SUCCESS_MESSAGE, ExecResult, Sandbox
 
 from .entry import Attack
 

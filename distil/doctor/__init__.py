@@ -1,0 +1,1 @@
+"""What a teacher can do, found out by asking it."""

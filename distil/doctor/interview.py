@@ -1,0 +1,475 @@
+"""What a teacher can do, found by asking it: a dozen small requests, at most `MAX_REQUESTS`.
+
+The teacher is asked just as the main job asks it, with the schema of the zoom tool and the picture sizes
+of its profile, so what is found is what the main job will meet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from distil.doctor.findings import (
+    Examination,
+    Finding,
+    ModelList,
+    Result,
+    problems_of,
+    suggestions_of,
+    warnings_of,
+    working_mode,
+)
+from distil.doctor.marks import (
+    MARKS,
+    SIGN_QUESTION,
+    SIGN_WORD,
+    BoxAnswer,
+    FoundFrame,
+    Mark,
+    draw_sign,
+    find_frame,
+)
+from distil.errors import TeacherError, TeacherRefused
+from distil.messages.compose import Message, opening_messages, turn_messages
+from distil.messages.tags import text_outside
+from distil.pictures import Frame, encode_sent
+from distil.records import Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
+from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
+from distil.teacher.models import nearest_names
+from distil.teacher.profile import Profile, find_profile, with_frame
+from distil.tools.base import BoxFrame, finite_number
+from distil.tools.zoom import ZoomTool
+
+MAX_REQUESTS = 15
+_SEED = 0
+_SYSTEM = "You are a helpful assistant."
+_PASSING = (408, 409, 429, 502, 503, 504)  # asked once more: a busy server says nothing about the probe
+_PASSING_WAIT_SECONDS = 2.0
+_MAX_WAIT_SECONDS = 10.0  # someone is looking on
+_NOTHING_ELSE_WORKS = (None, 400, 401, 403, 404, 405, 415, 422)  # of the plainest request there is
+_MAX_UNANSWERED = 2  # each may take the whole time-out
+_KEY_REFUSED = (None, 401, 403)
+_LIMIT_TOKENS = 16
+_MAX_QUOTED_CHARS = 80
+_MAX_LISTED_MODELS = 5
+_ZOOMED_WORD = "LIMA"  # another place name than SIGN_WORD
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
+
+
+def list_models(settings: TeacherSettings) -> ModelList:
+    """The server's models; raises TeacherRefused where nothing answers or the key is wrong."""
+    settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
+    try:
+        return ModelList(tuple(load_model_names(settings)))
+    except TeacherRefused as error:
+        if error.status in _KEY_REFUSED:
+            raise
+        return ModelList((), str(error))
+
+
+def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = None) -> Examination:
+    """Ask the teacher everything; `frame` is the one to tell it instead of its profile's.
+
+    Raises TeacherRefused where not even a word of text can be asked for.
+    """
+    named = find_profile(settings.model)
+    settings = replace(settings, token_field=named.token_field, sends_temperature=named.sends_temperature)
+    interview = _Interview(settings, with_frame(named, frame))
+    text = _probe_text(interview)
+    picture = _probe_picture(interview)
+    native = _probe_calls(interview, ToolMode.NATIVE, MARKS[0])
+    written = _probe_calls(interview, ToolMode.TEXT, MARKS[1])
+    found = find_frame(_all_boxes(interview, native, written))
+    results = _probe_results(interview, native, written)
+    tool_mode = working_mode(results)
+    parallel = _probe_parallel(interview, tool_mode)
+    limit = _probe_limit(interview)
+    findings = (
+        _models_finding(settings.model, models),
+        text,
+        picture,
+        native.finding,
+        written.finding,
+        parallel,
+        *results.values(),
+        _boxes_finding(found),
+        *_report_findings(interview),
+        limit,
+        *_field_findings(settings, interview),
+    )
+    return Examination(
+        model=settings.model,
+        profile=named,
+        findings=tuple(_without_key(finding, settings.api_key) for finding in findings),
+        found_frame=found,
+        tool_mode=tool_mode,
+        suggestions=suggestions_of(named, found, tool_mode, native.finding),
+        warnings=warnings_of(named, found, frame, picture),
+        problems=problems_of(picture, (native.finding, written.finding), results, found),
+        num_requests=interview.num_requests + 1,  # and the list of models
+    )
+
+
+class _Interview:
+    """Asks within the limit of requests, and keeps what the replies have in common."""
+
+    def __init__(self, settings: TeacherSettings, profile: Profile) -> None:
+        once = replace(settings.retry, max_retries=0)  # so that every request is counted
+        self.settings = replace(settings, retry=once, may_adapt=True)
+        self.profile = profile
+        self.num_requests = 0
+        self.replies: list[Reply] = []
+        self._num_unanswered = 0  # requests in a row that no status came back for
+
+    def ask(self, messages: Sequence[Message], tools: Sequence[Json] = (), **changes: Json) -> Reply:
+        """One reply; raises TeacherError, also where the limit of requests is reached."""
+        try:
+            return self._ask(messages, tools, changes)
+        except TeacherError as error:
+            if error.status not in _PASSING:
+                raise
+        time.sleep(_PASSING_WAIT_SECONDS)
+        return self._ask(messages, tools, changes)
+
+    def _ask(self, messages: Sequence[Message], tools: Sequence[Json], changes: Mapping[str, Json]) -> Reply:
+        if self.num_requests + 1 >= MAX_REQUESTS:
+            raise _NotAsked(f"{MAX_REQUESTS} requests were made already")
+        if self._num_unanswered >= _MAX_UNANSWERED:
+            raise _NotAsked("the server has stopped answering")
+        encoded = [json.dumps(message).encode() for message in messages]
+        with Teacher(replace(self.settings, **changes), tools) as teacher:
+            try:
+                reply = teacher.ask(encoded, _SEED)
+            except TeacherError as error:
+                self._num_unanswered = self._num_unanswered + 1 if error.status is None else 0
+                raise
+            finally:
+                self._adapt(teacher.settings)
+        self._num_unanswered = 0
+        self.replies.append(reply)
+        return reply
+
+    def _adapt(self, settings: TeacherSettings) -> None:
+        """Count the request, and one more for each request field that the server refused by name."""
+        adapted = replace(
+            self.settings,
+            token_field=settings.token_field,
+            sends_temperature=settings.sends_temperature,
+            sends_seed=settings.sends_seed,
+        )
+        self.num_requests += 1 + len(_refused_fields(self.settings, adapted))
+        self.settings = adapted
+
+
+class _NotAsked(TeacherError):
+    """The limit of requests is reached, or the server is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CallProbe:
+    """What came of asking for a call, and the box in it."""
+
+    finding: Finding
+    box: BoxAnswer | None
+
+
+# --- text, fields and pictures ---
+
+
+def _probe_text(interview: _Interview) -> Finding:
+    try:
+        reply = interview.ask(_text_messages("Reply with the one word: ready"))
+    except TeacherError as error:
+        if error.status in _NOTHING_ELSE_WORKS:
+            raise TeacherRefused(str(error), error.status) from None
+        return _failed("plain text", error)
+    if not _said(reply):
+        return Finding("plain text", Result.PARTLY, _silence(reply))
+    return Finding("plain text", Result.YES, _quote(_said(reply)))
+
+
+def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Finding, ...]:
+    after, refused = interview.settings, _refused_fields(before, interview.settings)
+    token_detail = after.token_field
+    if "token_field" in refused:
+        token_detail += f" ({before.token_field} is refused; a run finds this out by itself)"
+    findings = [Finding("token-limit field", Result.YES, token_detail)]
+    for name in ("seed", "temperature"):
+        result, detail = Result.YES, "accepted"
+        if f"sends_{name}" in refused:
+            result, detail = Result.NO, "refused; a run leaves it out by itself"
+        elif not getattr(before, f"sends_{name}"):
+            result, detail = Result.NOT_ASKED, "this family refuses it: it is never sent"
+        findings.append(Finding(name, result, detail))
+    if not interview.replies:
+        return tuple(replace(finding, result=Result.NOT_ASKED, detail="no reply") for finding in findings)
+    return tuple(findings)
+
+
+def _refused_fields(before: TeacherSettings, after: TeacherSettings) -> list[str]:
+    names = ("token_field", "sends_temperature", "sends_seed")
+    return [name for name in names if getattr(before, name) != getattr(after, name)]
+
+
+def _probe_picture(interview: _Interview) -> Finding:
+    prompt = Prompt(_SYSTEM, SIGN_QUESTION)
+    try:
+        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)))
+    except TeacherError as error:
+        return _failed("picture", error)
+    return _reading("picture", reply, SIGN_WORD)
+
+
+def _reading(probe: str, reply: Reply, word: str) -> Finding:
+    said = _said(reply)
+    if word.lower() in said.lower():
+        return Finding(probe, Result.YES, f"seen: the word {word} was read")
+    detail = f"accepted, but the word {word} was not read: {_quote(said)}" if said else _silence(reply)
+    return Finding(probe, Result.PARTLY, detail)
+
+
+def _probe_limit(interview: _Interview) -> Finding:
+    """Whether the reply ends at the limit: some servers accept a field that they do not know."""
+    probe = "token limit kept"
+    question = _text_messages("Write the numbers from 1 to 100, separated by spaces.")
+    try:
+        reply = interview.ask(question, max_tokens=_LIMIT_TOKENS)
+    except TeacherError as error:
+        return _failed(probe, error)
+    if reply.finish_reason == "length":
+        return Finding(probe, Result.YES, f"cut off after {_LIMIT_TOKENS} tokens, and said so")
+    detail = f"{_LIMIT_TOKENS} tokens were allowed, the reply has {len(reply.content)} characters"
+    return Finding(probe, Result.PARTLY, f"{detail} and finish_reason {reply.finish_reason}")
+
+
+# --- calls and boxes ---
+
+
+def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> _CallProbe:
+    probe = f"{tool_mode.value} calls"
+    try:
+        reply, box = _ask_for_box(interview, tool_mode, mark)
+    except TeacherError as error:
+        return _CallProbe(_failed(probe, error), None)
+    if not reply.calls:
+        detail = _silence(reply) if not _said(reply) else f"no call: {_quote(_said(reply))}"
+        return _CallProbe(Finding(probe, Result.NO, detail), box)
+    problem = reply.calls[0].problem
+    if problem is not None:
+        return _CallProbe(Finding(probe, Result.PARTLY, problem), box)
+    if tool_mode is ToolMode.NATIVE and reply.call_form is ToolMode.TEXT:
+        return _CallProbe(Finding(probe, Result.PARTLY, "the server passes calls on as text"), box)
+    detail = f"{reply.calls[0].name} {json.dumps(reply.calls[0].arguments)}"
+    return _CallProbe(Finding(probe, Result.YES, _quote(detail)), box)
+
+
+def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> tuple[Reply, BoxAnswer | None]:
+    schema = ZoomTool().schema(BoxFrame(interview.profile.frame))
+    tools = () if tool_mode is ToolMode.NONE else (schema,)
+    prompt = Prompt(
+        _SYSTEM, _box_question(schema, tool_mode), tools, tool_mode, interview.profile.states_size
+    )
+    sent = encode_sent(mark.draw(), interview.profile.rule)
+    reply = interview.ask(opening_messages(prompt, sent), _natively(prompt))
+    numbers = _box_numbers(reply)
+    return reply, None if numbers is None else BoxAnswer(mark, sent.size, numbers)
+
+
+def _box_question(schema: Mapping[str, Json], tool_mode: ToolMode) -> str:
+    function = schema["function"]
+    if tool_mode is not ToolMode.NONE:
+        return (
+            f"Call the tool {function['name']} once, with the box of the red rectangle. Write nothing else."
+        )
+    description = function["parameters"]["properties"]["bbox_2d"]["description"]
+    form = description.partition(", ")[2]
+    return f"Where is the red rectangle? Answer with its box alone, as {form}"
+
+
+def _box_numbers(reply: Reply) -> tuple[float, float, float, float] | None:
+    for call in reply.calls:
+        value = call.arguments.get("bbox_2d") if isinstance(call.arguments, dict) else None
+        numbers = _four_numbers(value if isinstance(value, list) else _BOX_TEXT.findall(str(value)))
+        if numbers is not None:
+            return numbers
+    return _four_numbers(_BOX_TEXT.findall(_said(reply)))
+
+
+def _four_numbers(values: Sequence[Json]) -> tuple[float, float, float, float] | None:
+    """The four finite numbers of a list, or of the last match of `_BOX_TEXT`."""
+    if values and isinstance(values[-1], tuple):
+        values = values[-1]
+    numbers = [number for number in map(finite_number, values) if number is not None]
+    if len(numbers) != len(values) or len(numbers) != 4:
+        return None
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _all_boxes(interview: _Interview, native: _CallProbe, written: _CallProbe) -> list[BoxAnswer]:
+    """The boxes of all marks: those that the call probes brought, and the missing ones asked for."""
+    boxes = [probe.box for probe in (native, written) if probe.box is not None]
+    tool_mode = ToolMode.NONE
+    for mode, probe in ((ToolMode.TEXT, written), (ToolMode.NATIVE, native)):
+        tool_mode = mode if probe.finding.result is Result.YES else tool_mode
+    for mark in MARKS:
+        if any(box.mark == mark for box in boxes):
+            continue
+        try:
+            _, box = _ask_for_box(interview, tool_mode, mark)
+        except TeacherError:
+            continue
+        boxes += [box] if box is not None else []
+    return boxes
+
+
+def _boxes_finding(found: FoundFrame) -> Finding:
+    detail = f"{found.num_hits} of {len(MARKS)} marks hit, mean overlap {found.overlap:.2f}"
+    if found.frame is None:
+        why = "no box came back" if not found.num_answers else f"the boxes miss the marks ({detail})"
+        return Finding("coordinates", Result.NO, why)
+    if found.max_area_px is not None:
+        detail = f"of a picture shrunk to about {found.max_area_px} pixels; {detail}"
+    sure = Result.YES if found.is_sure else Result.PARTLY
+    return Finding("coordinates", sure, f"{found.frame.value}: {detail}")
+
+
+def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Finding:
+    probe = "parallel calls"
+    if tool_mode is ToolMode.NONE:
+        return Finding(probe, Result.NOT_ASKED, "no form of calls works")
+    tools = (ZoomTool().schema(BoxFrame(interview.profile.frame)),)
+    question = (
+        f"In one reply, call the tool {ZoomTool().name} two times: with the left half of the image, and with "
+        "its right half. Write nothing else."
+    )
+    prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
+    try:
+        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)), _natively(prompt))
+    except TeacherError as error:
+        return _failed(probe, error)
+    result = Result.YES if len(reply.calls) > 1 else Result.NO
+    return Finding(probe, result, f"{len(reply.calls)} of 2 calls in one turn; a run needs only one")
+
+
+# --- pictures in tool results ---
+
+
+def _probe_results(interview: _Interview, native: _CallProbe, written: _CallProbe) -> dict[ToolMode, Finding]:
+    """A finding per form of calls that works, the second only where the first does not take pictures."""
+    findings: dict[ToolMode, Finding] = {}
+    for tool_mode, probe in ((ToolMode.NATIVE, native), (ToolMode.TEXT, written)):
+        is_settled = any(finding.result is not Result.NO for finding in findings.values())
+        if probe.finding.result is Result.YES and not is_settled:
+            findings[tool_mode] = _probe_result(interview, tool_mode)
+    if not findings:
+        reason = "no form of calls works"
+        return {ToolMode.NONE: Finding("picture in tool result", Result.NOT_ASKED, reason)}
+    return findings
+
+
+def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Finding:
+    probe = f"picture in tool result ({tool_mode.value})"
+    tools = (ZoomTool().schema(BoxFrame(interview.profile.frame)),)
+    question = "Zoom in on the sign once. Then answer with the word that the zoomed image shows, alone."
+    prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
+    messages = _opening(interview, prompt, draw_sign("· · ·"))
+    messages += turn_messages(_zoomed_turn(interview, tool_mode))
+    try:
+        reply = interview.ask(messages, _natively(prompt))
+    except TeacherError as error:
+        return _failed(probe, error)
+    return _reading(probe, reply, _ZOOMED_WORD)
+
+
+def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
+    """A turn of a teacher that has zoomed in, as the main job would send it back."""
+    call = RawCall(ZoomTool().name, {"bbox_2d": [80, 120, 560, 360]}, "call_1")
+    written = json.dumps({"name": call.name, "arguments": call.arguments})
+    content = f"<tool_call>\n{written}\n</tool_call>" if tool_mode is ToolMode.TEXT else ""
+    reply = Reply(content, None, None, None, (call,), tool_mode, None)
+    sent = encode_sent(draw_sign(_ZOOMED_WORD), interview.profile.rule)
+    observation = Observation(True, "Success: Image processed successfully", sent=sent)
+    return Turn(1, reply, (ToolCall(call, call.arguments, False, observation),))
+
+
+# --- what the replies report ---
+
+
+def _models_finding(model: str, models: ModelList) -> Finding:
+    if models.problem is not None:
+        return Finding("models list", Result.NO, models.problem)
+    listed = ", ".join(models.names[:_MAX_LISTED_MODELS]) or "empty"
+    listed += ", …" if len(models.names) > _MAX_LISTED_MODELS else ""
+    if model in models.names:
+        return Finding("models list", Result.YES, listed)
+    near = ", ".join(nearest_names(model, models.names))
+    return Finding("models list", Result.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
+
+
+def _report_findings(interview: _Interview) -> tuple[Finding, Finding]:
+    fields = sorted({reply.reasoning_field for reply in interview.replies if reply.reasoning_field})
+    reasoning = Finding("reasoning field", Result.NO, "no reply carried reasoning")
+    if fields:
+        places = ["<think> in content" if field == "content" else field for field in fields]
+        reasoning = Finding("reasoning field", Result.YES, ", ".join(places))
+    usages = [reply.usage for reply in interview.replies if reply.usage]
+    names = sorted({name for usage in usages for name in _usage_names(usage)})
+    if not names:
+        return reasoning, Finding("usage fields", Result.NO, "not reported: a run's tokens are not known")
+    has_both = {"prompt_tokens", "completion_tokens"} <= set(names)
+    is_whole = has_both and len(usages) == len(interview.replies)
+    return reasoning, Finding("usage fields", Result.YES if is_whole else Result.PARTLY, ", ".join(names))
+
+
+def _usage_names(usage: Mapping[str, Json]) -> list[str]:
+    """The names of the numbers that are reported; details as `group.name`."""
+    names = [name for name, value in usage.items() if isinstance(value, int)]
+    groups = [(name, value) for name, value in usage.items() if isinstance(value, dict)]
+    return names + [f"{group}.{name}" for group, each in groups for name in each if each[name] is not None]
+
+
+# --- messages and words ---
+
+
+def _text_messages(question: str) -> list[Message]:
+    content = [{"type": "text", "text": question}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
+
+
+def _opening(interview: _Interview, prompt: Prompt, image: Image.Image) -> list[Message]:
+    return opening_messages(prompt, encode_sent(image, interview.profile.rule))
+
+
+def _natively(prompt: Prompt) -> Sequence[Json]:
+    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+
+
+def _failed(probe: str, error: TeacherError) -> Finding:
+    return Finding(probe, Result.NOT_ASKED if isinstance(error, _NotAsked) else Result.NO, str(error))
+
+
+def _said(reply: Reply) -> str:
+    return text_outside(reply.content, thinking=True, tool_calls=True).strip()
+
+
+def _silence(reply: Reply) -> str:
+    if reply.calls:
+        return "accepted, but answered with a tool call"
+    if reply.finish_reason == "length":
+        return "cut off before it said anything; see --max_tokens"
+    return reply.refusal or "an empty reply"
+
+
+def _quote(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_QUOTED_CHARS else text[:_MAX_QUOTED_CHARS] + "…"
+
+
+def _without_key(finding: Finding, api_key: str) -> Finding:
+    return replace(finding, detail=without_key(finding.detail, api_key))

@@ -1,0 +1,84 @@
+"""The command line: `serve` the sign reader, or `draw` the signs that it reads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run one of the two commands and return the exit code."""
+    options = parse_options()
+    return run_serve(options) if options.command == "serve" else run_draw(options)
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distil.embedded", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve the sign reader on 127.0.0.1 until stdin closes")
+    serve.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
+    serve.add_argument("--concurrency", type=positive, default=2, help="pictures read at once (default 2)")
+    draw = commands.add_parser("draw", help="draw a dataset of street signs")
+    draw.add_argument("--output_dir", type=Path, required=True)
+    draw.add_argument("--num_rows", type=positive, default=240)
+    draw.add_argument("--seed", type=not_negative, default=0)
+    draw.add_argument("--workers", type=positive, default=min(8, os.cpu_count() or 1))
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text!r}")
+    return int(text)
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serve until stdin closes."""
+    from distil.embedded.eyes import EyesMissing  # noqa: PLC0415  `draw` must not need it
+    from distil.embedded.server import serve  # noqa: PLC0415
+
+    try:
+        serve(options.port, options.concurrency)
+    except EyesMissing as missing:
+        return complain(f'the local teacher needs OCR ({missing}): pip install -e ".[local]"')
+    except OSError as refused:
+        return complain(f"cannot serve on port {options.port}: {refused}")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run_draw(options: argparse.Namespace) -> int:
+    """Draw the dataset."""
+    from distil.embedded.sign_dataset import OutputExists, write_dataset  # noqa: PLC0415  seconds to import
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a drawing is cleared away
+    try:
+        write_dataset(options.output_dir, options.num_rows, options.seed, options.workers)
+    except OutputExists as refused:
+        return complain(str(refused))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def complain(text: str) -> int:
+    """Print one line on stderr and return the exit code of a wrong call."""
+    print(text, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Write drawn signs as a dataset folder that `datasets.load_from_disk` opens."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Image, Value, disable_progress_bars
+
+from distil.embedded.drawn_signs import draw_row
+
+ROWS_PER_BATCH = 32
+FEATURES = Features(
+    {
+        "image": Image(),
+        "lat": Value("float64"),
+        "lon": Value("float64"),
+        "country": Value("string"),
+        "city": Value("string"),
+        "locatability_score": Value("float64"),
+        "image_source": Value("string"),
+    }
+)
+
+
+class OutputExists(Exception):
+    """The output folder is already there; the text says so."""
+
+
+def write_dataset(output_dir: Path, num_rows: int, seed: int, workers: int) -> None:
+    """Draw the rows and write them as one dataset folder, whole or not at all."""
+    if output_dir.exists():
+        raise OutputExists(f"{output_dir} already exists: name another --output_dir, or remove it first")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        write_rows(scratch, output_dir, num_rows, seed, workers)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps({"event": "drawn", "output_dir": str(output_dir), "num_rows": num_rows}), flush=True)
+
+
+def write_rows(scratch: Path, output_dir: Path, num_rows: int, seed: int, workers: int) -> None:
+    """Draw into a scratch folder on the same disk, then move the finished folder into place."""
+    print(f"drawing {num_rows} street signs with {workers} workers", file=sys.stderr, flush=True)
+    stream, finished = scratch / "rows.arrow", scratch / "dataset"
+    write_stream(stream, draw_rows(num_rows, seed, workers))
+    # A fixed fingerprint: the default one is made of time stamps and would differ on every run.
+    rows = Dataset.from_file(str(stream), info=DatasetInfo(features=FEATURES))
+    disable_progress_bars()
+    Dataset(rows.data, info=rows.info, fingerprint=f"drawnsigns{seed:x}n{num_rows:x}").save_to_disk(finished)
+    finished.replace(output_dir)
+
+
+def draw_rows(num_rows: int, seed: int, workers: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows in order; a row is the same whichever process draws it."""
+    draw = partial(draw_row, seed)
+    if workers == 1 or num_rows == 1:
+        yield from map(draw, range(num_rows))
+        return
+    # Fresh processes: forking would copy the threads that the imported libraries have started.
+    with multiprocessing.get_context("spawn").Pool(min(workers, num_rows)) as pool:
+        yield from pool.imap(draw, range(num_rows), chunksize=4)
+
+
+def write_stream(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows to an Arrow file a batch at a time, so that memory does not grow with their number."""
+    schema = FEATURES.arrow_schema
+    batch: list[dict[str, Any]] = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == ROWS_PER_BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch = []
+        if batch:
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))

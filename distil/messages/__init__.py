@@ -1,0 +1,1 @@
+"""How a message is written, and how a reply is read."""

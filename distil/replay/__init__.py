@@ -1,0 +1,1 @@
+"""A trace and its row: every picture again, and the whole trace compared."""

@@ -1,0 +1,189 @@
+"""A trace → the trace that this code writes of the same replies, and where the two differ.
+
+What a trace holds follows from three things: its settings, its dataset row and what the teacher replied. So
+it is made again by the functions that made it, `run_rollout` and `trace_json`, with the stored replies in
+place of a teacher, and compared leaf by leaf. Nothing but the replies, the options of the run and the
+versions that wrote it has to be believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from PIL import Image
+
+from distil.errors import ContextOverflow
+from distil.messages.read import parse_text_calls, recalled_native_call
+from distil.pictures import Frame, ViewRule
+from distil.records import DatasetIdentity, Json, Prompt, RawCall, Reply, Sample, ToolMode
+from distil.rollout import RolloutSettings, run_rollout
+from distil.sandbox.sandbox import ExecResult, is_of_the_machine
+from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
+from distil.tasks import TASKS
+from distil.teacher.profile import find_profile, with_frame, with_max_area
+from distil.tools.base import BoxFrame, CropFrom
+from distil.tools.python_code import Executor
+from distil.tools.toolbox import Toolbox, all_tools
+
+_FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
+_MAX_SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that is stored otherwise than it follows from the rest; absent values are `ABSENT`."""
+
+    path: str  # such as tool_calls_log[2].clamped
+    stored: Json
+    now: Json
+
+    def __str__(self) -> str:
+        return f"{self.path}: stored {_shown(self.stored, self.now)}, now {_shown(self.now, self.stored)}"
+
+
+class _Absent:
+    """What stands in a Difference for a field that one of the two traces has not."""
+
+
+ABSENT = _Absent()
+
+
+def rebuilt_trace(
+    trace: StoredTrace, sample: Sample, identity: DatasetIdentity, executor: Executor | None = None
+) -> dict[str, Json]:
+    """The trace as this code writes it; code runs in `executor`.
+
+    Raises KeyError, ValueError or TypeError where the settings cannot be read, ContextOverflow where there is
+    no turn, SandboxUnavailable where there is code but nothing to run it in.
+    """
+    settings = trace.settings
+    toolbox = offered_toolbox(trace, executor and _StoredFailures(executor, trace))
+    replies = [_reply(trace, number) for number in range(1, len(trace.replies) + 1)]
+
+    def ask(messages: Sequence[bytes], seed: int) -> Reply:
+        if not replies:
+            raise ContextOverflow("the trace has no further turn")
+        return replies.pop(0)
+
+    task = TASKS[settings["task"]]
+    run = RolloutSettings(task, stored_prompt(trace), toolbox, settings["max_turns"], settings["seed"])
+    rollout = run_rollout(sample, ask, run)
+    versions = trace.json["metadata"]["versions"]
+    facts = RunFacts(identity, settings, versions, settings["keep_pictures"])
+    rebuilt = trace_json(rollout, facts)
+    rebuilt["settings"] |= _derived_settings(trace, toolbox)
+    value: dict[str, Json] = json.loads(json.dumps(rebuilt))
+    return value
+
+
+def stored_prompt(trace: StoredTrace) -> Prompt:
+    """The prompt that a trace was made with."""
+    settings = trace.settings
+    return Prompt(
+        system=settings["system_prompt"],
+        user=settings["user_prompt"],
+        tools=tuple(settings["tool_schemas"]),
+        tool_mode=ToolMode(settings["tool_mode"]),
+        states_size=bool(settings["states_size"]),
+    )
+
+
+def offered_toolbox(trace: StoredTrace, executor: Executor | None = None) -> Toolbox:
+    """The tools that the trace's teacher was offered, seeing pictures as it saw them."""
+    settings = trace.settings
+    tools = {tool.name: tool for tool in all_tools(executor)}
+    offered = tuple(tools[schema["function"]["name"]] for schema in settings["tool_schemas"])
+    boxes = BoxFrame(Frame(settings["coordinates"]), CropFrom(settings["crop_from"]))
+    return Toolbox(offered, boxes, ViewRule(**settings["view_rule"]), bool(settings["states_size"]))
+
+
+def differences(stored: Json, now: Json, path: str = "") -> Iterator[Difference]:
+    """Where two JSON values differ, in the order of the fields; 1, 1.0 and true are three values."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for name in {**stored, **now}:
+            inner = f"{path}.{name}" if path else name
+            yield from differences(stored.get(name, ABSENT), now.get(name, ABSENT), inner)
+    elif isinstance(stored, list) and isinstance(now, list):
+        for position in range(max(len(stored), len(now))):
+            one, other = (items[position] if position < len(items) else ABSENT for items in (stored, now))
+            yield from differences(one, other, f"{path}[{position}]")
+    elif type(stored) is not type(now) or not _is_same(stored, now):
+        yield Difference(path, stored, now)
+
+
+def _is_same(stored: Json, now: Json) -> Json:
+    return math.isclose(stored, now, rel_tol=_FLOAT_TOLERANCE) if isinstance(stored, float) else stored == now
+
+
+def _shown(value: Json, other: Json) -> str:
+    """A value for a message; of long texts the part where they begin to differ."""
+    if value is ABSENT:
+        return "nothing"
+    if isinstance(value, str) and isinstance(other, str):
+        pairs = enumerate(zip(value, other, strict=False))
+        start = next((position for position, (one, two) in pairs if one != two), 0)
+        if start > _MAX_SHOWN_CHARS // 2:
+            value = "…" + value[start - 10 :]
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
+
+
+def _reply(trace: StoredTrace, number: int) -> Reply:
+    """A stored reply as it was read from the server: text calls read again, native ones as they are kept."""
+    entry, reply = trace.json["conversation_log"][number - 1], trace.replies[number - 1]
+    text_calls = parse_text_calls(reply.content)
+    if reply.call_form is not ToolMode.NATIVE:
+        return replace(reply, calls=text_calls)
+    run = [call for call in trace.calls if call.turn == entry["turn"]]
+    calls = tuple(recalled_native_call(call.raw, call.message) for call in run) or reply.calls
+    if not calls:
+        cut_off = entry.get("calls_not_run", ())
+        calls = tuple(RawCall(call["name"], call["arguments"], call.get("call_id")) for call in cut_off)
+    if calls and calls == text_calls:  # a server gives calls that it has read an id, and takes them out
+        return replace(reply, calls=calls, call_form=ToolMode.TEXT)
+    return replace(reply, calls=calls)
+
+
+def _derived_settings(trace: StoredTrace, toolbox: Toolbox) -> dict[str, Json]:
+    """The settings that follow from the others: what a teacher of this name is given to see and told."""
+    settings = trace.settings
+    profile = with_frame(find_profile(settings["model"]), toolbox.boxes.frame)
+    profile = with_max_area(profile, toolbox.rule.max_area_px)
+    has_tools = bool(toolbox.tools)
+    return {
+        "profile": profile.name,
+        "view_rule": asdict(profile.rule),
+        "states_size": profile.states_size and has_tools,
+        "tool_schemas": list(toolbox.schemas()),
+        "tool_mode": settings["tool_mode"] if has_tools else ToolMode.NONE.value,
+    }
+
+
+class _StoredFailures:
+    """Runs a trace's code, but takes as stored what says more of the machine than of the code.
+
+    Whether code runs out of time depends on the machine and its load; code without a sandbox can fail by
+    anything that was there.
+    """
+
+    def __init__(self, executor: Executor, trace: StoredTrace) -> None:
+        limits: Mapping[str, Json] = trace.settings["code"]
+        self._executor = executor
+        self._calls = [call for call in trace.calls if "code" in call.arguments]
+        self._is_unsafe = bool(limits["unsafe_exec"])
+        self._timeout_seconds = float(limits["timeout_seconds"])
+
+    def run(self, code: str, picture: Image.Image) -> ExecResult:
+        """Run code on a picture; the calls come in the order of the trace."""
+        call = self._calls.pop(0) if self._calls else None
+        if call is not None and call.arguments["code"] == code and self._is_taken(call):
+            return ExecResult(None, call.message, call.stdout or "", 0.0, "error")
+        return self._executor.run(code, picture)
+
+    def _is_taken(self, call: StoredCall) -> bool:
+        return not call.success and (
+            self._is_unsafe or is_of_the_machine(call.message, self._timeout_seconds)
+        )

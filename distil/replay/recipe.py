@@ -1,0 +1,129 @@
+"""The restore recipe of the README, run as it is written, on the dataset that a trace names.
+
+`datasets.load_from_disk(trace['dataset_path'])[trace['sample_index']]['image']`, then every call's
+arguments or code. Code runs in the sandbox instead of by `exec`.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from PIL import Image
+
+from distil.errors import DistilError, error_text
+from distil.pictures import picture_facts
+from distil.records import Json
+from distil.source.rows import IMAGE_COLUMN, MappingTrimmer
+from distil.store.trace_file import StoredTrace
+from distil.tools.python_code import Executor
+
+# What opening a folder that is no saved dataset, or decoding a row of one, can raise.
+_FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,  # a row number that no table can have
+    RuntimeError,
+    EOFError,
+    ImportError,  # a column of sound or video without its library
+    SyntaxError,  # a broken PNG
+    struct.error,  # a broken TIFF
+    Image.DecompressionBombError,
+    pa.ArrowException,
+    datasets.exceptions.DatasetsError,
+)
+
+
+class RecipeError(DistilError):
+    """The restore recipe does not give what the trace says; the text says where it fails and why."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    table: Any  # whatever load_from_disk gives
+    trimmer: MappingTrimmer
+
+
+class SavedDatasets:
+    """Datasets by path, each opened once as the recipe opens it; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, _Opened | RecipeError] = {}
+        self._lock = threading.Lock()
+
+    def picture(self, path: str, index: int) -> Image.Image:
+        """The recipe's first picture; raises RecipeError."""
+        opened = self._of(path)
+        if isinstance(opened, RecipeError):
+            raise opened
+        opened.trimmer.count_row()
+        try:
+            picture = opened.table[index][IMAGE_COLUMN]
+        except _FAILURES as error:
+            raise RecipeError(f"row {index} of {path} cannot be read: {_one_line(error)}") from None
+        if not isinstance(picture, Image.Image):
+            raise RecipeError(
+                f"the column {IMAGE_COLUMN!r} of row {index} of {path} is no picture but "
+                f"{type(picture).__name__}"
+            )
+        return picture
+
+    def _of(self, path: str) -> _Opened | RecipeError:
+        with self._lock:
+            if path not in self._opened:
+                self._opened[path] = _open(path)
+            return self._opened[path]
+
+
+def _open(path: str) -> _Opened | RecipeError:
+    try:
+        table = datasets.load_from_disk(path)
+        files = [str(file["filename"]) for file in table.cache_files]
+    except _FAILURES as error:
+        return RecipeError(f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}")
+    return _Opened(table, MappingTrimmer(files))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error_text(error)}".split())[:300]
+
+
+def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | None) -> None:
+    """Apply the recipe to its first picture; raises RecipeError where its last one is another than stored.
+
+    Calls that failed are skipped; nothing is promised, or applied, where `recipe_restores` is false.
+    """
+    if not trace.json["metadata"]["recipe_restores"]:
+        return
+    facts = trace.facts
+    for number, call in enumerate(trace.json["tool_calls_log"], start=1):
+        if not call["success"]:
+            continue
+        facts = trace.calls[number - 1].facts or facts
+        try:
+            picture = _next_picture(call, picture, executor)
+        except _FAILURES as error:
+            raise RecipeError(f"call {number} ({call['tool_name']}): {_one_line(error)}") from None
+    if facts != trace.facts and picture_facts(picture) != facts:
+        raise RecipeError("its last picture is another than the trace says")
+
+
+def _next_picture(call: Mapping[str, Json], image: Image.Image, executor: Executor | None) -> Image.Image:
+    if call["tool_name"] == "image_zoom_in_tool":
+        return image.crop(call["tool_arguments"]["bbox_2d"])
+    if call["tool_name"] == "image_rotate_tool":
+        return image.rotate(call["tool_arguments"]["angle"], expand=True)
+    if call["tool_name"] == "python_code_tool" and executor is not None:
+        result = executor.run(call["code"], image)
+        if result.picture is None:
+            raise ValueError(result.message)
+        return result.picture
+    return image

@@ -1,0 +1,1 @@
+"""Many samples: one run from its flags to its exit code."""

@@ -1,0 +1,1 @@
+"""A dataset's rows, as they are asked for."""

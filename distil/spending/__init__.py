@@ -1,0 +1,1 @@
+"""What it costs: bounded during a run, known before it."""

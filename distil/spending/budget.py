@@ -1,0 +1,261 @@
+"""What a run has spent, over all its resumes, and the limits that it must not pass.
+
+Before a request leaves, the most that it can come to is reserved, and it is recorded as sent; what is in
+flight counts as spent until it is answered. So spending passes a limit at most by what a server bills beyond
+the reservation of requests that were already sent, and a request that a kill cut off is not forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+
+from distil.errors import BudgetExceeded, UsageError
+from distil.records import Json
+from distil.spending.prices import Prices, Tokens, read_tokens, stored_tokens
+
+_FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
+_MIN_UNREPORTED = 3  # answered requests, none with figures, that tell of a server that never reports any
+_UNREPORTED = "cannot be kept, as the server does not report its tokens: use --max_calls"
+_RAISE = "raise it and run again, nothing is lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a run folder, over all its resumes; None for no limit."""
+
+    max_cost_usd: float | None = None
+    max_total_tokens: int | None = None
+    max_calls: int | None = None
+
+
+class RequestState(StrEnum):
+    """What became of a request, as far as money goes."""
+
+    SENT = "sent"  # in flight; or cut off with the process that sent it
+    ANSWERED = "answered"
+    RETRIED = "retried"  # sent, and no usable reply came: a provider may bill it all the same
+    REFUSED = "refused"  # not connected, or refused with a status: free
+
+
+@dataclass(slots=True)
+class Request:
+    """The leave to send one request, which is told when it is sent and what becomes of it."""
+
+    _number_of_next: Callable[[], int] = lambda: 0
+    state: RequestState = RequestState.RETRIED  # unless told otherwise
+    tokens: Tokens = field(default_factory=Tokens)
+    number: int | None = None  # not sent
+
+    def sent(self) -> None:
+        """It leaves now."""
+        self.number = self._number_of_next()
+
+    def answered(self, usage: Mapping[str, Json] | None) -> None:
+        """A usable reply came, with this `usage`."""
+        self.state, self.tokens = RequestState.ANSWERED, read_tokens(usage)
+
+    def unusable(self, usage: Mapping[str, Json] | None) -> None:
+        """A reply came that cannot be used, with this `usage`."""
+        self.state, self.tokens = RequestState.RETRIED, read_tokens(usage)
+
+    def refused(self) -> None:
+        """The server did not take it."""
+        self.state = RequestState.REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What some requests came to: sums over those that report a figure, None where none does."""
+
+    requests: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
+    cost_usd: float | None = None
+    without_tokens: int = 0  # requests that do not say how many prompt and completion tokens they took
+    without_cost: int = 0
+
+    def plus(self, tokens: Tokens, cost_usd: float | None) -> Bill:
+        """With one more request."""
+        sums = {name: _sum(value, getattr(tokens, name)) for name, value in asdict(self.tokens).items()}
+        return Bill(
+            self.requests + 1,
+            Tokens(**sums),
+            _sum(self.cost_usd, cost_usd),
+            self.without_tokens + (tokens.total is None),
+            self.without_cost + (cost_usd is None),
+        )
+
+
+def _sum(sum_so_far: float | None, value: float | None) -> Json:
+    return sum_so_far if value is None else value + (sum_so_far or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What all requests came to, by what became of them."""
+
+    answered: Bill = field(default_factory=Bill)
+    retried: Bill = field(default_factory=Bill)
+    refused: int = 0
+
+    @property
+    def bills(self) -> tuple[Bill, Bill]:
+        """Those of the requests that are or may be billed."""
+        return self.answered, self.retried
+
+    @property
+    def calls(self) -> int:
+        """The requests that are or may be billed."""
+        return self.answered.requests + self.retried.requests
+
+    def plus(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> Spent:
+        """With one more request."""
+        if state is RequestState.REFUSED:
+            return replace(self, refused=self.refused + 1)
+        if state is RequestState.ANSWERED:
+            return replace(self, answered=self.answered.plus(tokens, cost_usd))
+        return replace(self, retried=self.retried.plus(tokens, cost_usd))
+
+
+class Budget:
+    """Counts and bounds a run folder's requests; safe from many threads."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        prices: Prices | None,
+        max_tokens: int,
+        earlier: Iterable[Mapping[str, Json]] = (),
+        record: Callable[[Mapping[str, Json]], None] = lambda _: None,
+    ) -> None:
+        """`max_tokens` is the most that one reply can have.
+
+        `record` is given an entry as a request is sent and one as it ends; `earlier` are those of earlier
+        runs. Raises UsageError for a limit without a price.
+        """
+        if limits.max_cost_usd is not None and prices is None:
+            raise UsageError(
+                "--max_cost_usd needs prices, and this model's at this address are not known: state them by "
+                "--price_per_million IN,OUT[,CACHED_IN] (providers' prices: pip install -e '.[prices]')"
+            )
+        self._limits, self._prices, self._max_tokens = limits, prices, max_tokens
+        self._record = record
+        self.spent = Spent()
+        self._largest_prompt = _FIRST_PROMPT_TOKENS
+        self._in_flight = self._num_sent = 0
+        self._changed = threading.Condition()
+        self._read(earlier)
+
+    @classmethod
+    def unlimited(cls) -> Budget:
+        """A budget without limits and prices."""
+        return cls(Limits(), None, 0)
+
+    @contextmanager
+    def request(self) -> Iterator[Request]:
+        """Around one request, which is told what became of it.
+
+        Waits while requests in flight could use up what is left; raises BudgetExceeded when none is in
+        flight and one more does not fit.
+        """
+        self._reserve()
+        request = Request(self._send)
+        try:
+            yield request
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                self._changed.notify_all()
+                if request.number is not None:
+                    self._end(request.number, request.state, request.tokens)
+
+    def cost_usd(self, tokens: Tokens) -> float | None:
+        """What tokens cost, None where it is not known."""
+        return None if self._prices is None else self._prices.cost_usd(tokens)
+
+    def _reserve(self) -> None:
+        """Wait until one more request fits."""
+        with self._changed:
+            while (limit := self._passed_limit()) is not None:
+                if self._in_flight == 0:
+                    raise BudgetExceeded(limit)
+                self._changed.wait()
+            self._in_flight += 1
+
+    def _passed_limit(self) -> str | None:
+        """Which limit one more request could pass, in words, or None."""
+        limits, spent = self._limits, self.spent
+        if limits.max_calls is not None and spent.calls + self._in_flight + 1 > limits.max_calls:
+            return f"--max_calls {limits.max_calls}: {spent.calls} made; {_RAISE}"
+        if limits.max_total_tokens is not None:
+            bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
+            limit, text = limits.max_total_tokens, "{:,.0f} tokens"
+            if (passed := self._passed(bills, self._most.total or 0, limit, text)) is not None:
+                return f"--max_total_tokens {limit}{passed}"
+        if limits.max_cost_usd is not None and self._prices is not None:
+            costs = [(bill.cost_usd or 0.0, bill.without_cost) for bill in spent.bills]
+            most_usd, limit_usd = self._prices.cost_usd(self._most) or 0.0, limits.max_cost_usd
+            if (passed := self._passed(costs, most_usd, limit_usd, "{:.4f} USD")) is not None:
+                return f"--max_cost_usd {limit_usd:g}{passed}"
+        return None
+
+    @property
+    def _most(self) -> Tokens:
+        """The most that a request can come to."""
+        return Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
+
+    def _passed(self, bills: Sequence[tuple[float, int]], most: float, limit: float, text: str) -> str | None:
+        """Why one more request of at most `most` could pass the limit, in words, or None.
+
+        `bills` are what is known of answered and retried requests, and how many say nothing: for each of
+        those the mean of the others is held back, or the most where there are no others.
+        """
+        (answered, num_silent), _ = bills
+        num_answered = self.spent.answered.requests
+        if num_silent == num_answered >= _MIN_UNREPORTED:
+            return f" {_UNREPORTED}"
+        used, num_unknown = sum(known for known, _ in bills), sum(number for _, number in bills)
+        num_told = num_answered - num_silent
+        held = num_unknown * (answered / num_told if num_told else most)
+        if used + held + (self._in_flight + 1) * most <= limit:
+            return None
+        told = f", {text.format(held)} held for {num_unknown} requests without figures" if num_unknown else ""
+        return f": {text.format(used)} used{told}, up to {text.format(most)} a request; {_RAISE}"
+
+    def _send(self) -> int:
+        with self._changed:
+            self._num_sent += 1
+            self._record({"request": self._num_sent, "state": RequestState.SENT.value})
+            return self._num_sent
+
+    def _end(self, number: int, state: RequestState, tokens: Tokens) -> None:
+        cost_usd = None if state is RequestState.REFUSED else self.cost_usd(tokens)
+        self._add(state, tokens, cost_usd)
+        entry = {"request": number, "state": state.value}
+        if state is not RequestState.REFUSED:
+            entry |= asdict(tokens) | {"cost_usd": cost_usd}
+        self._record(entry)
+
+    def _add(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> None:
+        self.spent = self.spent.plus(state, tokens, cost_usd)
+        self._largest_prompt = max(self._largest_prompt, tokens.prompt or 0)
+
+    def _read(self, entries: Iterable[Mapping[str, Json]]) -> None:
+        """Take in what earlier runs recorded; a request that was sent and never ended may be billed."""
+        in_flight: set[int] = set()
+        for entry in entries:
+            number, state = entry["request"], RequestState(entry["state"])
+            self._num_sent = max(self._num_sent, number)
+            if state is RequestState.SENT:
+                in_flight.add(number)
+                continue
+            in_flight.discard(number)
+            tokens, cost_usd = stored_tokens(entry), entry.get("cost_usd")
+            if cost_usd is None:  # the earlier run had no prices
+                cost_usd = self.cost_usd(tokens)
+            self._add(state, tokens, cost_usd)
+        for _ in in_flight:
+            self._add(RequestState.RETRIED, Tokens(), None)

@@ -1,0 +1,172 @@
+"""What a trace of any format says, in one small record; and the totals over many of them.
+
+Reads our own traces and the earlier system's (`conversation_history`, `tool_calls`, `response`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distil.errors import DistilError
+from distil.records import Json
+from distil.spending.prices import token_count
+from distil.tasks.geolocation import ACCURACY_RADII_KM, GEOLOCATION, NO_ANSWER_KM
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFacts:
+    """One trace's figures; None where the trace does not say."""
+
+    sample_index: int
+    parse_success: bool
+    distance_km: float
+    score: float
+    turns: int
+    stop_reason: str | None
+    calls: Mapping[str, int]  # tool name → calls
+    failed_calls: Mapping[str, int]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotals:
+    """The figures of many traces."""
+
+    num_traces: int
+    parse_rate: float
+    mean_score: float
+    mean_distance_km: float | None  # over the traces with an answer
+    median_distance_km: float | None
+    accuracy_at_km: Mapping[int, float]  # over all traces: no answer is not within any radius
+    mean_turns: float
+    stop_reasons: Mapping[str, int]
+    num_with_calls: int
+    calls: Mapping[str, int]
+    failed_calls: Mapping[str, int]
+    prompt_tokens: int | None  # None where any trace does not say
+    completion_tokens: int | None
+
+    @property
+    def num_calls(self) -> int:
+        return sum(self.calls.values())
+
+
+def trace_turns(trace: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """The turns of a trace of either format."""
+    return _entries(trace.get("conversation_log", trace.get("conversation_history")))
+
+
+def trace_calls(trace: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """The tool calls of a trace of either format."""
+    return _entries(trace.get("tool_calls_log", trace.get("tool_calls")))
+
+
+def turn_text(turn: Mapping[str, Json]) -> str:
+    """What the teacher wrote in a turn of either format."""
+    for name in ("assistant_response", "response", "content"):
+        if isinstance(turn.get(name), str):
+            return str(turn[name])
+    return ""
+
+
+def call_name(call: Mapping[str, Json]) -> str:
+    """The tool that a call of either format names."""
+    return str(call.get("tool_name") or call.get("name") or "unknown")
+
+
+def call_succeeded(call: Mapping[str, Json]) -> bool:
+    """Whether a call worked; the earlier system did not always say, and kept failed ones out."""
+    return bool(call.get("success", True))
+
+
+def row_place(trace: Mapping[str, Json]) -> Json:
+    """The true place by the row's columns: the earlier system stated it nowhere else."""
+    try:
+        truth = GEOLOCATION.truth(mapping_of(trace.get("sample_data")))
+    except DistilError:
+        return None
+    return {"lat": truth.lat, "lon": truth.lon}
+
+
+def answer_place(trace: Mapping[str, Json]) -> Json:
+    """The answer in the final response, for traces that do not state it."""
+    response = trace.get("final_response")
+    place = GEOLOCATION.parse_answer(response) if isinstance(response, str) else None
+    return None if place is None else {"lat": place.lat, "lon": place.lon}
+
+
+def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
+    """The figures of one trace of either format."""
+    reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
+    calls = trace_calls(trace)
+    turns = trace_turns(trace)
+    parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
+    return TraceFacts(
+        sample_index=_int(trace.get("sample_index")) or 0,
+        parse_success=parse_success,
+        distance_km=_float(reward.get("distance@km", metadata.get("distance_km")), NO_ANSWER_KM),
+        score=_float(reward.get("score", metadata.get("score")), 0.0),
+        turns=_int(metadata.get("total_turns")) or len(turns),
+        stop_reason=metadata.get("stop_reason"),
+        calls=Counter(call_name(call) for call in calls),
+        failed_calls=Counter(call_name(call) for call in calls if not call_succeeded(call)),
+        prompt_tokens=_tokens(turns, "prompt_tokens"),
+        completion_tokens=_tokens(turns, "completion_tokens"),
+    )
+
+
+def add_up(facts: Sequence[TraceFacts]) -> BatchTotals | None:
+    """The figures of many traces, or None for no traces."""
+    if not facts:
+        return None
+    answered = [item.distance_km for item in facts if item.parse_success]
+    return BatchTotals(
+        num_traces=len(facts),
+        parse_rate=len(answered) / len(facts),
+        mean_score=statistics.fmean(item.score for item in facts),
+        mean_distance_km=statistics.fmean(answered) if answered else None,
+        median_distance_km=statistics.median(answered) if answered else None,
+        accuracy_at_km={
+            radius: sum(distance <= radius for distance in answered) / len(facts)
+            for radius in ACCURACY_RADII_KM
+        },
+        mean_turns=statistics.fmean(item.turns for item in facts),
+        stop_reasons=Counter(item.stop_reason or "not stated" for item in facts),
+        num_with_calls=sum(bool(item.calls) for item in facts),
+        calls=sum((Counter(item.calls) for item in facts), Counter()),
+        failed_calls=sum((Counter(item.failed_calls) for item in facts), Counter()),
+        prompt_tokens=_sum_or_none([item.prompt_tokens for item in facts]),
+        completion_tokens=_sum_or_none([item.completion_tokens for item in facts]),
+    )
+
+
+def _entries(value: Json) -> list[Mapping[str, Json]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def mapping_of(value: Json) -> Mapping[str, Json]:
+    """The value if it is an object, else an empty one: traces of other programs hold surprises."""
+    return value if isinstance(value, dict) else {}
+
+
+def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
+    return _sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+
+
+def _sum_or_none(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def _int(value: Json) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _float(value: Json, otherwise: float) -> float:
+    number = float(value) if isinstance(value, int | float) else otherwise
+    return number if math.isfinite(number) else otherwise

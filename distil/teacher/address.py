@@ -1,0 +1,102 @@
+"""Where the teacher is: the flag, the environment, or the embedded one, started for a run."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from distil.embedded.launch import TEACHER_NOTE, check_installed, embedded_teacher
+from distil.errors import UsageError
+from distil.teacher.client import OPENAI_URL, TeacherSettings, base_url_text
+
+EMBEDDED = "embedded"
+_NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
+_MAX_LISTED_MODELS = 20
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the teacher is, and a note on what it is where it is not a real one."""
+
+    api_bases: tuple[str, ...]  # several are replicas of one server
+    api_key: str
+    note: str | None = None
+
+    @property
+    def api_base(self) -> str:
+        """The one that is asked for models and tool mode."""
+        return self.api_bases[0]
+
+
+def find_teacher(api_base: str | None) -> Address:
+    """The teacher that flag and environment name; raises UsageError where it cannot be used.
+
+    `OPENAI_BASE_URL` stands in for the flag, and a key alone means OpenAI's own API; with none of them
+    it is the embedded teacher.
+    """
+    api_key = _read_key()
+    named = api_base or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if api_key else EMBEDDED)
+    if named == EMBEDDED:
+        check_installed()
+        return Address((EMBEDDED,), _NO_KEY, TEACHER_NOTE)
+    return Address(_checked_urls(named), api_key or _NO_KEY)
+
+
+@contextmanager
+def started(address: Address, console: Console) -> Iterator[Address]:
+    """The address with a server at it: the embedded teacher is started, and ended afterwards."""
+    if address.api_base != EMBEDDED:
+        yield address
+        return
+    console.print(
+        "Teacher: the embedded sign reader (OCR and rules, for trying the pipeline, not for training). "
+        "A real one: --api_base URL --model NAME, its key in OPENAI_API_KEY.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with embedded_teacher() as api_base:
+        yield replace(address, api_bases=(api_base,))
+
+
+def only_model(names: Sequence[str], teacher: TeacherSettings) -> str:
+    """The one model that a server offers; raises UsageError, naming them, where it offers none or several."""
+    if len(names) == 1:
+        return names[0]
+    listed = ", ".join(sorted(names)[:_MAX_LISTED_MODELS]) or "none"
+    if len(names) > _MAX_LISTED_MODELS:
+        listed += f", … ({len(names)} in all)"
+    raise UsageError(
+        f"--model is missing; {base_url_text(teacher)} offers: {listed}\n"
+        f"(for the embedded teacher: --api_base {EMBEDDED})"
+    )
+
+
+def _read_key() -> str:
+    """The key of the environment; raises UsageError, without quoting it, where no header can carry it."""
+    key = (os.environ.get("OPENAI_API_KEY") or "").strip()  # `KEY="$(cat file; echo)"`, .env files
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("OPENAI_API_KEY holds a character that no HTTP header can carry: copy the key again")
+    return key
+
+
+def _checked_urls(api_bases: str) -> tuple[str, ...]:
+    """The URLs of a comma-separated list, each once."""
+    return tuple(dict.fromkeys(_checked_url(part.strip()) for part in api_bases.split(",")))
+
+
+def _checked_url(api_base: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(api_base)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise UsageError(
+            "--api_base (or OPENAI_BASE_URL) is no URL of the form http://HOST:PORT/v1, or URL,URL,…"
+        )
+    return api_base

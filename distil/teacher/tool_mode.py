@@ -1,0 +1,197 @@
+"""Finding out, before the first sample, how a server can be asked and whether it sees: a call on a sign."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from distil.doctor.marks import SIGN_QUESTION, SIGN_WORD, draw_sign
+from distil.errors import TeacherError, TeacherRefused
+from distil.messages.compose import opening_messages
+from distil.pictures import ViewRule, encode_sent
+from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
+from distil.spending.budget import Budget
+from distil.spending.prices import read_tokens
+from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
+from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+
+_PROBE_SEED = 0
+_ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
+# What servers without a tool parser say to `tools` (llama.cpp: 500, OpenRouter: 404); too many requests
+# or a time-out say nothing about tools.
+_TOOLS_REFUSED = (400, 404, 405, 415, 422, 500, 501)
+_MAX_QUOTED_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The tool mode that a server is asked in, and why.
+
+    `settings` are without the request fields that the server turned out not to know; `sight_warning` says
+    why the teacher seems not to see pictures, None where it does, or was not asked.
+    """
+
+    tool_mode: ToolMode
+    reason: str
+    settings: TeacherSettings
+    sight_warning: str | None = None
+
+    @property
+    def seems_blind(self) -> bool:
+        """Whether the teacher answered and did not name the word in a picture."""
+        return PICTURES_DROPPED in (self.sight_warning or "")
+
+    def as_dict(self) -> dict[str, Json]:
+        """What the run record keeps, for `recalled_probe` in a later run."""
+        settings = self.settings
+        return {
+            "api_base": base_url_text(settings),
+            "model": settings.model,
+            "tool_mode": self.tool_mode.value,
+            "reason": self.reason,
+            "sight_warning": self.sight_warning,
+            **{name: getattr(settings, name) for name in _ADAPTED},
+        }
+
+
+def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> ProbeResult | None:
+    """What an earlier run into the folder found of this model at this address, None if it is of another.
+
+    A teacher that calls tools now and then would otherwise change a run's tool mode half-way. Where the
+    server has turned out to refuse a field that it took, nothing is recalled.
+    """
+    if earlier.get("refuses_fields"):
+        return None
+    try:
+        adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
+        mode, sight_warning = ToolMode(earlier["tool_mode"]), earlier.get("sight_warning")
+        result = ProbeResult(mode, earlier["reason"], adapted, sight_warning)
+    except (KeyError, TypeError, ValueError):
+        return None
+    asked = (earlier.get("api_base"), earlier.get("model"))
+    return result if asked == (base_url_text(settings), settings.model) else None
+
+
+def probe_tool_mode(
+    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None] = lambda _: None
+) -> ProbeResult:
+    """Ask once for a native tool call on a sign, and for its word: native if a call comes back, else text.
+
+    Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
+    model is told apart. Where the word does not come with the call, it is asked for alone: some teachers
+    say nothing beside a call. So this takes one request, and three at the most. Raises TeacherRefused where
+    the teacher cannot be asked, BudgetExceeded.
+    """
+    native = replace(prompt, user=_question(prompt), tool_mode=ToolMode.NATIVE)
+    ask = partial(_ask, budget=budget, tell=tell)
+    try:
+        reply, settings = ask(settings, native)
+        tool_mode, reason = _judge(reply)
+    except TeacherError as error:
+        if error.status not in _TOOLS_REFUSED:
+            raise TeacherRefused(str(error), error.status) from None
+        tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
+        reply, settings = _ask_or_refuse(ask, settings, replace(native, tool_mode=ToolMode.TEXT))
+    return _seen(ask, reply, native, ProbeResult(tool_mode, reason, settings))
+
+
+def probe_fields(
+    settings: TeacherSettings,
+    prompt: Prompt,
+    reason: str,
+    budget: Budget,
+    tell: Callable[[str], None] = lambda _: None,
+) -> ProbeResult:
+    """Ask in the prompt's own tool mode, which `reason` says why: what the server refuses, whether it sees.
+
+    One request, two at the most; raises TeacherRefused where it cannot be asked, BudgetExceeded.
+    """
+    asked = replace(prompt, user=_question(prompt))
+    ask = partial(_ask, budget=budget, tell=tell)
+    reply, settings = _ask_or_refuse(ask, settings, asked)
+    return _seen(ask, reply, asked, ProbeResult(prompt.tool_mode, reason, settings))
+
+
+_Ask = Callable[[TeacherSettings, Prompt], tuple[Reply, TeacherSettings]]
+
+
+def _seen(ask: _Ask, reply: Reply, asked: Prompt, result: ProbeResult) -> ProbeResult:
+    """The result with what is to be said of the teacher's sight."""
+    settings = result.settings
+    if not _names_word(reply) and asked.user != SIGN_QUESTION:
+        asked = Prompt(asked.system, SIGN_QUESTION)
+        reply, settings = _ask_or_refuse(ask, settings, asked)
+    sight_warning = _sight_warning(reply, (asked.system, asked.user), _probe_picture())
+    return replace(result, settings=settings, sight_warning=sight_warning)
+
+
+def _ask_or_refuse(ask: _Ask, settings: TeacherSettings, prompt: Prompt) -> tuple[Reply, TeacherSettings]:
+    try:
+        return ask(settings, prompt)
+    except TeacherError as error:
+        raise TeacherRefused(str(error), error.status) from None
+
+
+def _names_word(reply: Reply) -> bool:
+    """Whether the sign's word stands anywhere in a reply, its thinking and its calls too."""
+    arguments = json.dumps([call.arguments for call in reply.calls])
+    return SIGN_WORD.lower() in f"{reply.content} {reply.reasoning} {arguments}".lower()
+
+
+def _sight_warning(reply: Reply, texts: Sequence[str], sent: SentPicture) -> str | None:
+    """Why the teacher seems not to have seen the sign, by what it said and by its prompt tokens.
+
+    Tool schemas are not counted: servers render them in their own ways, some much shorter.
+    """
+    prompt, needed = read_tokens(reply.usage).prompt, fewest_prompt_tokens(texts, [sent.size])
+    tokens = f"{prompt} prompt tokens were reported, where text and picture need at least {needed}"
+    if prompt and prompt < needed:
+        if _names_word(reply):
+            return f"the teacher read the word in a picture, but {tokens}: figures of tokens may be too low"
+        return f"the teacher did not name the word in a picture, and {tokens}: {PICTURES_DROPPED}"
+    if _names_word(reply):
+        return None
+    if reply.finish_reason == "length":
+        return "the teacher was cut off before it named the word in a picture; see --max_tokens"
+    said = " ".join(reply.content.split())
+    said = said if len(said) <= _MAX_QUOTED_CHARS else said[:_MAX_QUOTED_CHARS] + "…"
+    return (
+        f"the teacher did not name the word {SIGN_WORD} in a picture: it said “{said}”. Perhaps "
+        f"{PICTURES_DROPPED} (distil doctor finds out)"
+    )
+
+
+def _question(prompt: Prompt) -> str:
+    if not prompt.tools:
+        return SIGN_QUESTION
+    name = prompt.tools[0]["function"]["name"]
+    return f"Call the tool {name} once, on the whole image, and beside it name the word in the image."
+
+
+def _judge(reply: Reply) -> tuple[ToolMode, str]:
+    if reply.calls and reply.call_form is ToolMode.NATIVE:
+        return ToolMode.NATIVE, "the server answered with a native tool call"
+    if reply.calls:
+        return ToolMode.TEXT, "the server passes tool calls on as text"
+    if reply.finish_reason == "length":
+        return ToolMode.TEXT, "the teacher was cut off before it made a native tool call; see --max_tokens"
+    return ToolMode.TEXT, "the teacher made no native tool call when asked for one"
+
+
+def _ask(
+    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
+) -> tuple[Reply, TeacherSettings]:
+    """The reply, and the settings without what the server refused."""
+    tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+    messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
+    with Teacher(for_setup(settings), tools, budget=budget) as teacher:
+        teacher.availability.tell = tell
+        reply = teacher.ask(messages, _PROBE_SEED)
+        adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
+        return reply, replace(settings, **adapted)
+
+
+def _probe_picture() -> SentPicture:
+    return encode_sent(draw_sign(SIGN_WORD), ViewRule())

@@ -1,0 +1,154 @@
+"""`distil doctor`: what a teacher can do and what this machine offers, found by trying it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distil.doctor.findings import Examination
+from distil.doctor.interview import examine, list_models
+from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
+from distil.pictures import Frame
+from distil.sandbox.sandbox import Sandbox
+from distil.teacher.address import find_teacher, only_model, started
+from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.profile import Profile
+
+_READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
+_STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """The command line; the fields are the flags."""
+
+    sandbox: bool
+    api_base: str | None
+    model: str | None
+    coordinates: str
+    max_tokens: int
+    request_timeout_seconds: float
+
+
+def examine_all(options: DoctorOptions, console: Console) -> int:
+    """Check what the flags name, each whatever becomes of the other; returns the worse exit code.
+
+    Raises TeacherRefused or UsageError where no teacher can be asked, SandboxUnavailable where there is none.
+    """
+    unavailable: SandboxUnavailable | None = None
+    exit_code = _READY
+    if options.sandbox:
+        try:
+            exit_code = show_sandbox(console)
+        except SandboxUnavailable as error:
+            unavailable = error
+    if options.api_base is not None or options.model is not None:
+        exit_code = max(exit_code, show_teacher(options, console))
+    if unavailable is not None:
+        raise unavailable
+    return exit_code
+
+
+def show_sandbox(console: Console) -> int:
+    """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
+    with Sandbox() as sandbox:
+        sandbox.start()
+        console.print(_table(("layer", "status", "detail"), sandbox.levels.rows()))
+    console.print("Model-written code can be contained here.")
+    return _READY
+
+
+def show_teacher(options: DoctorOptions, console: Console) -> int:
+    """Examine each replica of the teacher and show what was found: the worst exit code of them.
+
+    0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
+    TeacherRefused or UsageError where none can be asked.
+    """
+    with started(find_teacher(options.api_base), console) as address:
+        settings = TeacherSettings(
+            address.api_base,
+            address.api_key,
+            max_tokens=options.max_tokens,
+            timeout_seconds=options.request_timeout_seconds,
+        )
+        exit_codes, refusals = [], []
+        for api_base in address.api_bases:
+            try:
+                exit_codes.append(_show_server(replace(settings, api_base=api_base), options, console))
+            except TeacherRefused as error:
+                refusals.append(error)
+        if not exit_codes:
+            raise refusals[0]
+        for refusal in refusals:
+            _say(console, f"A replica cannot be asked: {refusal}", "yellow")
+        return max(*exit_codes, _NEEDS_ATTENTION if refusals else _READY)
+
+
+def _show_server(settings: TeacherSettings, options: DoctorOptions, console: Console) -> int:
+    models = list_models(settings)
+    if options.model is None and models.problem is not None:
+        raise UsageError(models.problem)
+    settings = replace(settings, model=options.model or only_model(models.names, settings))
+    frame = None if options.coordinates == "auto" else Frame(options.coordinates)
+    with console.status("Asking the teacher"):
+        examination = examine(settings, models, frame)
+    _say(console, f"Model: {settings.model} at {base_url_text(settings)}")
+    return _show(examination, console)
+
+
+def _show(found: Examination, console: Console) -> int:
+    rows = [(finding.probe, finding.result.value, finding.detail) for finding in found.findings]
+    console.print(_table(("probe", "result", "detail"), rows))
+    _say(console, f"Requests: {found.num_requests}")
+    _say(console, f"Profile by name: {_profile_text(found.profile)}")
+    _say(console, f"Frame found: {_frame_text(found)}")
+    for suggestion in found.suggestions:
+        word = "Needed" if suggestion.is_needed else "Suggested"
+        _say(console, f"{word}: {suggestion.flag} ({suggestion.why})")
+    for warning in found.warnings:
+        _say(console, f"Warning: {warning}", "yellow")
+    for problem in found.problems:
+        _say(console, f"The main job cannot run: {problem}", "bold red")
+    if found.problems:
+        return _CANNOT_RUN
+    needed = [suggestion.flag for suggestion in found.suggestions if suggestion.is_needed]
+    if needed:
+        _say(console, f"The main job can run, with {' '.join(needed)}", "yellow")
+    else:
+        _say(console, "The main job can run.", "yellow" if found.warnings else "green")
+    return _NEEDS_ATTENTION if needed or found.warnings else _READY
+
+
+def _profile_text(profile: Profile) -> str:
+    size = "; picture sizes are stated in words" if profile.states_size else ""
+    area = f"; pictures of at most {profile.rule.max_area_px} pixels" if profile.rule.max_area_px else ""
+    return f"{profile.name} (boxes {profile.frame.value}; {profile.token_field}{area}{size})"
+
+
+def _frame_text(found: Examination) -> str:
+    frame = found.found_frame
+    if frame.frame is None:
+        return "none"
+    sure = "sure" if frame.is_sure else "likely"
+    return f"{frame.frame.value} ({sure}: {frame.num_hits} marks hit, mean overlap {frame.overlap:.2f})"
+
+
+def _table(headings: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    for name, status, detail in rows:
+        table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(_printable(detail)))
+    return table
+
+
+def _printable(text: str) -> str:
+    """The text without control characters: a teacher's words could steer the terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(_printable(text), style=style), soft_wrap=True)

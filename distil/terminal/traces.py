@@ -1,0 +1,277 @@
+"""Traces in the terminal: one trace turn by turn, a folder as a list, a batch as totals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from distil.errors import TraceError, UsageError
+from distil.messages.tags import split_thinking
+from distil.records import Json
+from distil.store.folder import find_trace_files
+from distil.store.summary import (
+    BatchTotals,
+    TraceFacts,
+    add_up,
+    answer_place,
+    call_name,
+    call_succeeded,
+    mapping_of,
+    row_place,
+    trace_calls,
+    trace_facts,
+    trace_turns,
+    turn_text,
+)
+from distil.store.trace_file import load_json
+
+_SHORT_CHARS = 600
+_OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
+
+
+def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
+    """Show a trace file or a folder of them; returns 1 where a file was broken, else 0.
+
+    Raises UsageError where there is nothing to show.
+    """
+    if path.is_file():
+        _show_trace(load_json(path), verbose, console)
+        return 0
+    if not path.is_dir():
+        raise UsageError(f"there is no file or folder {path}")
+    files = find_trace_files(path)
+    if not files:
+        raise UsageError(f"{path} holds no trace_*.json")
+    facts, broken = _load_facts(files)
+    for message in broken:
+        console.print(_text(f"broken: {message}", style="red"), soft_wrap=True)
+    if verbose or not batch:
+        console.print(_list_table(facts))
+    totals = add_up(facts)
+    if batch and totals is not None:
+        console.print(totals_table(totals, title=str(path)))
+    elif not batch:
+        console.print(f"{len(facts)} traces. One in full: give its file. Totals: --batch", highlight=False)
+    return 1 if broken else 0
+
+
+def _load_facts(files: Sequence[Path]) -> tuple[list[TraceFacts], list[str]]:
+    facts, broken = [], []
+    for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
+        try:
+            facts.append(trace_facts(load_json(file)))
+        except TraceError as error:
+            broken.append(str(error))
+    return facts, broken
+
+
+def totals_table(totals: BatchTotals, title: str) -> RenderableType:
+    """The totals of a batch, as a table of names and values."""
+    table = _plain_table()
+    answered = round(totals.parse_rate * totals.num_traces)
+    table.add_row("traces", str(totals.num_traces))
+    table.add_row("with an answer", f"{answered} ({totals.parse_rate:.0%})")
+    table.add_row("mean score", f"{totals.mean_score:.3f}")
+    table.add_row("distance of answers", _distance_text(totals))
+    for radius, share in totals.accuracy_at_km.items():
+        table.add_row(f"within {radius} km", f"{share:.0%}")
+    table.add_row("turns a trace", f"{totals.mean_turns:.2f}")
+    table.add_row(
+        "ended by", ", ".join(f"{name} {count}" for name, count in sorted(totals.stop_reasons.items()))
+    )
+    with_calls = f"{totals.num_with_calls} ({totals.num_with_calls / totals.num_traces:.0%})"
+    table.add_row("traces with tool calls", with_calls)
+    table.add_row("tool calls", f"{totals.num_calls} ({totals.num_calls / totals.num_traces:.2f} a trace)")
+    for name in sorted(totals.calls):
+        failed = totals.failed_calls.get(name, 0)
+        table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
+    table.add_row("tokens", _tokens_text(totals.prompt_tokens, totals.completion_tokens))
+    return Panel(table, title=Text(title), title_align="left", expand=False)
+
+
+def _distance_text(totals: BatchTotals) -> str:
+    if totals.mean_distance_km is None or totals.median_distance_km is None:
+        return "no answer"
+    return f"median {totals.median_distance_km:,.1f} km, mean {totals.mean_distance_km:,.1f} km"
+
+
+def _tokens_text(prompt: int | None, completion: int | None) -> str:
+    return f"{_count_text(prompt)} in, {_count_text(completion)} out"
+
+
+def _count_text(count: int | None) -> str:
+    return "not reported" if count is None else f"{count:,}"
+
+
+def _plain_table() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _list_table(facts: Sequence[TraceFacts]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("sample", "distance km", "score", "turns", "calls", "failed", "ended by"):
+        table.add_column(name, justify="left" if name == "ended by" else "right")
+    for item in facts:
+        table.add_row(
+            str(item.sample_index),
+            f"{item.distance_km:,.1f}" if item.parse_success else "no answer",
+            f"{item.score:.3f}",
+            str(item.turns),
+            str(sum(item.calls.values())),
+            str(sum(item.failed_calls.values())),
+            item.stop_reason or "not stated",
+        )
+    return table
+
+
+def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
+    facts = trace_facts(trace)
+    console.print(
+        Panel(_sample_table(trace, facts), title=f"sample {facts.sample_index}", title_align="left")
+    )
+    calls = trace_calls(trace)
+    for number, turn in enumerate(trace_turns(trace), start=1):
+        console.print(_turn_panel(turn, number, calls, verbose))
+    console.print(Panel(_result_table(trace, facts), title="result", title_align="left"))
+    if verbose and "settings" in trace:
+        settings = _plain(json.dumps(trace["settings"], ensure_ascii=False, indent=2))
+        console.print(Panel(Syntax(settings, "json", word_wrap=True), title="settings", title_align="left"))
+
+
+def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+    table = _plain_table()
+    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
+    image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
+    if image:
+        form = f"{image.get('mode')} {image.get('file_format')}"
+        sent = _size_text(mapping_of(image.get("sent")))
+        table.add_row("photo", _text(f"{_size_text(image)} {form}, sent as {sent}"))
+    if settings:
+        table.add_row("teacher", _text(f"{settings.get('model')} ({settings.get('tool_mode')} calls)"))
+    if settings.get("teacher_note"):
+        table.add_row("", _text(str(settings["teacher_note"])))
+    for name, value in mapping_of(trace.get("sample_data")).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(_text(name), _text(_short(text)))
+    return table
+
+
+def _turn_panel(
+    turn: Mapping[str, Json], number: int, calls: Sequence[Mapping[str, Json]], verbose: bool
+) -> RenderableType:
+    stated = turn.get("turn")
+    number = stated if isinstance(stated, int) else number
+    thinking, text = split_thinking(turn_text(turn))
+    reasoning = [turn.get("reasoning") or thinking]
+    reasoning += [f"{place}: {other}" for place, other in mapping_of(turn.get("other_reasoning")).items()]
+    shorten = (lambda value: value) if verbose else _short
+    parts: list[RenderableType] = [
+        _text(shorten(str(thought).strip()), style="dim italic") for thought in reasoning if thought
+    ]
+    if text.strip():
+        parts.append(_text(shorten(text.strip())))
+    parts += [_call_lines(call, verbose) for call in calls if call.get("turn") == number]
+    not_run = turn.get("calls_not_run")
+    parts += [_call_not_run_line(call) for call in not_run] if isinstance(not_run, list) else []
+    title = f"turn {number}"
+    if turn.get("finish_reason"):
+        title += f", {turn['finish_reason']}"
+    return Panel(
+        Group(*parts), title=title, title_align="left", subtitle=_usage_text(turn), subtitle_align="right"
+    )
+
+
+def _usage_text(turn: Mapping[str, Json]) -> str | None:
+    usage = mapping_of(turn.get("usage"))
+    if not usage:
+        return None
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    prompt, completion = (count if isinstance(count, int) else None for count in counts)
+    return f"tokens: {_tokens_text(prompt, completion)}"
+
+
+def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
+    succeeded = call_succeeded(call)
+    code = call.get("code")
+    resolved = next((call[key] for key in _OWN_CALL_KEYS if key in call and key != "code"), None)
+    head = Text.assemble(
+        ("→ " if succeeded else "✗ ", "green" if succeeded else "red"), (call_name(call), "bold")
+    )
+    if resolved is not None and code is None:
+        head.append_text(_text(f" {json.dumps(resolved, ensure_ascii=False)}"))
+    raw = call.get("raw_arguments")
+    lines: list[RenderableType] = [head]
+    if code is not None:
+        lines.append(Padding(Syntax(_plain(str(code)), "python", word_wrap=True), (0, 0, 0, 4)))
+    elif raw is not None and raw != resolved:
+        lines.append(_text(f"    as written: {_short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
+    if call.get("clamped"):
+        lines.append(Text("    the box was cut to the picture", style="yellow"))
+    if call.get("stdout"):
+        lines.append(_text("    printed: " + _short(str(call["stdout"]).rstrip()), style="dim"))
+    if call.get("message") and (verbose or not succeeded):
+        lines.append(_text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
+    result = call.get("result")
+    if isinstance(result, dict):
+        text = f"    gave {_size_text(result)} {result.get('mode')}"
+        lines.append(Text(f"{text}, pixels {str(result.get('pixel_sha256'))[:12]}", style="dim"))
+    return Group(*lines)
+
+
+def _call_not_run_line(call: Json) -> Text:
+    arguments = json.dumps(mapping_of(call).get("arguments"), ensure_ascii=False)
+    return _text(f"✗ not run: {call_name(mapping_of(call))} {_short(arguments)}", style="dim")
+
+
+def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+    table = _plain_table()
+    metadata = mapping_of(trace.get("metadata"))
+    table.add_row("truth", _place_text(metadata.get("truth") or row_place(trace)))
+    answer = _place_text(metadata.get("answer") or answer_place(trace))
+    table.add_row("answer", answer if facts.parse_success else "none that can be read")
+    if facts.parse_success:
+        table.add_row("distance", f"{facts.distance_km:,.2f} km")
+    table.add_row("score", f"{facts.score:.4f} ({5000 * facts.score:,.0f} points)")
+    table.add_row("turns", f"{facts.turns}, ended by {facts.stop_reason or 'a reason not stated'}")
+    failed = sum(facts.failed_calls.values())
+    table.add_row("tool calls", f"{sum(facts.calls.values())}, {failed} failed")
+    table.add_row("tokens", _tokens_text(facts.prompt_tokens, facts.completion_tokens))
+    return table
+
+
+def _size_text(picture: Mapping[str, Json]) -> str:
+    return f"{picture.get('width_px')}×{picture.get('height_px')}"
+
+
+def _place_text(place: Json) -> str:
+    lat, lon = mapping_of(place).get("lat"), mapping_of(place).get("lon")
+    if not isinstance(lat, int | float) or not isinstance(lon, int | float):
+        return "not stated"
+    return f"{lat:.5f}, {lon:.5f}"
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text of a teacher or a dataset: neither markup nor control characters of it reach the terminal."""
+    return Text(_plain(text), style=style)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+
+
+def _short(text: str) -> str:
+    if len(text) <= _SHORT_CHARS:
+        return text
+    return f"{text[:_SHORT_CHARS]} … ({len(text):,} characters; --verbose)"

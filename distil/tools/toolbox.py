@@ -1,0 +1,113 @@
+"""The tool registry: every tool that can be offered, one line each, by the name `--tools` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from distil.errors import SampleError, ToolError, UsageError
+from distil.pictures import ViewRule, encode_sent, picture_facts
+from distil.records import Json, Observation, RawCall, SentPicture, ToolCall
+from distil.tools.base import BoxFrame, CropFrom, Scene, Tool, View
+from distil.tools.python_code import Executor, PythonCodeTool
+from distil.tools.rotate import RotateTool
+from distil.tools.zoom import ZoomTool
+
+TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
+    ("zoom", lambda _: ZoomTool()),
+    ("rotate", lambda _: RotateTool()),
+    ("python_code", PythonCodeTool),
+)
+
+__all__ = [
+    "TOOLS",
+    "BoxFrame",
+    "CropFrom",
+    "Executor",
+    "Scene",
+    "Tool",
+    "Toolbox",
+    "View",
+    "all_tools",
+    "load_tools",
+]
+
+_MAX_QUOTED_CHARS = 200
+
+
+def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
+    """Every tool there is; the code tool runs code in `executor`."""
+    return tuple(make(executor) for _, make in TOOLS)
+
+
+def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]:
+    """The tools named in a comma-separated list ("zoom,rotate"), or none for "none"; raises UsageError.
+
+    The code tool runs code in `executor`; without one it can be offered but not applied.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if wanted == ["none"]:
+        return ()
+    known = dict(TOOLS)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise UsageError(f"--tools {names!r}: known tools are {', '.join(known)} (or none)")
+    if len(set(wanted)) < len(wanted):
+        raise UsageError(f"--tools {names!r} names a tool twice")
+    return tuple(known[name](executor) for name in wanted)
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The tools that one run offers, with how its teacher sees pictures and states boxes."""
+
+    tools: tuple[Tool, ...]
+    boxes: BoxFrame
+    rule: ViewRule
+    states_size: bool = False
+
+    def schemas(self) -> tuple[Mapping[str, Json], ...]:
+        """The function schemas to offer, in the order of the tools."""
+        return tuple(tool.schema(self.boxes) for tool in self.tools)
+
+    def run(
+        self, call: RawCall, scene: Scene, original: SentPicture, current: SentPicture
+    ) -> tuple[ToolCall, Scene]:
+        """Run one call of the teacher; a call that fails leaves the scene as it was.
+
+        `original` and `current` are the scene's pictures as the teacher saw them.
+        """
+        view = View(scene, original.size, current.size)
+        arguments: Mapping[str, Json] = {}
+        try:
+            if call.problem is not None:
+                raise ToolError(call.problem)
+            tool = self._find(call.name)
+            resolved = tool.resolve(call.arguments, view, self.boxes)
+            arguments = resolved.arguments
+            observation, scene = self.observe(tool.name, arguments, scene)
+        except ToolError as error:
+            failed = Observation(False, f"Error: {error}", stdout=error.stdout)
+            return ToolCall(call, arguments, False, failed), scene
+        return ToolCall(call, arguments, resolved.clamped, observation), scene
+
+    def observe(self, name: str, arguments: Mapping[str, Json], scene: Scene) -> tuple[Observation, Scene]:
+        """Apply resolved arguments: the one function that sampling and replay share; raises ToolError."""
+        applied = self._find(name).apply(arguments, scene)
+        picture = applied.scene.current
+        try:
+            sent = encode_sent(picture, self.rule, grey_range=applied.scene.grey_range)
+        except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
+            message = f"the result cannot be shown: {error}"
+            raise ToolError(message, applied.stdout) from None
+        message = "Success: Image processed successfully"
+        if self.states_size:
+            message += f". The image is now {sent.size[0]}×{sent.size[1]} pixels (width × height)."
+        return Observation(True, message, picture_facts(picture), sent, applied.stdout), applied.scene
+
+    def _find(self, name: str) -> Tool:
+        for tool in self.tools:
+            if tool.name == name:
+                return tool
+        offered = ", ".join(tool.name for tool in self.tools) or "none"
+        raise ToolError(f"there is no tool called {name[:_MAX_QUOTED_CHARS]!r}; tools: {offered}")

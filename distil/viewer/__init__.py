@@ -1,1 +1,0 @@
-"""Looking at traces: facts and totals of any trace format, and their form in the terminal."""
