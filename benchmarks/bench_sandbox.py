@@ -19,7 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from distil.sandbox.sandbox import ExecResult, Sandbox, UnsafeExecutor
+from distil.sandbox.exchange import ExecResult
+from distil.sandbox.sandbox import Sandbox
 
 JOB = "result_image = image.rotate(45).crop((100, 100, 500, 500))"
 FRESH = f"""
@@ -152,12 +153,12 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)
     picture = photo()
-    with Sandbox() as jailed, UnsafeExecutor() as unjailed:
+    with Sandbox() as jailed, Sandbox(unsafe=True) as unjailed:
         print(f"start {timed(jailed.start):.0f} ms (with the canaries)")
         unjailed.start()
         time.sleep(0.3)
         print(f"idle memory {idle_bytes(jailed) / 2**20:.0f} MiB (proportional set size)")
-        print(jailed.levels.text)
+        print(jailed.layers.text)
         designs: dict[str, Callable[[Image.Image], object]] = {
             "exec in process": run_in_process,
             "fork server, no jail": lambda image: unjailed.run(JOB, image),

@@ -24,10 +24,10 @@ from PIL import Image
 from sandbox_corpus.world import broken_rule
 
 from distil.errors import SandboxUnavailable
-from distil.sandbox import frames as wire
-from distil.sandbox import jail
-from distil.sandbox.layers import Levels
-from distil.sandbox.sandbox import SUCCESS_MESSAGE, ExecResult, Sandbox, UnsafeExecutor, _FairSlots, _Reply
+from distil.sandbox import frames, jail
+from distil.sandbox.exchange import SUCCESS_MESSAGE, ExecResult, ReplyReader
+from distil.sandbox.layers import Layers
+from distil.sandbox.sandbox import FairSlots, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +66,8 @@ def server_pids(session_of: int) -> list[int]:
         with contextlib.suppress(OSError):
             fields = path.read_text().rsplit(")", 1)[1].split()
             command = (path.parent / "cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"sandbox/server.py") for word in command):
-                parent = command[command.index(next(w for w in command if w.endswith(b"server.py"))) + 2]
+            if any(word.endswith(b"sandbox/fork_server.py") for word in command):
+                parent = command[command.index(next(w for w in command if w.endswith(b"fork_server.py"))) + 2]
                 if int(parent) == session_of and fields[0] != "Z":
                     found.append(int(path.parent.name))
     return found
@@ -106,11 +106,11 @@ def test_the_same_as_a_plain_exec(sandbox: Sandbox, photo: Image.Image) -> None:
     assert sandbox.run(f"assert result_image is None and __name__ == 'builtins'\n{KEEP}", photo).success
 
 
-@pytest.mark.parametrize("mode", sorted(wire.MODE_BITS))
+@pytest.mark.parametrize("mode", sorted(frames.MODE_BITS))
 def test_every_mode_in_and_out(sandbox: Sandbox, mode: str) -> None:
     size = (37, 11)
     pixels = bytes(range(256)) * 8
-    picture = Image.frombytes(mode, size, pixels[: wire.pixel_bytes(mode, *size)])
+    picture = Image.frombytes(mode, size, pixels[: frames.pixel_bytes(mode, *size)])
     result = sandbox.run(f"assert image.mode == {mode!r}, image.mode\n{KEEP}", picture)
     assert result.picture is not None, result.message
     assert (result.picture.mode, result.picture.size) == (mode, size)
@@ -119,17 +119,17 @@ def test_every_mode_in_and_out(sandbox: Sandbox, mode: str) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    mode=st.sampled_from(sorted(wire.MODE_BITS)),
+    mode=st.sampled_from(sorted(frames.MODE_BITS)),
     width=st.integers(1, 2000),
     height=st.integers(1, 60),
     seed=st.binary(),
 )
 def test_pictures_survive_the_wire(mode: str, width: int, height: int, seed: bytes) -> None:
-    count = wire.pixel_bytes(mode, width, height)
+    count = frames.pixel_bytes(mode, width, height)
     picture = Image.frombytes(
         mode, (width, height), ((seed or b"\x37") * (count // max(1, len(seed)) + 1))[:count]
     )
-    length, parts = wire.picture_parts(picture)
+    length, parts = frames.picture_parts(picture)
     data = b"".join(parts)
     assert len(data) == length
     position = 0
@@ -139,16 +139,16 @@ def test_pictures_survive_the_wire(mode: str, width: int, height: int, seed: byt
         position += size
         return data[position - size : position]
 
-    again = wire.read_picture(read)
+    again = frames.read_picture(read)
     assert position == length
     assert again.tobytes() == picture.tobytes()
 
 
-@given(data=st.binary(min_size=wire.HEADER.size, max_size=wire.HEADER.size))
+@given(data=st.binary(min_size=frames.HEADER.size, max_size=frames.HEADER.size))
 def test_no_header_is_trusted(data: bytes) -> None:
-    with contextlib.suppress(wire.WireError):
-        header = wire.read_header(data)
-        assert header.pixel_bytes == wire.pixel_bytes(header.mode, header.width, header.height)
+    with contextlib.suppress(frames.FrameError):
+        header = frames.read_header(data)
+        assert header.pixel_bytes == frames.pixel_bytes(header.mode, header.width, header.height)
         assert header.palette_bytes <= 1024
         assert header.transparency_bytes <= 1024
 
@@ -157,17 +157,17 @@ FRAMES = st.one_of(
     st.binary(max_size=200),
     st.tuples(
         st.sampled_from([b"O", b"F", b"P", b"R", b"?"]), st.integers(0, 300), st.binary(max_size=300)
-    ).map(lambda frame: wire.FRAME.pack(frame[0], frame[1]) + frame[2]),
+    ).map(lambda frame: frames.FRAME.pack(frame[0], frame[1]) + frame[2]),
     st.tuples(
-        st.sampled_from([mode.encode() for mode in wire.MODE_BITS]),
+        st.sampled_from([mode.encode() for mode in frames.MODE_BITS]),
         st.tuples(st.integers(0, 9), st.integers(0, 9)),
         st.sampled_from([b"", b"RGB", b"RGBA", b"CMYK"]),
         st.tuples(st.integers(0, 30), st.integers(0, 4), st.integers(0, 30), st.integers(0, 330)),
         st.binary(max_size=400),
     ).map(
         lambda p: (
-            wire.FRAME.pack(b"P", wire.HEADER.size + len(p[4]))
-            + wire.HEADER.pack(p[0], *p[1], p[2], *p[3])
+            frames.FRAME.pack(b"P", frames.HEADER.size + len(p[4]))
+            + frames.HEADER.pack(p[0], *p[1], p[2], *p[3])
             + p[4]
         )
     ),
@@ -175,14 +175,14 @@ FRAMES = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(frames=st.lists(FRAMES, min_size=1, max_size=4))
-def test_no_reply_is_trusted(frames: list[bytes]) -> None:
+@given(sent=st.lists(FRAMES, min_size=1, max_size=4))
+def test_no_reply_is_trusted(sent: list[bytes]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(b"".join(frames))
+        theirs.sendall(b"".join(sent))
         theirs.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(wire.WireError, EOFError):
-            result = _Reply(ours, time.monotonic() + 5).read_result(time.monotonic())
+        with contextlib.suppress(frames.FrameError, EOFError):
+            result = ReplyReader(ours, time.monotonic() + 5).read_result(time.monotonic())
             assert broken_rule(result) == ""
 
 
@@ -281,14 +281,14 @@ def test_waiting_for_a_slot_does_not_count(photo: Image.Image) -> None:
 def test_output_is_bounded_and_says_so(sandbox: Sandbox, photo: Image.Image) -> None:
     result = sandbox.run(f"print('ä' * 10**6)\n{KEEP}", photo)
     assert result.success
-    assert result.stdout.endswith(wire.CUT_MARK)
-    assert len(result.stdout.encode()) <= wire.STDOUT_BYTES_MAX + len(wire.CUT_MARK.encode()) + 3
+    assert result.stdout.endswith(frames.CUT_MARK)
+    assert len(result.stdout.encode()) <= frames.STDOUT_BYTES_MAX + len(frames.CUT_MARK.encode()) + 3
 
 
 def test_a_long_error_keeps_its_ends(sandbox: Sandbox, photo: Image.Image) -> None:
     message = sandbox.run("raise ValueError('a' * 50000 + 'the end')", photo).message
     assert message.startswith("Error: ValueError")
-    assert wire.CUT_MARK in message
+    assert frames.CUT_MARK in message
     assert message.endswith("the end")
 
 
@@ -310,8 +310,8 @@ def test_arguments_are_checked() -> None:
 
 
 def test_levels_name_every_layer(sandbox: Sandbox) -> None:
-    levels = sandbox.levels
-    assert isinstance(levels, Levels)
+    levels = sandbox.layers
+    assert isinstance(levels, Layers)
     assert levels.status("seccomp") == "on"
     assert levels.text.startswith("sandbox: ")
     assert "\n" not in levels.text
@@ -336,9 +336,7 @@ def test_without_seccomp_nothing_runs(photo: Image.Image) -> None:
 
 
 def test_a_canary_that_escapes_stops_the_start(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "distil.sandbox.executor.CANARIES", {"file": "print('escaped')\nresult_image = image"}
-    )
+    monkeypatch.setattr("distil.sandbox.sandbox.CANARIES", {"file": "print('escaped')\nresult_image = image"})
     with pytest.raises(SandboxUnavailable, match=r"file canary.*escaped"):
         Sandbox().run(KEEP, photo)
 
@@ -346,11 +344,11 @@ def test_a_canary_that_escapes_stops_the_start(photo: Image.Image, monkeypatch: 
 def test_unsafe_executor_shouts_and_runs(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("readable")
     with pytest.warns(RuntimeWarning, match="WITHOUT a sandbox"):
-        unsafe = UnsafeExecutor(timeout_seconds=2)
+        unsafe = Sandbox(timeout_seconds=2, unsafe=True)
     with unsafe:
-        assert unsafe.levels.unsafe
-        assert "NONE" in unsafe.levels.text
-        assert unsafe.levels.as_dict()["unsafe_exec"] == "yes"
+        assert unsafe.layers.unsafe
+        assert "NONE" in unsafe.layers.text
+        assert unsafe.layers.as_dict()["unsafe_exec"] == "yes"
         result = unsafe.run(f"print(open({str(tmp_path / 'secret')!r}).read())\n{KEEP}", photo)
         assert result.stdout == "readable\n"
         assert unsafe.run("while True: pass", photo).kind == "timeout"
@@ -423,7 +421,8 @@ def test_conditional_calls_look_at_their_arguments() -> None:
 
 CONTAINER = """
 import ctypes, os, struct, sys
-from distil.sandbox import Sandbox, jail
+from distil.sandbox import jail
+from distil.sandbox.sandbox import Sandbox
 from PIL import Image
 machine = os.uname().machine
 refused = {refused}
@@ -435,7 +434,7 @@ jail.filter_instructions = lambda _: program
 jail.prctl(jail.PR_SET_NO_NEW_PRIVS, 1)
 jail.SeccompFilter(machine).install()
 with Sandbox() as box:
-    for row in box.levels.rows(): print(*row[:2], sep="=")
+    for row in box.layers.rows(): print(*row[:2], sep="=")
     print(box.run("result_image = image", Image.new("L", (9, 9))).kind, box.run("open('/etc/passwd')", Image.new("L", (9, 9))).kind)
 """
 
@@ -486,7 +485,7 @@ def test_children_share_no_memory_that_can_be_written() -> None:
 
 def test_nothing_starts_before_it_is_needed() -> None:
     out = in_python(
-        "import sys, time, os\nimport distil.sandbox as s\nbefore = len(os.listdir('/proc/self/fd'))\n"
+        "import sys, time, os\nimport distil.sandbox.sandbox as s\nbefore = len(os.listdir('/proc/self/fd'))\n"
         "box = s.Sandbox()\nprint(len(os.listdir('/proc/self/fd')) - before, 'numpy' in sys.modules, box._server)"
     )
     assert out.split() == ["0", "False", "None"]
@@ -571,7 +570,7 @@ def test_close_ends_calls_in_flight(photo: Image.Image) -> None:
 KILLED_PARENT = """
 import os, sys, time
 from PIL import Image
-from distil.sandbox import Sandbox
+from distil.sandbox.sandbox import Sandbox
 import threading
 box = Sandbox(timeout_seconds=60)
 box.start()
@@ -600,7 +599,7 @@ def test_the_server_ends_with_its_parent(fatal: signal.Signals) -> None:
 
 def test_interrupt_is_clean() -> None:
     code = (
-        "import os, signal, threading, time\nfrom PIL import Image\nfrom distil.sandbox import Sandbox\n"
+        "import os, signal, threading, time\nfrom PIL import Image\nfrom distil.sandbox.sandbox import Sandbox\n"
         "picture = Image.new('L', (9, 9))\nbox = Sandbox(timeout_seconds=60)\nbox.start()\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n    box.run('while True: pass', picture)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
@@ -611,7 +610,7 @@ def test_interrupt_is_clean() -> None:
 
 def test_a_started_sandbox_does_not_hold_up_the_exit() -> None:
     started = time.monotonic()
-    in_python("from distil.sandbox import Sandbox\nbox = Sandbox()\nbox.start()")
+    in_python("from distil.sandbox.sandbox import Sandbox\nbox = Sandbox()\nbox.start()")
     assert time.monotonic() - started < 5
 
 
@@ -673,7 +672,7 @@ def test_starting_in_a_thread_that_ends(photo: Image.Image) -> None:
 
 def test_a_caller_with_odd_signal_settings() -> None:
     code = (
-        "import signal\nfrom PIL import Image\nfrom distil.sandbox import Sandbox\n"
+        "import signal\nfrom PIL import Image\nfrom distil.sandbox.sandbox import Sandbox\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\n"
         "with Sandbox(timeout_seconds=1) as box:\n    picture = Image.new('L', (9, 9))\n"
         "    for _ in range(5):\n        assert box.run('result_image = image', picture).success\n"
@@ -712,7 +711,7 @@ def test_a_copy_has_the_same_bounds() -> None:
 
 
 def test_slots_are_given_in_order_of_arrival() -> None:
-    slots, order = _FairSlots(1), []
+    slots, order = FairSlots(1), []
     threads = []
 
     def enter(number: int) -> None:

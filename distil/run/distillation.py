@@ -258,7 +258,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "settings": dict(run.facts.settings),
         "settings_sha256": run.facts.settings_sha256,
         "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
-        "sandbox": run.job.sandbox.levels.as_dict() if run.job.sandbox is not None else None,
+        "sandbox": run.job.sandbox.layers.as_dict() if run.job.sandbox is not None else None,
         "num_samples": len(run.job.indices),
         "num_skipped": num_skipped,
     }

@@ -16,7 +16,7 @@ from distil.errors import BudgetExceeded, UsageError
 from distil.pictures import Frame
 from distil.records import Json, Prompt, ToolMode
 from distil.rollout import RolloutSettings
-from distil.sandbox.sandbox import Sandbox, UnsafeExecutor
+from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.spending.budget import Budget, Limits
 from distil.spending.prices import FixedPrices, find_prices
@@ -119,12 +119,12 @@ def code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None]
     if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(options.tools)):
         yield None
         return
-    kind = UnsafeExecutor if options.unsafe_exec else Sandbox
     memory_bytes = options.code_memory_mb * 2**20
-    with kind(options.code_timeout, memory_bytes, options.sandbox_workers) as sandbox:
+    bounds = (options.code_timeout, memory_bytes, options.sandbox_workers)
+    with Sandbox(*bounds, unsafe=options.unsafe_exec) as sandbox:
         sandbox.start()
         style = "bold red" if options.unsafe_exec else ""
-        console.print(Text(sandbox.levels.text, style=style), soft_wrap=True)
+        console.print(Text(sandbox.layers.text, style=style), soft_wrap=True)
         yield sandbox
 
 

@@ -2,7 +2,8 @@
 
 Started as a program by the client, in an interpreter without site packages and with a clean environment:
 
-    python -P -s -S -B -X utf8 server.py CONTROL_FD PARENT_PID MEMORY_BYTES CPU_SECONDS SPARES DISABLED PATH…
+    python -P -s -S -B -X utf8 fork_server.py CONTROL_FD PARENT_PID MEMORY_BYTES CPU_SECONDS SPARES DISABLED \
+        PATH…
 
 -P -s with a clean environment are what -I would give, except that PYTHONHASHSEED counts: the order of a set
 of strings must be the same in every run. -S leaves out `.pth` files; PATH… are the folders of PIL and numpy.
@@ -24,7 +25,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -38,11 +38,11 @@ sys.path.append(str(Path(__file__).resolve().parent))  # last: nothing of ours s
 
 if TYPE_CHECKING:
     from distil.sandbox import jail
-else:
-    import jail  # by path: the server runs without the distil package
+    from distil.sandbox.control import COMMAND, NUMBER
+else:  # by path: the server runs without the distil package
+    import jail
+    from control import COMMAND, NUMBER
 
-COMMAND = struct.Struct("<cI")
-NUMBER = struct.Struct("<I")
 JOB_FD = 3
 OPEN_FILES_MAX = 8
 UNUSED_DEATHS_MAX = 20

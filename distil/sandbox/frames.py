@@ -41,7 +41,7 @@ CHUNK_BYTES = 128 * 1024  # pixels are taken off the socket in pieces that stay 
 ReadExactly = Callable[[int], "bytes | bytearray"]
 
 
-class WireError(ValueError):
+class FrameError(ValueError):
     """A frame that no honest child sends."""
 
 
@@ -76,11 +76,11 @@ def pack_transparency(value: object) -> tuple[int, bytes]:
 
 
 def unpack_transparency(kind: int, data: bytes) -> Any:
-    """The value that `pack_transparency` packed; raises WireError."""
+    """The value that `pack_transparency` packed; raises FrameError."""
     if kind == 2:
         return data
     if kind not in (1, 3) or len(data) not in (4, 8, 12, 16):
-        raise WireError("transparency")
+        raise FrameError("transparency")
     numbers = struct.unpack(f"<{len(data) // 4}i", data)
     return numbers if kind == 3 else numbers[0]
 
@@ -134,27 +134,27 @@ def pixel_parts(picture: Image.Image) -> Iterator[bytes]:
         _, status, data = encoder.encode(max(CHUNK_BYTES, picture.width * 4))
         yield data
     if status < 0:
-        raise WireError("pixels")
+        raise FrameError("pixels")
 
 
 def read_header(data: bytes | bytearray) -> PictureHeader:
-    """Check a picture's header against itself; raises WireError."""
+    """Check a picture's header against itself; raises FrameError."""
     mode, width, height, palette_mode, palette, kind, transparency, pixels = HEADER.unpack(data)
     name = mode.rstrip(b"\0").decode("ascii", "replace")
     palette_name = palette_mode.rstrip(b"\0").decode("ascii", "replace")
     if name not in MODE_BITS:
-        raise WireError("mode")
+        raise FrameError("mode")
     if width < 1 or height < 1 or pixels != pixel_bytes(name, width, height):
-        raise WireError("size")
+        raise FrameError("size")
     if palette and (palette_name not in PALETTE_MODES or palette > 1024 or name not in ("P", "PA")):
-        raise WireError("palette")
+        raise FrameError("palette")
     if palette % max(1, len(palette_name)) or transparency > 1024:
-        raise WireError("palette")
+        raise FrameError("palette")
     return PictureHeader(name, width, height, palette_name, palette, kind, transparency, pixels)
 
 
 def read_pixels(read_exactly: ReadExactly, header: PictureHeader) -> Image.Image:
-    """Fill a new picture some rows at a time, as `Image.frombytes` would at once; raises WireError."""
+    """Fill a new picture some rows at a time, as `Image.frombytes` would at once; raises FrameError."""
     picture = Image.new(header.mode, (header.width, header.height), None)
     decoder = Image._getdecoder(header.mode, "raw", header.mode)
     decoder.setimage(picture.im, (0, 0, header.width, header.height))
@@ -165,22 +165,22 @@ def read_pixels(read_exactly: ReadExactly, header: PictureHeader) -> Image.Image
         status = decoder.decode(read_exactly(rows * row_bytes))[1]
         rows_left -= rows
         if status:
-            raise WireError("pixels")
+            raise FrameError("pixels")
     return picture
 
 
 def read_picture(read_exactly: ReadExactly, pixels_max: int | None = None) -> Image.Image:
-    """Rebuild a picture from its parts, nothing allocated before it is checked; raises WireError."""
+    """Rebuild a picture from its parts, nothing allocated before it is checked; raises FrameError."""
     header = read_header(read_exactly(HEADER.size))
     if pixels_max is not None and header.width * header.height > pixels_max:
-        raise WireError("too many pixels")
+        raise FrameError("too many pixels")
     palette = bytes(read_exactly(header.palette_bytes))
     transparency = bytes(read_exactly(header.transparency_bytes))
     picture = read_pixels(read_exactly, header)
     if palette:
         picture.putpalette(palette, header.palette_mode)
         if picture.mode != header.mode:
-            raise WireError("palette")
+            raise FrameError("palette")
     if header.transparency_kind:
         value = unpack_transparency(header.transparency_kind, transparency)
         if is_plausible_transparency(header.mode, value):

@@ -24,9 +24,9 @@ import numpy
 from PIL import Image
 
 if TYPE_CHECKING:
-    from distil.sandbox import frames as wire
+    from distil.sandbox import frames
 else:
-    import wire  # by path: the server runs without the distil package
+    import frames  # by path: the server runs without the distil package
 
 CODE_NAME = "<code>"
 TYPE_NAME = type.__dict__["__name__"]  # what a metaclass cannot override
@@ -39,7 +39,7 @@ class JobOutput(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._room_bytes = wire.STDOUT_BYTES_MAX + 1  # one more tells the client that something was cut
+        self._room_bytes = frames.STDOUT_BYTES_MAX + 1  # one more tells the client that something was cut
 
     def writable(self) -> bool:
         return True
@@ -48,7 +48,7 @@ class JobOutput(io.RawIOBase):
         kept = bytes(data[: self._room_bytes])
         self._room_bytes -= len(kept)
         if kept:
-            send(self._fd, [wire.FRAME.pack(wire.OUTPUT, len(kept)), kept])
+            send(self._fd, [frames.FRAME.pack(frames.OUTPUT, len(kept)), kept])
         return len(data)
 
 
@@ -98,7 +98,7 @@ def replace_streams(fd: int) -> io.TextIOWrapper:
 
 def forget_ourselves() -> None:
     """Take the server's own modules and paths out of sight; a tidiness, not a defence."""
-    for name in ("wire", "job", "jail", "preload"):
+    for name in ("control", "frames", "job", "jail", "preload"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv, sys.path, sys.executable, sys.orig_argv = [""], [], "", []
@@ -161,10 +161,10 @@ def describe_safely(error: BaseException, scope: dict[str, Any]) -> str:
 def shorten(text: str) -> bytes:
     """Text as UTF-8 within the bound, the middle cut out: the first and the last lines say most."""
     data = text.encode("utf-8", "replace")
-    room = wire.MESSAGE_BYTES_MAX - len(wire.CUT_MARK.encode()) - 16
+    room = frames.MESSAGE_BYTES_MAX - len(frames.CUT_MARK.encode()) - 16
     if len(data) <= room:
         return data
-    return data[: room // 4] + wire.CUT_MARK.encode() + b"\n" + data[-(room * 3 // 4) :]
+    return data[: room // 4] + frames.CUT_MARK.encode() + b"\n" + data[-(room * 3 // 4) :]
 
 
 # --- one job ---------------------------------------------------------------------------------------
@@ -184,10 +184,10 @@ def refusal(code: str, result: Any) -> tuple[bytes, str] | None:
     width, height = result.size
     if width < 1 or height < 1:
         return b"b", f"Error: result_image is empty ({width}×{height} pixels).\nHint: check the crop box."
-    if width * height > wire.RESULT_PIXELS_MAX:
-        limit = wire.RESULT_PIXELS_MAX // 1024**2
+    if width * height > frames.RESULT_PIXELS_MAX:
+        limit = frames.RESULT_PIXELS_MAX // 1024**2
         return b"b", f"Error: result_image is too large ({width}×{height}); the limit is {limit} megapixels."
-    if result.mode not in wire.MODE_BITS:
+    if result.mode not in frames.MODE_BITS:
         return b"b", f'Error: result_image has mode {result.mode}.\nHint: result_image.convert("RGB").'
     return None
 
@@ -195,7 +195,7 @@ def refusal(code: str, result: Any) -> tuple[bytes, str] | None:
 def failure(kind: bytes, text: str) -> tuple[bytes, int, Iterable[bytes]]:
     """A failure's frame."""
     data = kind + shorten(text)
-    return wire.FAILURE, len(data), [data]
+    return frames.FAILURE, len(data), [data]
 
 
 def run_code(code: str, scope: dict[str, Any]) -> tuple[bytes, int, Iterable[bytes]]:
@@ -207,7 +207,7 @@ def run_code(code: str, scope: dict[str, Any]) -> tuple[bytes, int, Iterable[byt
         refused = refusal(code, result)
         if refused:
             return failure(*refused)
-        return wire.PICTURE, *wire.picture_parts(result)
+        return frames.PICTURE, *frames.picture_parts(result)
     except BaseException as error:  # noqa: BLE001 - whatever the code did is its result
         kind = b"m" if isinstance(error, MemoryError) else b"e"
         return failure(kind, describe_safely(error, scope))
@@ -223,18 +223,18 @@ def prepare(fd: int) -> io.TextIOWrapper:
 
 def read_job(fd: int) -> tuple[str, Image.Image]:
     """The code and the picture of one job; seeds all chance from it."""
-    magic, seed, code_bytes = wire.JOB.unpack(read_exactly(fd, wire.JOB.size))
-    if magic != wire.JOB_MAGIC:
+    magic, seed, code_bytes = frames.JOB.unpack(read_exactly(fd, frames.JOB.size))
+    if magic != frames.JOB_MAGIC:
         os._exit(0)
     code = read_exactly(fd, code_bytes).decode("utf-8", "surrogatepass")
-    picture = wire.read_picture(lambda count: read_exactly(fd, count))
+    picture = frames.read_picture(lambda count: read_exactly(fd, count))
     fix_randomness(seed)
     return code, picture
 
 
 def serve_one(fd: int, output: io.TextIOWrapper) -> None:
     """Say that this child is ready, read one job, run it, send its reply, and return."""
-    send(fd, [wire.FRAME.pack(wire.READY, 0)])
+    send(fd, [frames.FRAME.pack(frames.READY, 0)])
     try:
         code, picture = read_job(fd)
     except MemoryError:
@@ -246,4 +246,4 @@ def serve_one(fd: int, output: io.TextIOWrapper) -> None:
         kind, length, parts = run_code(code, scope)
     with contextlib.suppress(BaseException):  # a closed or broken stdout must not cost the result
         output.flush()
-    send(fd, itertools.chain([wire.FRAME.pack(kind, length)], parts))
+    send(fd, itertools.chain([frames.FRAME.pack(kind, length)], parts))

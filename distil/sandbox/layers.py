@@ -20,8 +20,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """All layers of a started executor, in the order in which they were put on."""
+class Layers:
+    """All layers of a started sandbox, in the order in which they were put on."""
 
     layers: tuple[Layer, ...]
     unsafe: bool = False
@@ -49,6 +49,6 @@ class Levels:
         )
 
 
-def read_levels(report: str, unsafe: bool = False) -> Levels:
-    """The server's report, one layer a line, as Levels."""
-    return Levels(tuple(Layer(*line.split("\t", 2)) for line in report.splitlines()), unsafe)
+def read_layers(report: str, unsafe: bool = False) -> Layers:
+    """The server's report, one layer a line, as Layers."""
+    return Layers(tuple(Layer(*line.split("\t", 2)) for line in report.splitlines()), unsafe)

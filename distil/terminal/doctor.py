@@ -56,7 +56,7 @@ def show_sandbox(console: Console) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
-        console.print(_table(("layer", "status", "detail"), sandbox.levels.rows()))
+        console.print(_table(("layer", "status", "detail"), sandbox.layers.rows()))
     console.print("Model-written code can be contained here.")
     return _READY
 

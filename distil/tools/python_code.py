@@ -11,7 +11,7 @@ from PIL import Image
 
 from distil.errors import SandboxUnavailable, ToolError
 from distil.records import Json
-from distil.sandbox.sandbox import ExecResult
+from distil.sandbox.exchange import ExecResult
 from distil.tools.base import Applied, BoxFrame, Resolved, Scene, View, function_schema, required_argument
 
 _EXAMPLE = '{"code": "result_image = image.crop((100, 100, 500, 500))"}'

@@ -47,7 +47,7 @@ def run_all(disable: tuple[str, ...] = ()) -> dict[str, object]:
             result = roomy.run(program.code, picture(program.mode))
             if not result.success or program.stdout not in (None, result.stdout):
                 failed.append(f"{program.name}: {result.message} {result.stdout!r}")
-        levels = usual.levels.as_dict()
+        levels = usual.layers.as_dict()
     world.close()
     return {
         "levels": levels,

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from distil.sandbox import frames as wire
-from distil.sandbox import jail
-from distil.sandbox.sandbox import CONTROL_CHARACTERS, SUCCESS_MESSAGE, ExecResult, Sandbox
+from distil.sandbox import frames, jail
+from distil.sandbox.exchange import CONTROL_CHARACTERS, SUCCESS_MESSAGE, ExecResult
+from distil.sandbox.sandbox import Sandbox
 
 from .entry import Attack
 
@@ -172,8 +172,8 @@ class World:
 
     def saw_flood(self, seen: Seen) -> bool:
         return (
-            len(seen.output) > wire.STDOUT_BYTES_MAX + len(wire.CUT_MARK.encode())
-            or len(seen.message) > wire.MESSAGE_BYTES_MAX
+            len(seen.output) > frames.STDOUT_BYTES_MAX + len(frames.CUT_MARK.encode())
+            or len(seen.message) > frames.MESSAGE_BYTES_MAX
         )
 
     def saw_forged(self, seen: Seen) -> bool:
@@ -208,15 +208,15 @@ def broken_rule(result: ExecResult) -> str:
         == (result.message == SUCCESS_MESSAGE),
         "printable": not any(CONTROL_CHARACTERS.search(text) for text in texts),
         "utf-8": all(text == text.encode("utf-8", "replace").decode("utf-8") for text in texts),
-        "message": len(result.message.encode("utf-8", "replace")) <= wire.MESSAGE_BYTES_MAX,
+        "message": len(result.message.encode("utf-8", "replace")) <= frames.MESSAGE_BYTES_MAX,
         "stdout": len(result.stdout.encode("utf-8", "replace"))
-        <= wire.STDOUT_BYTES_MAX + len(wire.CUT_MARK.encode()),
+        <= frames.STDOUT_BYTES_MAX + len(frames.CUT_MARK.encode()),
     }
     if (picture := result.picture) is not None:
         rules["type"] = type(picture) is Image.Image
-        rules["pixels"] = 0 < picture.width * picture.height <= wire.RESULT_PIXELS_MAX
-        rules["mode"] = picture.mode in wire.MODE_BITS
-        rules["bytes"] = rules["mode"] and len(picture.tobytes()) == wire.pixel_bytes(
+        rules["pixels"] = 0 < picture.width * picture.height <= frames.RESULT_PIXELS_MAX
+        rules["mode"] = picture.mode in frames.MODE_BITS
+        rules["bytes"] = rules["mode"] and len(picture.tobytes()) == frames.pixel_bytes(
             picture.mode, *picture.size
         )
         rules["info"] = set(picture.info) <= {"transparency"}
