@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -13,6 +13,9 @@ Json = Any  # a value that json.dumps writes as it is: dict, list, str, int, flo
 Size = tuple[int, int]  # width and height in pixels
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the far edge excluded
 GreyRange = tuple[float, float]  # the values that are shown black and white
+
+
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class StopReason(StrEnum):
@@ -197,6 +200,16 @@ class Failure:
     attempts: int = 0
     runs: int = 1
     turns_spent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[ResultT_co]):
+    """What became of one sample: what `solve` returned, or a failure."""
+
+    sample_index: int
+    result: ResultT_co | None
+    failure: Failure | None
+    stopped: str | None = None  # why it was not finished although it did not fail: the run ends early
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,12 @@ from scripted_teacher import ScriptedTeacher, is_probe, says
 from distil.cli import DOORS, add_run_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
-from distil.records import Reply
-from distil.replay.replay import Executors, Sources, Verdict, replay, verify_trace
+from distil.records import Outcome, Reply
+from distil.replay.replay import Executors, Sources, replay
+from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
 from distil.run.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
-from distil.run.threads import Outcome, run_samples
+from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.store.folder import OutputFolder, RunFolder
 from distil.store.trace_file import read_trace

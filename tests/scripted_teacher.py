@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from distil.doctor.marks import SIGN_QUESTION, SIGN_WORD
+from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 
 Script = Callable[[dict[str, Any]], Any]  # a request body to a completion, or (status, body)
 

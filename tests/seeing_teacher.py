@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from scripted_teacher import completion, texts
 
-from distil.doctor.marks import draw_sign
 from distil.pictures import Frame
+from distil.teacher.sign import draw_sign
 
 ZOOM = "image_zoom_in_tool"
 WORDS = ("OSLO", "LIMA", "· · ·")

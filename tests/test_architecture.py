@@ -15,16 +15,14 @@ PACKAGE = ROOT / "distil"
 
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "records", "metadata", "interrupts"),
-    ("spans", "jsonable", "pictures", "sandbox", "saved_view", "prices", "concurrency"),
-    ("conversation", "tasks", "tools", "budget", "suspicion"),
-    ("source", "store", "teacher", "embedded"),
-    ("rollout", "sampler", "address"),
-    ("rebuild", "recipe"),
+    ("errors", "records", "interrupts", "bare_file"),
+    ("pictures", "spending", "sandbox"),
+    ("messages", "tools", "embedded"),
+    ("tasks", "teacher"),
+    ("source", "store", "doctor", "rollout"),
     ("replay",),
-    ("viewer",),
-    ("report", "estimate", "preparation"),
-    ("distillation",),
+    ("terminal",),
+    ("run",),
     ("cli",),
     (
         "demo_concurrent",
@@ -39,20 +37,31 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
+LAUNCH = "distil.embedded.launch"
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def is_of_embedded_teacher(path: Path) -> bool:
+    return room_of(path) == "embedded" and path.name != "launch.py"
+
+
 def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
+    return {name.split(".")[1] for name in imported_modules(path)} - {"__version__"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = (
                 [f"distil.{alias.name}" for alias in node.names] if node.module == "distil" else [node.module]
             )
-        rooms |= {name.split(".")[1] for name in names if name.startswith("distil.")}
-    return rooms - {"__version__"}
+        modules |= {name for name in names if name.startswith("distil.")}
+    return modules
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -68,18 +77,19 @@ def imported_packages(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_from_doors_to_nouns(path: Path) -> None:
     room = room_of(path)
-    if room == "local_teacher":
-        assert imported_rooms(path) <= {"local_teacher"}, "the embedded teacher knows nothing of the pipeline"
+    if is_of_embedded_teacher(path):
+        assert imported_rooms(path) <= {"embedded"}, "the embedded teacher knows nothing of the pipeline"
         return
     assert room in FLOOR_OF, f"give {room} its floor"
     for other in imported_rooms(path) - {room}:
-        assert other != "local_teacher", "the pipeline meets the embedded teacher only as a server"
         assert FLOOR_OF[other] < FLOOR_OF[room], f"{path.name} imports {other}"
+    of_embedded = {name for name in imported_modules(path) if name.startswith("distil.embedded")}
+    assert of_embedded <= {LAUNCH}, "the pipeline meets the embedded teacher only as a server"
 
 
 def test_only_the_teacher_imports_the_client() -> None:
     users = {room_of(path) for path in MODULES if "openai" in imported_packages(path)}
-    assert users <= {"teacher", "distillation"}  # distillation records its version
+    assert users <= {"teacher", "run"}  # a run records its version
 
 
 def test_no_module_beside_the_scripts_shadows_another() -> None:
@@ -101,11 +111,11 @@ def test_requirements_are_those_of_the_project() -> None:
 def test_there_is_one_broad_except() -> None:
     broad = []
     for path in MODULES:
-        if room_of(path) == "local_teacher":
+        if is_of_embedded_teacher(path):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler) and (
                 node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
             ):
                 broad.append(path.name)
-    assert broad == ["sampler.py"]
+    assert broad == ["threads.py"]

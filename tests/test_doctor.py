@@ -12,8 +12,9 @@ from scripted_teacher import ScriptedTeacher, completion
 from seeing_teacher import USAGE, Seeing, error, read_word
 from test_teacher import closed_port
 
-from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, draw_sign, find_frame
+from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, find_frame
 from distil.pictures import Frame
+from distil.teacher.sign import draw_sign
 
 QWEN = "Qwen/Qwen3-VL-235B-A22B-Instruct"
 KEY = "sk-test-0123456789"

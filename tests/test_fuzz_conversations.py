@@ -24,9 +24,8 @@ from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
-from distil.records import Failure
+from distil.records import Failure, Outcome
 from distil.run.preparation import Run
-from distil.run.threads import Outcome
 from distil.sandbox.sandbox import Sandbox
 from distil.terminal.progress import Solved
 

@@ -15,7 +15,7 @@ from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import FolderError, TeacherUnreachable
 from distil.messages.read import parse_reply
-from distil.run.threads import Outcome
+from distil.records import Outcome
 from distil.store.trace_file import json_sha256, read_trace
 from distil.terminal.traces import view
 

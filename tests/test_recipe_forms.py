@@ -30,7 +30,8 @@ from PIL import Image, ImageOps
 from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 
 from distil.cli import main
-from distil.replay.replay import Sources, Verdict, verify_trace
+from distil.replay.replay import Sources
+from distil.replay.verify import Verdict, verify_trace
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BOX, ANGLE = [8, 6, 60, 40], 30

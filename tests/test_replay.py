@@ -17,7 +17,8 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, 
 import distil.pictures
 from distil.errors import TraceError
 from distil.pictures import picture_facts
-from distil.replay.replay import Sources, Verdict, replay, verify_trace
+from distil.replay.replay import Sources, replay
+from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import FORMAT, json_sha256, read_trace
 
 MISSION_FIELDS = {

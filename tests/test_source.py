@@ -227,7 +227,7 @@ def test_the_fingerprint_is_the_same_each_time_and_another_for_other_rows(tmp_pa
 OPEN_OFFLINE = """
 import sys
 from distil.errors import SourceError
-from distil.source import open_source
+from distil.source.rows import open_source
 for name in sys.argv[1:]:
     try:
         open_source(name)

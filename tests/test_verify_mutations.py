@@ -21,7 +21,8 @@ from conftest import photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_turns, says, text_call
 
 from distil.cli import run_door
-from distil.replay.replay import Executors, Sources, Verdict, verify_trace
+from distil.replay.replay import Executors, Sources
+from distil.replay.verify import Verdict, verify_trace
 from distil.store.folder import find_trace_files
 from distil.store.trace_file import json_sha256
 

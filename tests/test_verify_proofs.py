@@ -26,7 +26,8 @@ import distil.tools.toolbox
 import distil.tools.zoom
 from distil.cli import run_door
 from distil.records import Observation, Place
-from distil.replay.replay import RECIPE_NOT_RUN, Executors, Sources, Verdict, Verification, verify_trace
+from distil.replay.replay import Executors, Sources
+from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_trace
 from distil.store.folder import find_trace_files
 from distil.store.trace_file import json_sha256
 from distil.teacher import profile

@@ -26,13 +26,13 @@ from scripted_teacher import (
 )
 
 from distil.cli import main
-from distil.doctor.marks import SIGN_QUESTION, SIGN_WORD
 from distil.errors import TeacherRefused
 from distil.records import Prompt, ToolMode
 from distil.run.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens
 from distil.spending.budget import Budget
 from distil.spending.tokens import fewest_prompt_tokens
 from distil.teacher.client import TeacherSettings
+from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe
 
 NUM_PHOTOS = 60

@@ -33,10 +33,10 @@ from typing import IO, Any, NoReturn
 _READ_AT_START = ("PYTHON", "HF_", "LD_", "OMP_", "OPENBLAS_", "ARROW_", "TQDM_", "LANG", "LC_", "MALLOC_")
 _MODULES = (  # what a run is seen to import, where it is installed
     "distil.cli",
-    "distil.distillation",
-    "distil.viewer.terminal",
-    "distil.viewer.verification",
-    "distil.viewer.doctor",
+    "distil.run.distillation",
+    "distil.terminal.traces",
+    "distil.terminal.verification",
+    "distil.terminal.doctor",
     "encodings.idna",
     "genai_prices.data_snapshot",
     "multiprocessing.synchronize",

@@ -24,16 +24,7 @@ from distil.doctor.findings import (
     warnings_of,
     working_mode,
 )
-from distil.doctor.marks import (
-    MARKS,
-    SIGN_QUESTION,
-    SIGN_WORD,
-    BoxAnswer,
-    FoundFrame,
-    Mark,
-    draw_sign,
-    find_frame,
-)
+from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, Mark, find_frame
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.messages.tags import text_outside
@@ -42,6 +33,7 @@ from distil.records import Json, Observation, Prompt, RawCall, Reply, ToolCall, 
 from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
 from distil.teacher.models import nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
+from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.tools.base import BoxFrame, finite_number
 from distil.tools.zoom import ZoomTool
 

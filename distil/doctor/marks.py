@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from distil.errors import ToolError
 from distil.pictures import Frame, box_to_pixels
@@ -20,8 +20,6 @@ _MIN_HITS = 2  # one box can lie right by chance
 _SAME_SCALE = 0.08  # how far the two axes of a shrunk picture may differ: servers round sides to 32 pixels
 _CLEARLY_SMALLER, _CLEARLY_BETTER = 0.97, 0.1
 _AREA_STEP_PX = 1000
-SIGN_WORD = "OSLO"  # read, not guessed; the embedded sign reader knows place names only
-SIGN_QUESTION = "Which word is written in the image? Answer with that word alone."
 _BACKGROUND, _INK = (190, 190, 190), (200, 20, 20)
 
 
@@ -73,16 +71,6 @@ class FoundFrame:
     def is_sure(self) -> bool:
         """Whether every mark was asked for and hit in this frame."""
         return self.frame is not None and self.num_hits == len(MARKS)
-
-
-def draw_sign(word: str, size: Size = (640, 480)) -> Image.Image:
-    """A white sign with one word on it."""
-    image = Image.new("RGB", size, _BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((size[0] // 8, size[1] // 4, size[0] * 7 // 8, size[1] * 3 // 4), fill="white")
-    font = ImageFont.load_default(size[1] // 5)
-    draw.text((size[0] // 2, size[1] // 2), word, fill="black", font=font, anchor="mm")
-    return image
 
 
 def find_frame(answers: Sequence[BoxAnswer]) -> FoundFrame:

@@ -13,7 +13,7 @@ import openai
 from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
-from distil.records import Failure, Json, Reply
+from distil.records import Failure, Json, Outcome, Reply
 from distil.rollout import run_rollout
 from distil.run.preparation import (
     Options,
@@ -26,7 +26,7 @@ from distil.run.preparation import (
     urls_text,
 )
 from distil.run.suspicion import Tally, signs_of
-from distil.run.threads import Outcome, run_samples
+from distil.run.threads import run_samples
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured, SampleSpending, Selection, choose_samples, print_estimate
 from distil.spending.prices import read_tokens

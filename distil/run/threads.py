@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from distil.errors import (
     BudgetExceeded,
@@ -23,7 +22,7 @@ from distil.errors import (
     error_text,
 )
 from distil.interrupts import interruptible
-from distil.records import Failure
+from distil.records import Failure, Outcome
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
@@ -48,16 +47,6 @@ class Solver(Protocol[ResultT_co]):
     def abort(self) -> None:
         """Break off what is in flight: called once when the run is given up."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[ResultT_co]):
-    """What became of one sample: what `solve` returned, or a failure."""
-
-    sample_index: int
-    result: ResultT_co | None
-    failure: Failure | None
-    stopped: str | None = None  # why it was not finished although it did not fail: the run ends early
 
 
 def run_samples(

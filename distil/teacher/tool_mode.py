@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from distil.doctor.marks import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import opening_messages
 from distil.pictures import ViewRule, encode_sent
@@ -16,6 +15,7 @@ from distil.spending.budget import Budget
 from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 
 _PROBE_SEED = 0
 _ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change

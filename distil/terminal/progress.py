@@ -12,8 +12,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.pictures import Frame
-from distil.records import Failure, Json
-from distil.run.threads import Outcome
+from distil.records import Failure, Json, Outcome
 from distil.spending.budget import Bill, Spent
 from distil.store.summary import TraceFacts, add_up, mapping_of
 from distil.teacher.slots import Level, LevelState

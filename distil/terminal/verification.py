@@ -9,7 +9,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.errors import UsageError
-from distil.replay.replay import RECIPE_NOT_RUN, Verdict, verify_traces
+from distil.replay.verify import RECIPE_NOT_RUN, Verdict, verify_traces
 from distil.store.folder import find_trace_files
 
 _SHOWN = 20

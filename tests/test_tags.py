@@ -163,7 +163,7 @@ def test_spans_of_any_tag_soup_are_in_order_and_do_not_overlap(parts: list[str])
 
 MEASURE = """
 import time
-from distil.spans import split_thinking, text_outside, tool_call_bodies
+from distil.messages.tags import split_thinking, text_outside, tool_call_bodies
 text = {text}
 start = time.process_time()
 split_thinking(text)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distil.errors import SampleError, TeacherError, TeacherRefused
-from distil.run.threads import Outcome, run_samples
+from distil.records import Outcome
+from distil.run.threads import run_samples
 
 
 class Solver:

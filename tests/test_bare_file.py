@@ -25,7 +25,8 @@ from distil.bare_file import without_metadata
 from distil.cli import main
 from distil.errors import SampleError
 from distil.pictures import ViewRule, decode_stored, encode_sent
-from distil.replay.replay import Sources, Verdict, verify_trace
+from distil.replay.replay import Sources
+from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import json_sha256
 
 MARK = b"ZQMARK"
