@@ -44,7 +44,7 @@ class Unprovable:
     change: str = ".*"  # names of the changes that stay unnoticed
 
 
-NATIVE = "native|code|kept|original|max_turns|overflow"
+NATIVE = "cut_off_native|native|code|kept|original|max_turns|overflow"
 UNPROVABLE = (
     Unprovable(
         r"conversation_log\[\d+\]\.assistant_response",
@@ -80,6 +80,11 @@ UNPROVABLE = (
         "what a native call wrote beside its tool's arguments, and other ways to write the same pixels",
         NATIVE,
         "added|removed|number.*|to text",
+    ),
+    Unprovable(
+        r"conversation_log\[\d+\]\.calls_not_run(\[.*)?",
+        "calls that a native turn named when it was cut off: nothing came of them",
+        "cut_off_native",
     ),
     Unprovable(
         r"tool_calls_log\[\d+\]\.turn",
@@ -142,6 +147,14 @@ def cut_off(request: dict[str, Any]) -> Any:
     return says(f"{ANSWER}{text_call(ROTATE, {'angle': 90})}", finish_reason="length")
 
 
+def cut_native(request: dict[str, Any]) -> Any:
+    if num_turns(request) == 0:
+        return calls((ZOOM, {"bbox_2d": [100, 100, 900, 800]}))
+    reply = calls((ROTATE, {"angle": 90}), (ZOOM, "{brok"), content=ANSWER)
+    reply["choices"][0]["finish_reason"] = "length"
+    return reply
+
+
 def original(request: dict[str, Any]) -> Any:
     boxes = [[20, 20, 100, 90], [30, 30, 90, 80], [0, 0, 50, 50]]
     turn = num_turns(request)
@@ -170,6 +183,7 @@ KINDS: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
     "original": (original, CONCURRENT, "m", ("--tool_mode", "native", "--crop_from", "original")),
     "max_turns": (endless, CONCURRENT, "gpt-4o", ("--tool_mode", "native", "--max_turns", "2")),
     "overflow": (overflow, CONCURRENT, "deepeyes", ("--tool_mode", "native", "--image_max_pixels", "9000")),
+    "cut_off_native": (cut_native, CONCURRENT, QWEN, ("--tool_mode", "native")),
     "refused": (refuses, CONCURRENT, QWEN, ("--tool_mode", "text")),
     "no_tools": (lambda _: says(ANSWER), "demo_distillation.py", QWEN, ()),
 }

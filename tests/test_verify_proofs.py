@@ -290,7 +290,7 @@ CODE_CHANGES: dict[str, tuple[str, Patch, str]] = {
     ),
     "the words of a success": (
         "resized",
-        patch(distil.tools, "Observation", lambda success, message, *rest, **named: Observation(success, message.replace("now", "so"), *rest, **named)),
+        patch(distil.tools.toolbox, "Observation", lambda success, message, *rest, **named: Observation(success, message.replace("now", "so"), *rest, **named)),
         "message",
     ),
     "the words of a failure": (
