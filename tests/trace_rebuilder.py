@@ -335,7 +335,7 @@ class Scene:
 
 
 def raw_arguments(call: Mapping[str, Json]) -> Json:
-    return call["raw_arguments"] if "raw_arguments" in call else {"code": call["code"]}
+    return call["raw_arguments"] if "raw_arguments" in call else {"code": call.get("code")}
 
 
 def stored_arguments(call: Mapping[str, Json]) -> Json:
