@@ -23,7 +23,7 @@ Result = subprocess.CompletedProcess[str]
 
 def doctor(run_door: RunDoor, script: Any, *flags: str, model: str = QWEN) -> tuple[Result, ScriptedTeacher]:
     env = {"OPENAI_API_KEY": KEY, "COLUMNS": "300"}
-    with ScriptedTeacher(script, models=(model,)) as server:
+    with ScriptedTeacher(script, models=(model,), sees=False) as server:
         result = run_door("cli.py", "doctor", "--api_base", server.api_base, *flags, env=env)
     assert "Traceback" not in result.stderr
     assert KEY not in result.stdout + result.stderr
