@@ -128,7 +128,7 @@ def test_a_failed_calls_arguments_are_kept_as_they_were_written(
 
 def test_an_earlier_trace_that_lost_code_null_is_read(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
-    _, asked = bench.solve(run, 0, [body(calls((CODE, {"code": None}))), body(ANSWER)])
+    bench.solve(run, 0, [body(calls((CODE, {"code": None}))), body(ANSWER)])
     path = run.folder.trace_path(0)
     trace = json.loads(path.read_bytes())
     del trace["tool_calls_log"][0]["raw_arguments"], trace["integrity_sha256"]
