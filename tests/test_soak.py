@@ -12,7 +12,7 @@ from typing import Any
 import fault_server as faults
 from conftest import RunDoor, photo_bytes, save_photos
 from fault_server import Exchange, Fault, FaultServer, Status
-from scripted_teacher import calls, completion, is_probe, num_turns
+from scripted_teacher import calls, completion, is_probe, naming_the_word, num_turns
 
 NUM_SAMPLES, NUM_WORKERS, FAULT_SHARE = 2000, 64, 0.1
 REQUEST_TIMEOUT_SECONDS = 8
@@ -64,7 +64,7 @@ class Chance:
             return _models
         request = json.loads(body)
         if is_probe(request):
-            return lambda exchange: exchange.reply(200, json.dumps(_answer(request)).encode())
+            return lambda exchange: exchange.reply(200, json.dumps(naming_the_word(_answer(request))).encode())
         kind, fault = self._draw()
         self.counts[kind] += 1
         if kind == "answered":
