@@ -64,7 +64,9 @@ class Chance:
             return _models
         request = json.loads(body)
         if is_probe(request):
-            return lambda exchange: exchange.reply(200, json.dumps(naming_the_word(_answer(request))).encode())
+            return lambda exchange: exchange.reply(
+                200, json.dumps(naming_the_word(_answer(request))).encode()
+            )
         kind, fault = self._draw()
         self.counts[kind] += 1
         if kind == "answered":
