@@ -322,3 +322,12 @@ def test_a_native_call_is_read_again_from_what_a_trace_keeps_of_it(call: Any) ->
         message = "Success" if read_call.problem is None else f"Error: {read_call.problem}"
         recalled = recalled_native_call(RawCall(read_call.name, kept, read_call.call_id), message)
         assert recalled == read_call
+
+
+@pytest.mark.parametrize(
+    "call", [None, "x", {"id": "c", "function": {"name": "zoom", "arguments": "{broken"}}]
+)
+def test_a_call_past_the_last_that_is_run_is_recalled_with_the_arguments_it_was_kept_with(call: Any) -> None:
+    (read_call,) = read(completion({"content": None, "tool_calls": [call]})).calls
+    kept = RawCall(read_call.name, read_call.arguments, read_call.call_id)
+    assert recalled_native_call(kept, "Error: one too many").arguments == read_call.arguments

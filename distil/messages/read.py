@@ -92,11 +92,13 @@ def recalled_native_call(kept: RawCall, message: str) -> RawCall:
     """A native call as it was read, with its problem, from what a trace keeps of it.
 
     Arguments that are kept as text may have been text that is no JSON, or JSON that is a text: `message`,
-    which the teacher got, tells which; where it fits none, the first reading is given.
+    which the teacher got, tells which. Where it fits none (the call was one too many of its turn) the first
+    reading that is kept with these arguments is given.
     """
     readings = _readings(kept.name, kept.arguments, kept.call_id)
-    fitting = (call for call in readings if call.problem and message == f"Error: {call.problem}")
-    return next(fitting, readings[0])
+    fitting = [call for call in readings if call.problem and message == f"Error: {call.problem}"]
+    alike = [call for call in readings if call.arguments == kept.arguments]
+    return (fitting or alike or readings)[0]
 
 
 def _readings(name: str, arguments: Json, call_id: str | None) -> list[RawCall]:
