@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +24,14 @@ from PIL import Image
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.cli import DOORS, add_run_flags
 from distil.errors import FolderError
+from distil.flags import RunFlags, add_flags, read_flags
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
-from distil.run.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
+from distil.run.preparation import Run, offered_natively, open_budget, read_job, set_up
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.store.folder import OutputFolder, RunFolder
@@ -67,7 +67,7 @@ class Bodies:
     replies: list[Reply] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.budget = open_budget(self.run.job.options, self.run.teacher, self.run.folder.spending)
+        self.budget = open_budget(self.run.job.flags, self.run.teacher, self.run.folder.spending)
 
     @contextmanager
     def asking(self) -> Iterator[Any]:
@@ -116,12 +116,13 @@ class Bench:
         """A run with these flags, into a new folder."""
         if flags not in self._runs:
             parser = argparse.ArgumentParser()
-            add_run_flags(parser, DOORS[0])
+            add_flags(parser, RunFlags())
             path = self._new_folder()
             given = ["--dataset_path", str(self.dataset), "--output_dir", str(path), *flags]
             namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
-            options = Options(**{item.name: getattr(namespace, item.name) for item in fields(Options)})
-            job = read_job(options, self.sandbox if "python_code" in options.tools else None, quiet())
+            given_flags = read_flags(namespace, RunFlags())
+            sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
+            job = read_job(given_flags, sandbox, quiet())
             self._runs[flags] = set_up(job, Address((self._server.api_base,), "EMPTY"), quiet())
         run = self._runs[flags]
         self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.facts))
@@ -157,7 +158,7 @@ class Bench:
         """The same with a server and the client in between."""
         self._served = bodies
         settings = replace(run.teacher, retry=RetryPolicy(0))
-        budget = open_budget(run.job.options, settings, run.folder.spending)
+        budget = open_budget(run.job.flags, settings, run.folder.spending)
         level, offered = Level.unlimited(), offered_natively(run.rollout.prompt)
         with ReplicatedTeacher(settings, run.api_bases, offered, level, budget) as teacher:
             outcome = self._outcome(run, row, teacher)

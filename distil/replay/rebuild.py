@@ -17,14 +17,14 @@ from PIL import Image
 
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
-from distil.pictures import Frame, ViewRule
-from distil.records import DatasetIdentity, Json, Prompt, RawCall, Reply, Sample, ToolMode
+from distil.pictures import ViewRule
+from distil.records import CropFrom, DatasetIdentity, Frame, Json, Prompt, RawCall, Reply, Sample, ToolMode
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
 from distil.tasks import TASKS
 from distil.teacher.profile import find_profile, with_frame, with_max_area
-from distil.tools.base import BoxFrame, CropFrom
+from distil.tools.base import BoxFrame
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox, all_tools
 

@@ -1,4 +1,4 @@
-"""One run from options to exit code: set up, solve the samples, write and print what came of it."""
+"""One run from its flags to its exit code: set up, solve the samples, write and print what came of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import openai
 from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
-from distil.records import Failure, Json, Outcome, Reply
+from distil.flags import RunFlags, flags_json
+from distil.records import CropFrom, Failure, Json, Outcome, Reply
 from distil.rollout import run_rollout
 from distil.run.preparation import (
-    Options,
     Run,
     code_sandbox,
     offered_natively,
@@ -38,22 +38,21 @@ from distil.teacher.models import AnsweredModels
 from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.slots import Level
 from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
-from distil.tools.base import CropFrom
 
 
-def run_distillation(options: Options, console: Console) -> int:
+def run_distillation(flags: RunFlags, console: Console) -> int:
     """Run it; returns 0 where every sample has a trace, 1 where some failed.
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
-    named = find_teacher(options.api_base)  # before anything is opened or drawn
-    with code_sandbox(options, console) as sandbox, ExitStack() as stack:
-        job = read_job(options, sandbox, console)
+    named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
+    with code_sandbox(flags, console) as sandbox, ExitStack() as stack:
+        job = read_job(flags, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = set_up(job, address, console)
-        level = Level(options.max_workers, options.fixed_workers)
+        level = Level(flags.samples.max_workers, flags.samples.fixed_workers)
         offered = offered_natively(run.rollout.prompt)
-        budget = open_budget(options, run.teacher, run.folder.spending)
+        budget = open_budget(flags, run.teacher, run.folder.spending)
         with ReplicatedTeacher(run.teacher, run.api_bases, offered, level, budget) as teacher:
             return _run_samples(run, teacher, console)
 
@@ -65,8 +64,8 @@ class RolloutSolver:
         self.run, self.teacher, self.folder = run, teacher, run.folder
         self.models = AnsweredModels()
         self.spending: list[SampleSpending] = []
-        options = run.job.options
-        self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
+        flags = run.job.flags
+        self.tally = Tally(flags.teacher.max_tokens, flags.tools.max_turns, run.probe.seems_blind)
 
     def solve(self, index: int) -> Solved:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
@@ -74,7 +73,7 @@ class RolloutSolver:
             raise RunHalted(self.halt)
         started = time.perf_counter()
         turn_seconds: list[float] = []
-        deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
+        deadline = Deadline.after("sample", self.run.job.flags.teacher.sample_timeout_seconds)
         sample = self.run.job.source.load(index, self.run.job.task)
         journal = self.folder.journals.of(index, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
@@ -105,7 +104,7 @@ class RolloutSolver:
     @property
     def halt(self) -> str | None:
         """Why no further sample should be started, or None."""
-        return None if self.run.job.options.keep_going else self.tally.halt
+        return None if self.run.job.flags.samples.keep_going else self.tally.halt
 
     def _spending(self, trace: Json, seconds: float) -> SampleSpending:
         tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
@@ -133,16 +132,16 @@ class _Collected:
 
 
 def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
-    options, folder = run.job.options, run.folder
+    flags, folder = run.job.flags, run.folder
     done = folder.finished(run.job.indices)
     left = [index for index in run.job.indices if index not in done]
-    if options.retry_failed:
+    if flags.samples.retry_failed:
         failed_before = folder.failed()
         left = [index for index in left if index in failed_before]
     todo, resumed = left, set[int]()
-    if options.estimate_samples is not None:
+    if flags.estimate_samples is not None:
         resumed = _resumed(folder, left)
-        todo = choose_samples(left, resumed, options.estimate_samples)
+        todo = choose_samples(left, resumed, flags.estimate_samples)
     for note in folder.resume_notes(todo):
         console.print(note, highlight=False, soft_wrap=True)
     spent_before = teacher.budget.spent  # the probe, and earlier runs
@@ -162,9 +161,9 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     totals = _end(solver, got, len(done), record)
     folder.close()  # not where threads may still write
     print_summary(totals, console)
-    if options.estimate_samples is not None:
+    if flags.estimate_samples is not None:
         num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
-        selection = Selection(num_samples, num_samples - len(done), options.max_workers)
+        selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
         is_cut_off = got.stopped_by not in (None, solver.halt)
         measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
         print_estimate(measured, selection, console)
@@ -211,7 +210,7 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
             else:
                 progress.count(outcome)
 
-        for _ in run_samples(todo, solver, solver.run.job.options.max_workers, on_done):
+        for _ in run_samples(todo, solver, solver.run.job.flags.samples.max_workers, on_done):
             pass
 
 
@@ -240,7 +239,7 @@ def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mappi
 def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
     """All that is suspicious about the run, a line each."""
     run = solver.run
-    boxes = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
+    boxes = BoxTally(run.profile.frame, CropFrom(run.job.flags.tools.crop_from))
     for solved in got.solved.values():
         boxes.add(solved)
     found = [run.probe.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
@@ -249,10 +248,10 @@ def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
     """The run's record: the facts of the clock, the machine and the server, kept out of the traces."""
-    options = asdict(run.job.options)
+    flags = flags_json(run.job.flags)
     return {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "options": options | {"api_base": urls_text(run.teacher, run.api_bases)},
+        "options": flags | {"api_base": urls_text(run.teacher, run.api_bases)},
         "dataset": asdict(run.job.source.identity),
         "probe": run.probe.as_dict(),
         "settings": dict(run.facts.settings),

@@ -6,14 +6,13 @@ import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import IO
 
 from distil.errors import TraceError, UsageError
-from distil.records import Failure, Json, Rollout
+from distil.records import Failure, Json, OnChange, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
 from distil.store.spending import SpendingFile
@@ -29,15 +28,6 @@ RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
 _TRACE_FILES = "trace_*.json"
-
-
-class OnChange(StrEnum):
-    """What to do where a folder holds traces that were made with other settings."""
-
-    REFUSE = "refuse"
-    NEW = "new"  # write into a new folder beside it
-    KEEP = "keep"  # keep those traces, make only what is missing
-    REDO = "redo"  # make them again
 
 
 def find_trace_files(folder: Path) -> list[Path]:
