@@ -254,7 +254,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "options": flags | {"api_base": urls_text(run.teacher, run.api_bases)},
         "dataset": asdict(run.job.source.identity),
         "probe": run.probe.as_dict(),
-        "settings": dict(run.facts.settings),
+        "settings": run.facts.settings.as_json(),
         "settings_sha256": run.facts.settings_sha256,
         "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
         "sandbox": run.job.sandbox.layers.as_dict() if run.job.sandbox is not None else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from distil.spending.prices import find_prices
 from distil.store.folder import OutputFolder, RunFolder, first_free, open_run_folder
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, versions_now
+from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.tasks import TASKS, Task
 from distil.teacher.address import Address, only_model
 from distil.teacher.availability import OutagePolicy
@@ -164,7 +165,6 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         dataset=job.source.identity,
         settings=_trace_settings(job, teacher, profile, rollout, address.note),
         versions=versions_now(),
-        keeps_pictures=flags.keep_pictures,
     )
     _print_choices(teacher, address.api_bases, profile, probe, console)
     folder = open_run_folder(output, facts, OnChange(flags.samples.on_change))
@@ -244,39 +244,33 @@ def _earlier_probe(
 
 def _trace_settings(
     job: Job, teacher: TeacherSettings, profile: Profile, rollout: RolloutSettings, note: str | None
-) -> dict[str, Json]:
+) -> TraceSettings:
     """Everything that shapes a trace, and nothing that depends on the machine or the clock."""
     flags, prompt = job.flags, rollout.prompt
-    settings: dict[str, Json] = {
-        "task": job.task.name,
-        "model": teacher.model,
-        "profile": profile.name,
-        "tool_mode": prompt.tool_mode.value,
-        "coordinates": profile.frame.value,
-        "crop_from": flags.tools.crop_from,
-        "temperature": teacher.temperature if teacher.sends_temperature else None,
-        "max_tokens": flags.teacher.max_tokens,
-        "max_turns": flags.tools.max_turns,
-        "seed": flags.samples.seed,
-        "sends_seed": teacher.sends_seed,
-        "view_rule": asdict(profile.rule),
-        "states_size": prompt.states_size,
-        "system_prompt": prompt.system,
-        "user_prompt": prompt.user,
-        "tool_schemas": list(prompt.tools),
-        "keep_pictures": flags.keep_pictures,
-    }
-    if teacher.token_field != "max_tokens":
-        settings["token_field"] = teacher.token_field
-    if job.sandbox is not None:
-        limits = {
-            "timeout_seconds": flags.code.code_timeout,
-            "memory_bytes": flags.code.code_memory_mb * 2**20,
-        }
-        settings["code"] = limits | {"unsafe_exec": flags.code.unsafe_exec}
-    if note is not None:
-        settings["teacher_note"] = note
-    return settings
+    memory_bytes = flags.code.code_memory_mb * 2**20
+    code = CodeLimits(flags.code.code_timeout, memory_bytes, flags.code.unsafe_exec)
+    return TraceSettings(
+        task=job.task.name,
+        model=teacher.model,
+        profile=profile.name,
+        tool_mode=prompt.tool_mode,
+        coordinates=profile.frame,
+        crop_from=CropFrom(flags.tools.crop_from),
+        temperature=teacher.temperature if teacher.sends_temperature else None,
+        max_tokens=flags.teacher.max_tokens,
+        max_turns=flags.tools.max_turns,
+        seed=flags.samples.seed,
+        sends_seed=teacher.sends_seed,
+        view_rule=profile.rule,
+        states_size=prompt.states_size,
+        system_prompt=prompt.system,
+        user_prompt=prompt.user,
+        tool_schemas=prompt.tools,
+        keep_pictures=flags.keep_pictures,
+        token_field=teacher.token_field,
+        code=None if job.sandbox is None else code,
+        teacher_note=note,
+    )
 
 
 def offered_natively(prompt: Prompt) -> Sequence[Json]:
