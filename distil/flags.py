@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -29,13 +29,15 @@ GroupT = TypeVar("GroupT")
 class Flag:
     """How a field is given on the command line; `{default}` in `help` is its default.
 
-    `parse` reads the text, and raises ValueError or ArgumentTypeError. A field of type bool needs nothing.
+    `parse` reads the text, and raises ValueError or ArgumentTypeError, `from_json` what a run's record keeps.
+    A field of type bool needs neither.
     """
 
     help: str | None = None
     metavar: str | None = None
     parse: Callable[[str], object] = str
     choices: Iterable[str] | None = None
+    from_json: Callable[[Json], object] = lambda value: value
     is_positional: bool = False
     is_required: bool = False
 
@@ -95,6 +97,19 @@ def flags_json(flags: object) -> dict[str, Json]:
     return values
 
 
+def flags_from_json(flags: GroupT, values: Mapping[str, Json]) -> GroupT:
+    """The group with the values of `flags_json`."""
+    stated = dict(_stated(flags))
+    given = {}
+    for name, value in vars(flags).items():
+        item = stated.get(name)
+        if isinstance(item, Group):
+            given[name] = flags_from_json(value, values)
+        else:
+            given[name] = values[name] if item is None else item.from_json(values[name])
+    return replace(flags, **given)  # type: ignore[type-var]
+
+
 def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
     """The fields that are flags or groups, in their order."""
     hints = get_type_hints(type(flags), include_extras=True)
@@ -132,6 +147,10 @@ def _prices(text: str) -> FixedPrices:
         return parse_prices(text)
     except ValueError:
         raise argparse.ArgumentTypeError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens") from None
+
+
+def _stored_prices(value: Json) -> FixedPrices | None:
+    return None if value is None else FixedPrices(**value)
 
 
 def _temperature(text: str) -> float:
@@ -298,6 +317,7 @@ class BudgetFlags:
             "USD per million tokens (default: as the extra 'prices' knows them)",
             "IN,OUT[,CACHED_IN]",
             _prices,
+            from_json=_stored_prices,
         ),
     ] = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from conftest import photo_bytes, save_photos
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
@@ -22,7 +23,7 @@ from distil.cli import COMMANDS
 from distil.errors import TeacherError, TeacherRefused, UsageError
 from distil.flags import add_flags, read_flags
 from distil.run.distillation import run_distillation
-from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels, nearest_names
 
 MODES = (
@@ -204,7 +205,7 @@ def test_an_odd_conversation_whose_error_names_a_field_fails_alone(few_photos: P
 
 def test_a_client_that_may_not_adapt_sends_every_request_alike() -> None:
     with ScriptedTeacher(refusing("temperature")) as server:
-        with Teacher(TeacherSettings(server.api_base, "EMPTY", "m")) as teacher:
+        with Teacher(teacher_settings(server.api_base, "EMPTY", "m")) as teacher:
             with pytest.raises(TeacherError):
                 teacher.ask([b'{"role": "user", "content": "q"}'], 0)
             with pytest.raises(TeacherRefused):

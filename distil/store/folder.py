@@ -101,18 +101,6 @@ def first_free(
     return output
 
 
-def open_run_folder(output: OutputFolder, run: RunFacts, on_change: OnChange) -> RunFolder:
-    """The folder to write to: `output`, or for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
-
-    Raises UsageError where what it holds was made with other settings and nothing was said about it.
-    """
-    if on_change is OnChange.REFUSE:
-        output.refuse_changes(run.settings, run.dataset.fingerprint)
-    if on_change is OnChange.NEW:
-        output = first_free(output, run.settings, run.dataset.fingerprint)
-    return RunFolder(output, run, on_change)
-
-
 class RunFolder:
     """Writes one run's files; safe to write from many threads."""
 
