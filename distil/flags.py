@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from distil.embedded.launch import NUM_SIGNS
 from distil.records import CropFrom, Frame, Json, OnChange, ToolMode
+from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
 AUTO = "auto"
@@ -294,8 +295,12 @@ class ToolFlags:
 class CodeFlags:
     """The bounds of model-written code."""
 
-    code_timeout: Annotated[float, Flag("seconds of a call (default: {default})", "S", _seconds)] = 10.0
-    code_memory_mb: Annotated[int, Flag("memory of a call (default: {default})", "N", _positive)] = 2048
+    code_timeout: Annotated[float, Flag("seconds of a call (default: {default})", "S", _seconds)] = (
+        TIMEOUT_SECONDS
+    )
+    code_memory_mb: Annotated[int, Flag("memory of a call (default: {default})", "N", _positive)] = (
+        MEMORY_BYTES // 2**20
+    )
     sandbox_workers: Annotated[
         int | None, Flag("calls at once (default: one per processor)", "N", _positive)
     ] = None

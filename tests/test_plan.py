@@ -6,7 +6,7 @@ import argparse
 import io
 import json
 import pickle
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from distil.cli import COMMANDS, main
 from distil.flags import BudgetFlags, CodeFlags, RunFlags, add_flags, flags_from_json, flags_json, read_flags
 from distil.pictures import ViewRule
 from distil.records import CropFrom, Frame, ToolMode
+from distil.rollout import RolloutSettings
 from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
 from distil.run.settle import TASK, settle
@@ -26,6 +27,8 @@ from distil.spending.prices import FixedPrices
 from distil.store.folder import OutputFolder, RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.teacher.address import Address
+from distil.teacher.availability import OutagePolicy
+from distil.teacher.client import TeacherSettings
 from distil.tools.toolbox import load_tools
 
 KEY = "sk-of-nobody-123456"
@@ -99,6 +102,17 @@ def test_what_no_flag_says_is_the_default_of_the_command(command: Any) -> None:
     read = read_flags(parser.parse_args(required), command.flags)
     changed = {name for name, value in vars(read).items() if value != getattr(command.flags, name)}
     assert changed == ({"output_dir"} if command.name == "signs" else {"path"} if required else set())
+
+
+def test_no_room_has_a_second_default_of_what_is_a_flag() -> None:
+    flags = {*flags_json(RunFlags()), "timeout_seconds"} - {"model"}  # "" is no model, but none yet
+    found = {
+        item.name: item.default
+        for room in (TeacherSettings, OutagePolicy, RolloutSettings, TraceSettings)
+        for item in fields(room)
+        if item.name in flags
+    }
+    assert len(found) >= 7 and set(found.values()) == {MISSING}, found
 
 
 def test_flags_go_through_json_unchanged() -> None:

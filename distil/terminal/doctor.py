@@ -11,10 +11,11 @@ from rich.text import Text
 from distil.doctor.findings import Examination
 from distil.doctor.interview import examine, list_models
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
-from distil.flags import AUTO, DoctorFlags
+from distil.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
-from distil.teacher.address import find_teacher, only_model, started
+from distil.teacher.address import Address, find_teacher, only_model, started
+from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
 
@@ -57,12 +58,7 @@ def show_teacher(flags: DoctorFlags, console: Console) -> int:
     TeacherRefused or UsageError where none can be asked.
     """
     with started(find_teacher(flags.api_base), console) as address:
-        settings = TeacherSettings(
-            address.api_base,
-            address.api_key,
-            max_tokens=flags.max_tokens,
-            timeout_seconds=flags.request_timeout_seconds,
-        )
+        settings = _settings(flags, address)
         exit_codes, refusals = [], []
         for api_base in address.api_bases:
             try:
@@ -74,6 +70,20 @@ def show_teacher(flags: DoctorFlags, console: Console) -> int:
         for refusal in refusals:
             _say(console, f"A replica cannot be asked: {refusal}", "yellow")
         return max(*exit_codes, _NEEDS_ATTENTION if refusals else _READY)
+
+
+def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
+    """As a run asks by default, where the doctor has no flag of its own."""
+    of_a_run = TeacherFlags()
+    return TeacherSettings(
+        address.api_base,
+        address.api_key,
+        temperature=of_a_run.temperature,
+        max_tokens=flags.max_tokens,
+        timeout_seconds=flags.request_timeout_seconds,
+        turn_timeout_seconds=of_a_run.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=of_a_run.max_outage_seconds),
+    )
 
 
 def _show_server(settings: TeacherSettings, flags: DoctorFlags, console: Console) -> int:
