@@ -19,13 +19,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 
 from distil.errors import TeacherError
+from distil.flags import TeacherFlags
+from distil.run.plan import teacher_settings
 from distil.teacher.attempts import RetryPolicy
-from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.client import Teacher
 from distil.teacher.slots import Level, LevelState
 
 FIXED_LEVELS = (1, 2, 4, 8, 16, 32, 64)
@@ -90,7 +92,11 @@ def _measure(capacity: Capacity, level: Level, seconds: float) -> tuple[float, f
     """Replies a second over the whole time, and over its second half."""
     ended: list[float] = []
     with _served(capacity) as api_base:
-        settings = TeacherSettings(api_base, "EMPTY", "m", retry=RetryPolicy(max_retries=20))
+        settings = replace(
+            teacher_settings(TeacherFlags(), api_base, "EMPTY"),
+            model="m",
+            retry=RetryPolicy(max_retries=20),
+        )
         started = time.monotonic()
         with Teacher(settings, (), level) as teacher:
             threads = [

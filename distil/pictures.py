@@ -17,14 +17,13 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from distil.bare_file import without_metadata
 from distil.errors import SampleError, ToolError, error_text
-from distil.records import Box, GreyRange, PictureFacts, SentPicture, Size, StoredPicture
+from distil.records import Box, Frame, GreyRange, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90
 _JPEG_MAX_SIDE_PX = 65_500  # libjpeg
@@ -33,15 +32,6 @@ _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _FULL_SCALES = (1.0, 255.0, 65535.0)  # what white is in float, 8-bit and 16-bit pictures
 _ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an eighth pixel
-
-
-class Frame(StrEnum):
-    """The frame a teacher's boxes are in."""
-
-    PIXEL = "pixel"  # pixels of the sent picture, x1 y1 x2 y2
-    REL1000 = "rel1000"  # thousandths of its width and height, x1 y1 x2 y2
-    REL1000_YX = "rel1000_yx"  # the same as y1 x1 y2 x2
-    REL1 = "rel1"  # fractions of its width and height, x1 y1 x2 y2
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from PIL import Image
+if TYPE_CHECKING:  # not at run time: the flags take their choices from here, and --help is to be quick
+    from PIL import Image
 
 Json = Any  # a value that json.dumps writes as it is: dict, list, str, int, float, bool or None
 Size = tuple[int, int]  # width and height in pixels
@@ -34,6 +35,31 @@ class ToolMode(StrEnum):
     NATIVE = "native"
     TEXT = "text"
     NONE = "none"
+
+
+class Frame(StrEnum):
+    """The frame a teacher's boxes are in."""
+
+    PIXEL = "pixel"  # pixels of the sent picture, x1 y1 x2 y2
+    REL1000 = "rel1000"  # thousandths of its width and height, x1 y1 x2 y2
+    REL1000_YX = "rel1000_yx"  # the same as y1 x1 y2 x2
+    REL1 = "rel1"  # fractions of its width and height, x1 y1 x2 y2
+
+
+class CropFrom(StrEnum):
+    """Which picture a zoom box refers to."""
+
+    CURRENT = "current"  # the one that the previous call made
+    ORIGINAL = "original"  # the photo, whatever was done since (DeepEyes, verl, Thyme)
+
+
+class OnChange(StrEnum):
+    """What to do where a folder holds traces that were made with other settings."""
+
+    REFUSE = "refuse"
+    NEW = "new"  # write into a new folder beside it
+    KEEP = "keep"  # keep those traces, make only what is missing
+    REDO = "redo"  # make them again
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ class RolloutSettings:
     task: Task
     prompt: Prompt
     toolbox: Toolbox
-    max_turns: int = 10
-    seed: int = 0
+    max_turns: int
+    seed: int
 
 
 def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:

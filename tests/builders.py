@@ -14,6 +14,10 @@ import numpy as np
 from hypothesis import settings
 from PIL import Image
 
+from distil.flags import TeacherFlags
+from distil.teacher.availability import OutagePolicy
+from distil.teacher.client import TeacherSettings
+
 settings.register_profile("no_deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no_deadline")
 
@@ -106,3 +110,18 @@ def saved(folder: Path, rows: Sequence[Mapping[str, Any]], features: Mapping[str
     """The rows as a `save_to_disk` folder."""
     dataset_of(rows, features).save_to_disk(str(folder))
     return folder
+
+
+def teacher_settings(
+    api_base: str, api_key: str = "EMPTY", model: str = "", **changes: Any
+) -> TeacherSettings:
+    """How a run without flags asks, but for the changes."""
+    flags = TeacherFlags()
+    settings = {
+        "temperature": flags.temperature,
+        "max_tokens": flags.max_tokens,
+        "timeout_seconds": flags.request_timeout_seconds,
+        "turn_timeout_seconds": flags.turn_timeout_seconds,
+        "outage": OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+    }
+    return TeacherSettings(api_base, api_key, model, **(settings | changes))

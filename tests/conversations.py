@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,16 +24,19 @@ from PIL import Image
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.cli import DOORS, add_run_flags
 from distil.errors import FolderError
+from distil.flags import RunFlags, add_flags, read_flags
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
-from distil.run.preparation import Options, Run, offered_natively, open_budget, read_job, set_up
+from distil.run.plan import Plan
+from distil.run.settle import TASK, settle
+from distil.run.solver import offered_natively, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
+from distil.source.rows import Source
 from distil.store.folder import OutputFolder, RunFolder
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
@@ -47,11 +50,22 @@ from distil.terminal.traces import view
 Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
 ASSISTANT = b'{"role": "assistant"'
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+KEY = "EMPTY"
 RECIPE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=150)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan with what a run of it has open."""
+
+    plan: Plan
+    source: Source
+    folder: RunFolder
+    sandbox: Sandbox | None
 
 
 @dataclass
@@ -67,7 +81,9 @@ class Bodies:
     replies: list[Reply] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.budget = open_budget(self.run.job.options, self.run.teacher, self.run.folder.spending)
+        self.budget = open_budget(
+            self.run.plan.flags.budget, self.run.plan.teacher(KEY), self.run.folder.spending
+        )
 
     @contextmanager
     def asking(self) -> Iterator[Any]:
@@ -116,15 +132,18 @@ class Bench:
         """A run with these flags, into a new folder."""
         if flags not in self._runs:
             parser = argparse.ArgumentParser()
-            add_run_flags(parser, DOORS[0])
+            add_flags(parser, RunFlags())
             path = self._new_folder()
             given = ["--dataset_path", str(self.dataset), "--output_dir", str(path), *flags]
             namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
-            options = Options(**{item.name: getattr(namespace, item.name) for item in fields(Options)})
-            job = read_job(options, self.sandbox if "python_code" in options.tools else None, quiet())
-            self._runs[flags] = set_up(job, Address((self._server.api_base,), "EMPTY"), quiet())
+            given_flags = read_flags(namespace, RunFlags())
+            sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
+            source, _ = open_rows(given_flags.samples, TASK, quiet())
+            address = Address((self._server.api_base,), KEY)
+            plan, output = settle(given_flags, TASK.user_prompt, source, address, quiet())
+            self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
-        self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.facts))
+        self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.plan.facts()))
         return replace(run, folder=self._folders[-1])
 
     def clear(self) -> None:
@@ -156,17 +175,18 @@ class Bench:
     def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
-        settings = replace(run.teacher, retry=RetryPolicy(0))
-        budget = open_budget(run.job.options, settings, run.folder.spending)
-        level, offered = Level.unlimited(), offered_natively(run.rollout.prompt)
-        with ReplicatedTeacher(settings, run.api_bases, offered, level, budget) as teacher:
+        settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
+        budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
+        level, offered = Level.unlimited(), offered_natively(run.plan.settings.prompt())
+        with ReplicatedTeacher(settings, run.plan.api_bases, offered, level, budget) as teacher:
             outcome = self._outcome(run, row, teacher)
         self._served = ()
         return outcome
 
     def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
         try:
-            (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1, lambda _: None)
+            solver = RolloutSolver(run.plan, run.source, run.folder, teacher, run.sandbox)
+            (outcome,) = run_samples([row], solver, 1, lambda _: None)
             return outcome
         except FolderError as error:
             return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -16,9 +17,9 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "interrupts", "bare_file"),
-    ("pictures", "spending", "sandbox"),
+    ("process", "pictures", "spending", "sandbox"),
     ("messages", "tools", "embedded"),
-    ("tasks", "teacher"),
+    ("flags", "tasks", "teacher"),
     ("source", "store", "doctor", "rollout"),
     ("replay",),
     ("terminal",),
@@ -119,3 +120,19 @@ def test_there_is_one_broad_except() -> None:
             ):
                 broad.append(path.name)
     assert broad == ["threads.py"]
+
+
+def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if "flags" in imported_rooms(path) and room_of(path) != "run"
+    }
+    assert users == {"cli.py", "terminal/doctor.py"}
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    heavy = ("PIL", "numpy", "rich", "datasets", "openai", "pyarrow")
+    code = f"import sys, distil.cli; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from fault_server import (
     Fault,
     FaultServer,
@@ -55,7 +56,7 @@ OUTAGE = OutagePolicy(5, probe_pause_seconds=0.02, max_probe_pause_seconds=0.1, 
 
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
-    return TeacherSettings(api_base, "k", **{"model": "m", "retry": QUICK, "outage": OUTAGE} | changes)
+    return teacher_settings(api_base, "k", **{"model": "m", "retry": QUICK, "outage": OUTAGE} | changes)
 
 
 @contextmanager
@@ -324,7 +325,7 @@ def test_one_request_that_breaks_each_time_stops_no_other() -> None:
     ids=["stall", "trickle_body", "429 for an hour", "503"],
 )
 def test_closing_wakes_every_thread_at_once(fault: Fault) -> None:
-    slow = OutagePolicy(3, probe_pause_seconds=60, max_probe_pause_seconds=60)
+    slow = OutagePolicy(3, probe_pause_seconds=60, max_probe_pause_seconds=60, max_outage_seconds=1800)
     policy = RetryPolicy(12, first_pause_seconds=60)
     with asking(fault, outage=slow, retry=policy) as (server, teacher):
         crowd = Crowd(teacher, 6)
@@ -364,7 +365,7 @@ def test_a_long_pause_is_told_once() -> None:
 def test_a_dead_address_is_told_quickly() -> None:
     started = time.monotonic()
     with pytest.raises(TeacherRefused, match="no reply from"):
-        load_model_names(TeacherSettings(f"http://127.0.0.1:{closed_port()}/v1", "k"))
+        load_model_names(teacher_settings(f"http://127.0.0.1:{closed_port()}/v1", "k"))
     assert time.monotonic() - started < 4
 
 
@@ -373,13 +374,13 @@ def test_a_server_that_says_when_to_come_back_is_waited_for_before_a_run_too(sta
     busy = Status(status, "retry-after: 0.3\r\n")
     models = lambda exchange: exchange.reply(200, b'{"data": [{"id": "m"}]}')
     with FaultServer(busy, busy, busy, busy, models) as server:
-        assert load_model_names(TeacherSettings(server.api_base, "k")) == ["m"]
+        assert load_model_names(teacher_settings(server.api_base, "k")) == ["m"]
     assert min(late - early for early, late in itertools.pairwise(server.arrivals)) >= 0.3
 
 
 def test_the_doctor_waits_for_nobody_long() -> None:
     with FaultServer(Status(429, "retry-after: 3600\r\n")) as server:
-        assert "429" in str(list_models(TeacherSettings(server.api_base, "k")).problem)
+        assert "429" in str(list_models(teacher_settings(server.api_base, "k")).problem)
 
 
 # --- the loop without a server

@@ -19,13 +19,12 @@ from pathlib import Path
 import datasets
 import pytest
 from builders import saved
-from conversations import Bench, Bodies, Body
+from conversations import Bench, Bodies, Body, Run
 from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
 from distil.records import Failure, Outcome
-from distil.run.preparation import Run
 from distil.sandbox.sandbox import Sandbox
 from distil.terminal.progress import Solved
 

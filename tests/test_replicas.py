@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from conftest import RunDoor
 from fault_server import FaultServer, hang_up, stall
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
@@ -21,7 +22,6 @@ from distil.spending.budget import Budget
 from distil.teacher.address import find_teacher
 from distil.teacher.attempts import RetryPolicy
 from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import TeacherSettings
 from distil.teacher.replicas import Replicas, ReplicatedTeacher
 from distil.teacher.slots import Level
 
@@ -114,7 +114,7 @@ def sample_of(request: dict[str, Any]) -> str:
 
 @contextmanager
 def replicated(*api_bases: str, level: Level | None = None) -> Iterator[ReplicatedTeacher]:
-    settings = TeacherSettings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
+    settings = teacher_settings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
     with ReplicatedTeacher(settings, api_bases, (), level or Level(4), Budget.unlimited()) as teacher:
         yield teacher
 
@@ -171,7 +171,7 @@ def test_a_replica_that_answers_with_errors_alone_is_left() -> None:
 
 def test_a_turn_has_one_deadline_whatever_replicas_it_meets() -> None:
     with FaultServer(stall) as a, FaultServer(stall) as b:
-        settings = TeacherSettings(
+        settings = teacher_settings(
             a.api_base, "k" * 8, "m", timeout_seconds=0.4, turn_timeout_seconds=0.6, retry=QUICK, outage=SHORT
         )
         started = time.monotonic()
@@ -283,7 +283,7 @@ def test_refusals_lower_the_level_although_the_client_retries_them() -> None:
     level = Level(12)
     level._climber.level = 12
     with ScriptedTeacher(busy) as server:
-        settings = TeacherSettings(server.api_base, "k" * 8, "m", timeout_seconds=20, retry=QUICK)
+        settings = teacher_settings(server.api_base, "k" * 8, "m", timeout_seconds=20, retry=QUICK)
         with ReplicatedTeacher(settings, (server.api_base,), (), level, Budget.unlimited()) as teacher:
             assert solve_all(teacher, 40, num_threads=12) == []
     assert level.state().level < 12

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from PIL import Image
 from scripted_teacher import (
     ScriptedTeacher,
@@ -27,7 +28,7 @@ from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source.rows import open_source
 from distil.tasks import TASKS
 from distil.teacher.attempts import RetryPolicy
-from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.client import Teacher
 from distil.tools.base import BoxFrame, CropFrom
 from distil.tools.toolbox import Toolbox, load_tools
 
@@ -49,10 +50,10 @@ def solve(
     prompt = Prompt(TASK.system_prompt, TASK.user_prompt, toolbox.schemas(), mode)
     rest = list(replies)
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
-        settings = TeacherSettings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
+        settings = teacher_settings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
             sample = open_source(str(photos)).load(0, TASK)
-            rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns))
+            rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns, 0))
     return rollout, server.requests
 
 
@@ -281,9 +282,9 @@ def test_sizes_are_stated_where_the_profile_says_so(photos: Path) -> None:
     prompt = Prompt("s", "u", toolbox.schemas(), ToolMode.NATIVE, states_size=True)
     replies = [calls(zoom(0, 0, 64, 48)), says(ANSWER)]
     with ScriptedTeacher(lambda _: replies.pop(0)) as server:
-        with Teacher(TeacherSettings(server.api_base, "EMPTY", model="m"), prompt.tools) as teacher:
+        with Teacher(teacher_settings(server.api_base, "EMPTY", model="m"), prompt.tools) as teacher:
             sample = open_source(str(photos)).load(0, TASK)
-            run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox))
+            run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, 10, 0))
     assert "640×480 pixels" in texts(server.requests[0]["messages"][1])
     assert "64×48 pixels" in texts(server.requests[1]["messages"][3])
 

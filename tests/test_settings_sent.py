@@ -10,20 +10,20 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from conftest import photo_bytes, save_photos
 from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.cli import DOORS, add_run_flags
+from distil.cli import COMMANDS
 from distil.errors import TeacherError, TeacherRefused, UsageError
+from distil.flags import add_flags, read_flags
 from distil.run.distillation import run_distillation
-from distil.run.preparation import Options
-from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels, nearest_names
 
 MODES = (
@@ -46,15 +46,15 @@ def few_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(server: ScriptedTeacher, photos: Path, folder: Path, *flags: str, command: str = "run") -> Any:
     """A run in this process: its exit code and what it printed; raises what a door would print."""
     parser = argparse.ArgumentParser()
-    add_run_flags(parser, next(door for door in DOORS if door.command == command))
+    defaults = next(door.flags for door in COMMANDS if door.name == command)
+    add_flags(parser, defaults)
     given = ["--api_base", server.api_base, "--dataset_path", str(photos), "--output_dir", str(folder)]
     values = parser.parse_args([*given, "--max_workers", "1", *flags])
     output = io.StringIO()
-    options = Options(**{field.name: getattr(values, field.name) for field in fields(Options)})
     failed: UsageError | TeacherRefused | None = None
     code = 2
     try:
-        code = run_distillation(options, Console(file=output, width=1000))
+        code = run_distillation(read_flags(values, defaults), Console(file=output, width=1000))
     except (UsageError, TeacherRefused) as error:
         failed = type(error)(str(error))
     if code:
@@ -205,7 +205,7 @@ def test_an_odd_conversation_whose_error_names_a_field_fails_alone(few_photos: P
 
 def test_a_client_that_may_not_adapt_sends_every_request_alike() -> None:
     with ScriptedTeacher(refusing("temperature")) as server:
-        with Teacher(TeacherSettings(server.api_base, "EMPTY", "m")) as teacher:
+        with Teacher(teacher_settings(server.api_base, "EMPTY", "m")) as teacher:
             with pytest.raises(TeacherError):
                 teacher.ask([b'{"role": "user", "content": "q"}'], 0)
             with pytest.raises(TeacherRefused):

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+from builders import teacher_settings
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 
 from distil.errors import TeacherError, TeacherRefused
@@ -29,7 +30,7 @@ KEY = "sk-test-0123456789"
 
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
-    return TeacherSettings(
+    return teacher_settings(
         api_base, KEY, **{"model": "m", "retry": RetryPolicy(0), "timeout_seconds": 20} | changes
     )
 

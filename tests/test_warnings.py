@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import row, saved
+from builders import row, saved, teacher_settings
 from conftest import photo_bytes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +31,6 @@ from distil.records import Prompt, ToolMode
 from distil.run.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens
 from distil.spending.budget import Budget
 from distil.spending.tokens import fewest_prompt_tokens
-from distil.teacher.client import TeacherSettings
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe
 
@@ -254,7 +253,7 @@ def test_the_same_reply_again_and_again_is_told(many_photos: Path, tmp_path: Pat
 
 def probed(script: Script, budget: Budget | None = None) -> tuple[ProbeResult, ScriptedTeacher]:
     with ScriptedTeacher(script, sees=False) as server:
-        settings = TeacherSettings(server.api_base, "key", "scripted-qwen3-vl")
+        settings = teacher_settings(server.api_base, "key", "scripted-qwen3-vl")
         return probe_tool_mode(settings, PROMPT, budget or Budget.unlimited()), server
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from distil.doctor.marks import MARKS, FoundFrame
-from distil.pictures import Frame
-from distil.records import ToolMode
+from distil.records import Frame, ToolMode
 from distil.teacher.profile import Profile
 
 

@@ -28,8 +28,8 @@ from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, Mark, find_frame
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.messages.tags import text_outside
-from distil.pictures import Frame, encode_sent
-from distil.records import Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
+from distil.pictures import encode_sent
+from distil.records import Frame, Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
 from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
 from distil.teacher.models import nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from distil.errors import ToolError
-from distil.pictures import Frame, box_to_pixels
-from distil.records import Box, Size
+from distil.pictures import box_to_pixels
+from distil.records import Box, Frame, Size
 
 _HIT = 0.5  # the overlap from which a box counts as the mark's: the usual threshold of detection
 _MIN_HITS = 2  # one box can lie right by chance

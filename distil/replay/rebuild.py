@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
-from distil.pictures import Frame, ViewRule
-from distil.records import DatasetIdentity, Json, Prompt, RawCall, Reply, Sample, ToolMode
+from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMode
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
+from distil.store.trace_settings import TraceSettings, settings_sha256
 from distil.tasks import TASKS
 from distil.teacher.profile import find_profile, with_frame, with_max_area
-from distil.tools.base import BoxFrame, CropFrom
 from distil.tools.python_code import Executor
-from distil.tools.toolbox import Toolbox, all_tools
+from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
 _MAX_SHOWN_CHARS = 60
+_DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def rebuilt_trace(
     no turn, SandboxUnavailable where there is code but nothing to run it in.
     """
     settings = trace.settings
-    toolbox = offered_toolbox(trace, executor and _StoredFailures(executor, trace))
+    toolbox = settings.toolbox(executor and _StoredFailures(executor, trace))
     replies = [_reply(trace, number) for number in range(1, len(trace.replies) + 1)]
 
     def ask(messages: Sequence[bytes], seed: int) -> Reply:
@@ -68,36 +68,15 @@ def rebuilt_trace(
             raise ContextOverflow("the trace has no further turn")
         return replies.pop(0)
 
-    task = TASKS[settings["task"]]
-    run = RolloutSettings(task, stored_prompt(trace), toolbox, settings["max_turns"], settings["seed"])
+    task = TASKS[settings.task]
+    run = RolloutSettings(task, settings.prompt(), toolbox, settings.max_turns, settings.seed)
     rollout = run_rollout(sample, ask, run)
-    versions = trace.json["metadata"]["versions"]
-    facts = RunFacts(identity, settings, versions, settings["keep_pictures"])
-    rebuilt = trace_json(rollout, facts)
-    rebuilt["settings"] |= _derived_settings(trace, toolbox)
+    rebuilt = trace_json(rollout, RunFacts(identity, settings, trace.json["metadata"]["versions"]))
+    stored = trace.json["settings"]  # with what other versions write
+    rebuilt["settings"] = {**stored, **_derived_settings(settings, toolbox)}
+    rebuilt["metadata"]["settings_sha256"] = settings_sha256(stored, identity.fingerprint)
     value: dict[str, Json] = json.loads(json.dumps(rebuilt))
     return value
-
-
-def stored_prompt(trace: StoredTrace) -> Prompt:
-    """The prompt that a trace was made with."""
-    settings = trace.settings
-    return Prompt(
-        system=settings["system_prompt"],
-        user=settings["user_prompt"],
-        tools=tuple(settings["tool_schemas"]),
-        tool_mode=ToolMode(settings["tool_mode"]),
-        states_size=bool(settings["states_size"]),
-    )
-
-
-def offered_toolbox(trace: StoredTrace, executor: Executor | None = None) -> Toolbox:
-    """The tools that the trace's teacher was offered, seeing pictures as it saw them."""
-    settings = trace.settings
-    tools = {tool.name: tool for tool in all_tools(executor)}
-    offered = tuple(tools[schema["function"]["name"]] for schema in settings["tool_schemas"])
-    boxes = BoxFrame(Frame(settings["coordinates"]), CropFrom(settings["crop_from"]))
-    return Toolbox(offered, boxes, ViewRule(**settings["view_rule"]), bool(settings["states_size"]))
 
 
 def differences(stored: Json, now: Json, path: str = "") -> Iterator[Difference]:
@@ -147,19 +126,20 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
     return replace(reply, calls=calls)
 
 
-def _derived_settings(trace: StoredTrace, toolbox: Toolbox) -> dict[str, Json]:
+def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Json]:
     """The settings that follow from the others: what a teacher of this name is given to see and told."""
-    settings = trace.settings
-    profile = with_frame(find_profile(settings["model"]), toolbox.boxes.frame)
-    profile = with_max_area(profile, toolbox.rule.max_area_px)
+    profile = with_frame(find_profile(settings.model), settings.coordinates)
+    profile = with_max_area(profile, settings.view_rule.max_area_px)
     has_tools = bool(toolbox.tools)
-    return {
-        "profile": profile.name,
-        "view_rule": asdict(profile.rule),
-        "states_size": profile.states_size and has_tools,
-        "tool_schemas": list(toolbox.schemas()),
-        "tool_mode": settings["tool_mode"] if has_tools else ToolMode.NONE.value,
-    }
+    now = replace(
+        settings,
+        profile=profile.name,
+        view_rule=profile.rule,
+        states_size=profile.states_size and has_tools,
+        tool_schemas=toolbox.schemas(),
+        tool_mode=settings.tool_mode if has_tools else ToolMode.NONE,
+    ).as_json()
+    return {name: now[name] for name in _DERIVED}
 
 
 class _StoredFailures:
@@ -170,11 +150,9 @@ class _StoredFailures:
     """
 
     def __init__(self, executor: Executor, trace: StoredTrace) -> None:
-        limits: Mapping[str, Json] = trace.settings["code"]
         self._executor = executor
         self._calls = [call for call in trace.calls if "code" in call.arguments]
-        self._is_unsafe = bool(limits["unsafe_exec"])
-        self._timeout_seconds = float(limits["timeout_seconds"])
+        self._limits = trace.settings.code
 
     def run(self, code: str, picture: Image.Image) -> ExecResult:
         """Run code on a picture; the calls come in the order of the trace."""
@@ -184,6 +162,9 @@ class _StoredFailures:
         return self._executor.run(code, picture)
 
     def _is_taken(self, call: StoredCall) -> bool:
-        return not call.success and (
-            self._is_unsafe or is_of_the_machine(call.message, self._timeout_seconds)
+        limits = self._limits
+        return (
+            limits is not None
+            and not call.success
+            and (limits.unsafe_exec or is_of_the_machine(call.message, limits.timeout_seconds))
         )

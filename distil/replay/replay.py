@@ -17,17 +17,10 @@ from PIL import Image
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import DatasetIdentity, Observation, Sample, SentPicture, ToolCall, Turn
-from distil.replay.rebuild import (
-    offered_toolbox,
-    stored_prompt,
-)
 from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
-from distil.store.trace_file import (
-    CODE_TOOL,
-    StoredTrace,
-)
+from distil.store.trace_file import StoredTrace
 from distil.tasks import TASKS
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
@@ -60,25 +53,17 @@ class Replay:
 
     def messages(self) -> list[Message]:
         """The conversation exactly as the teacher saw it, with its own last turn at the end."""
-        messages = opening_messages(stored_prompt(self.trace), self.sent)
+        messages = opening_messages(self.trace.settings.prompt(), self.sent)
         for turn in self.turns():
             messages += turn_messages(turn)
         return messages
-
-
-@dataclass(frozen=True)
-class CodeSettings:
-    """The limits that a run's code was held to; None of a trace that offered no code tool."""
-
-    timeout_seconds: float
-    memory_bytes: int
 
 
 class Executors:
     """Sandboxes by their limits, each started when the first code has to run again; a context manager."""
 
     def __init__(self) -> None:
-        self._started: dict[CodeSettings, Sandbox] = {}
+        self._started: dict[tuple[float, int], Sandbox] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Executors:
@@ -90,16 +75,14 @@ class Executors:
 
     def of(self, trace: StoredTrace) -> Sandbox | None:
         """The sandbox for a trace's code, or None where it offered no code tool."""
-        if CODE_TOOL not in [schema["function"]["name"] for schema in trace.settings["tool_schemas"]]:
+        code = trace.settings.code
+        if code is None:
             return None
-        code = trace.settings["code"]
-        limits = CodeSettings(float(code["timeout_seconds"]), int(code["memory_bytes"]))
+        bounds = (code.timeout_seconds, code.memory_bytes)
         with self._lock:
-            if limits not in self._started:
-                self._started[limits] = Sandbox(
-                    timeout_seconds=limits.timeout_seconds, memory_bytes=limits.memory_bytes
-                )
-            return self._started[limits]
+            if bounds not in self._started:
+                self._started[bounds] = Sandbox(*bounds)
+            return self._started[bounds]
 
 
 class Sources:
@@ -165,8 +148,8 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
     SandboxUnavailable where there is code but nothing to run it in; compares nothing.
     """
-    sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
-    toolbox = offered_toolbox(trace, executor)
+    sample = source.load(trace.sample_index, TASKS[trace.settings.task])
+    toolbox = trace.settings.toolbox(executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     scene = Scene.start(sample.picture.image)
     observations = []

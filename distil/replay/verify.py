@@ -28,10 +28,10 @@ from distil.source.rows import Source
 from distil.store.trace_file import (
     StoredTrace,
     read_trace,
-    settings_sha256,
     trace_name,
     versions_now,
 )
+from distil.store.trace_settings import settings_sha256
 from distil.tasks import TASKS
 from distil.tools.python_code import Executor
 
@@ -98,7 +98,7 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
     if trace.path.name != name:
         return Verdict.INCONSISTENT, f"it is of row {trace.sample_index}, whose file is {name}"
     stored = trace.json["metadata"]["settings_sha256"]
-    now = settings_sha256(trace.settings, trace.json["dataset"]["fingerprint"])
+    now = settings_sha256(trace.json["settings"], trace.json["dataset"]["fingerprint"])
     if stored != now:
         difference = Difference("metadata.settings_sha256", stored, now)
         return Verdict.INCONSISTENT, f"{difference} (of settings and dataset.fingerprint)"
@@ -126,7 +126,7 @@ _RecipeStart = Image.Image | RecipeError | None  # the recipe's first picture, o
 
 def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample, _RecipeStart]:
     """The trace's row, with its picture as the recipe decodes it: so it is decoded once."""
-    task, start = TASKS[trace.settings["task"]], sources.recipe_start(trace, source)
+    task, start = TASKS[trace.settings.task], sources.recipe_start(trace, source)
     if isinstance(start, Image.Image):
         sample = source.load(trace.sample_index, task, start)
         if sample.picture.facts == trace.facts:

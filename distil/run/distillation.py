@@ -1,4 +1,4 @@
-"""One run from options to exit code: set up, solve the samples, write and print what came of it."""
+"""One run from its flags to its exit code: set up, solve the samples, write and print what came of it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ import openai
 from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
+from distil.flags import RunFlags, flags_json
 from distil.records import Failure, Json, Outcome, Reply
 from distil.rollout import run_rollout
-from distil.run.preparation import (
-    Options,
-    Run,
-    code_sandbox,
-    offered_natively,
-    open_budget,
-    read_job,
-    set_up,
-    urls_text,
-)
+from distil.run.plan import Plan
+from distil.run.settle import TASK, read_user_prompt, settle
+from distil.run.solver import open_rows, open_sandbox, open_teacher, rollout_settings
 from distil.run.suspicion import Tally, signs_of
 from distil.run.threads import run_samples
+from distil.sandbox.sandbox import Sandbox
+from distil.source.rows import Source
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured, SampleSpending, Selection, choose_samples, print_estimate
 from distil.spending.prices import read_tokens
@@ -36,37 +32,42 @@ from distil.teacher.address import find_teacher, started
 from distil.teacher.attempts import Deadline
 from distil.teacher.models import AnsweredModels
 from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
 from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
-from distil.tools.base import CropFrom
 
 
-def run_distillation(options: Options, console: Console) -> int:
+def run_distillation(flags: RunFlags, console: Console) -> int:
     """Run it; returns 0 where every sample has a trace, 1 where some failed.
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
-    named = find_teacher(options.api_base)  # before anything is opened or drawn
-    with code_sandbox(options, console) as sandbox, ExitStack() as stack:
-        job = read_job(options, sandbox, console)
+    named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
+    with open_sandbox(flags, console) as sandbox, ExitStack() as stack:
+        user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
+        source, indices = open_rows(flags.samples, TASK, console)
         address = stack.enter_context(started(named, console))
-        run = set_up(job, address, console)
-        level = Level(options.max_workers, options.fixed_workers)
-        offered = offered_natively(run.rollout.prompt)
-        budget = open_budget(options, run.teacher, run.folder.spending)
-        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level, budget) as teacher:
-            return _run_samples(run, teacher, console)
+        plan, output = settle(flags, user_prompt, source, address, console)
+        folder = RunFolder(output, plan.facts(), plan.on_change)
+        with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
+            return _run_samples(RolloutSolver(plan, source, folder, teacher, sandbox), indices, console)
 
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: ReplicatedTeacher) -> None:
-        self.run, self.teacher, self.folder = run, teacher, run.folder
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        folder: RunFolder,
+        teacher: ReplicatedTeacher,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        self.plan, self.source, self.folder = plan, source, folder
+        self.teacher, self.sandbox = teacher, sandbox
+        self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
         self.spending: list[SampleSpending] = []
-        options = run.job.options
-        self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
+        self.tally = Tally(plan.settings.max_tokens, plan.settings.max_turns, plan.seems_blind)
 
     def solve(self, index: int) -> Solved:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
@@ -74,8 +75,8 @@ class RolloutSolver:
             raise RunHalted(self.halt)
         started = time.perf_counter()
         turn_seconds: list[float] = []
-        deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
-        sample = self.run.job.source.load(index, self.run.job.task)
+        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
+        sample = self.source.load(index, self.rollout.task)
         journal = self.folder.journals.of(index, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
         with self.teacher.asking() as ask_teacher:
@@ -93,7 +94,7 @@ class RolloutSolver:
                 self.models.note(reply.model)
                 return reply
 
-            rollout = run_rollout(sample, ask_noted, self.run.rollout)
+            rollout = run_rollout(sample, ask_noted, self.rollout)
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
@@ -105,7 +106,7 @@ class RolloutSolver:
     @property
     def halt(self) -> str | None:
         """Why no further sample should be started, or None."""
-        return None if self.run.job.options.keep_going else self.tally.halt
+        return None if self.plan.flags.samples.keep_going else self.tally.halt
 
     def _spending(self, trace: Json, seconds: float) -> SampleSpending:
         tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
@@ -132,23 +133,23 @@ class _Collected:
     started: float = field(default_factory=time.monotonic)
 
 
-def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
-    options, folder = run.job.options, run.folder
-    done = folder.finished(run.job.indices)
-    left = [index for index in run.job.indices if index not in done]
-    if options.retry_failed:
+def _run_samples(solver: RolloutSolver, indices: Sequence[int], console: Console) -> int:
+    flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
+    done = folder.finished(indices)
+    left = [index for index in indices if index not in done]
+    if flags.samples.retry_failed:
         failed_before = folder.failed()
         left = [index for index in left if index in failed_before]
     todo, resumed = left, set[int]()
-    if options.estimate_samples is not None:
+    if flags.estimate_samples is not None:
         resumed = _resumed(folder, left)
-        todo = choose_samples(left, resumed, options.estimate_samples)
+        todo = choose_samples(left, resumed, flags.estimate_samples)
     for note in folder.resume_notes(todo):
         console.print(note, highlight=False, soft_wrap=True)
     spent_before = teacher.budget.spent  # the probe, and earlier runs
-    record = _start_record(run, len(done))
+    record = _start_record(solver, len(indices), len(done))
     folder.write_run_record(record)
-    solver, got = RolloutSolver(run, teacher), _Collected()
+    got = _Collected()
     try:
         _solve(todo, len(done), solver, got)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
@@ -162,9 +163,9 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     totals = _end(solver, got, len(done), record)
     folder.close()  # not where threads may still write
     print_summary(totals, console)
-    if options.estimate_samples is not None:
-        num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
-        selection = Selection(num_samples, num_samples - len(done), options.max_workers)
+    if flags.estimate_samples is not None:
+        num_samples, num_resumed = len(indices), len(resumed.intersection(todo))
+        selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
         is_cut_off = got.stopped_by not in (None, solver.halt)
         measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
         print_estimate(measured, selection, console)
@@ -211,18 +212,18 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
             else:
                 progress.count(outcome)
 
-        for _ in run_samples(todo, solver, solver.run.job.options.max_workers, on_done):
+        for _ in run_samples(todo, solver, solver.plan.flags.samples.max_workers, on_done):
             pass
 
 
 def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
     """Bring ledger and run record up to date; returns what the run came to."""
-    run, teacher = solver.run, solver.teacher
+    folder, teacher = solver.folder, solver.teacher
     failures = [got.failures[index] for index in sorted(got.failures)]
-    run.folder.write_failures(got.solved.keys(), failures)
+    folder.write_failures(got.solved.keys(), failures)
     totals = RunTotals(
-        folder=run.folder.path,
-        facts=[got.solved[index].facts for index in run.job.indices if index in got.solved],
+        folder=folder.path,
+        facts=[got.solved[index].facts for index in sorted(got.solved)],
         failures=failures,
         num_skipped=num_skipped,
         seconds=time.monotonic() - got.started,
@@ -233,33 +234,33 @@ def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mappi
         warnings=_warnings(solver, got),
     )
     probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
-    run.folder.write_run_record({**record, **_end_record(totals), "probe": probe})
+    folder.write_run_record({**record, **_end_record(totals), "probe": probe})
     return totals
 
 
 def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
     """All that is suspicious about the run, a line each."""
-    run = solver.run
-    boxes = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
+    settings = solver.plan.settings
+    boxes = BoxTally(settings.coordinates, settings.crop_from)
     for solved in got.solved.values():
         boxes.add(solved)
-    found = [run.probe.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
+    found = [solver.plan.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
     return [warning for warning in found if warning is not None]
 
 
-def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
+def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> dict[str, Json]:
     """The run's record: the facts of the clock, the machine and the server, kept out of the traces."""
-    options = asdict(run.job.options)
+    plan, facts, sandbox = solver.plan, solver.plan.facts(), solver.sandbox
     return {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "options": options | {"api_base": urls_text(run.teacher, run.api_bases)},
-        "dataset": asdict(run.job.source.identity),
-        "probe": run.probe.as_dict(),
-        "settings": dict(run.facts.settings),
-        "settings_sha256": run.facts.settings_sha256,
-        "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
-        "sandbox": run.job.sandbox.layers.as_dict() if run.job.sandbox is not None else None,
-        "num_samples": len(run.job.indices),
+        "options": flags_json(plan.flags) | {"api_base": plan.shown_urls},
+        "dataset": asdict(plan.dataset),
+        "probe": dict(plan.probe),
+        "settings": plan.settings.as_json(),
+        "settings_sha256": facts.settings_sha256,
+        "versions": {**facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
+        "sandbox": sandbox.layers.as_dict() if sandbox is not None else None,
+        "num_samples": num_samples,
         "num_skipped": num_skipped,
     }
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from distil.errors import SandboxUnavailable
 from distil.sandbox import frames
+from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.sandbox.canaries import CANARIES
 from distil.sandbox.exchange import ExecResult, SpareDied, converse
 from distil.sandbox.layers import Layer, Layers, read_layers
@@ -83,8 +84,8 @@ class Sandbox:
 
     def __init__(
         self,
-        timeout_seconds: float = 10.0,
-        memory_bytes: int = 2 * 1024**3,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
         workers: int | None = None,
         *,
         unsafe: bool = False,

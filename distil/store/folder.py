@@ -6,18 +6,18 @@ import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import IO
 
 from distil.errors import TraceError, UsageError
-from distil.records import Failure, Json, Rollout
+from distil.records import Failure, Json, OnChange, Rollout
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json, trace_name
+from distil.store.trace_settings import TraceSettings, short_json
 
 fcntl: ModuleType | None
 try:
@@ -29,15 +29,6 @@ RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
 _TRACE_FILES = "trace_*.json"
-
-
-class OnChange(StrEnum):
-    """What to do where a folder holds traces that were made with other settings."""
-
-    REFUSE = "refuse"
-    NEW = "new"  # write into a new folder beside it
-    KEEP = "keep"  # keep those traces, make only what is missing
-    REDO = "redo"  # make them again
 
 
 def find_trace_files(folder: Path) -> list[Path]:
@@ -70,7 +61,7 @@ class OutputFolder:
         return any(self.path.glob(_TRACE_FILES)) or bool(unfinished_samples(self.path))
 
     def refuse_changes(
-        self, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
+        self, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
     ) -> None:
         """Raise UsageError, with the difference, where what it holds was made with other settings."""
         if not self.holds_samples or not self.earlier_runs:
@@ -79,9 +70,7 @@ class OutputFolder:
         if texts:
             raise _other_settings(str(self.path), "; ".join(texts))
 
-    def is_free_for(
-        self, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
-    ) -> bool:
+    def is_free_for(self, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()) -> bool:
         """Whether it holds nothing that was made with other settings."""
         return not any(_change_texts(made, settings, fingerprint, ignored) for made in self._makers)
 
@@ -104,24 +93,12 @@ class OutputFolder:
 
 
 def first_free(
-    output: OutputFolder, settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str] = ()
+    output: OutputFolder, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
 ) -> OutputFolder:
     """`output`, or the first folder after it that holds nothing made with other settings."""
     while not output.is_free_for(settings, fingerprint, ignored):
         output = output.following()
     return output
-
-
-def open_run_folder(output: OutputFolder, run: RunFacts, on_change: OnChange) -> RunFolder:
-    """The folder to write to: `output`, or for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
-
-    Raises UsageError where what it holds was made with other settings and nothing was said about it.
-    """
-    if on_change is OnChange.REFUSE:
-        output.refuse_changes(run.settings, run.dataset.fingerprint)
-    if on_change is OnChange.NEW:
-        output = first_free(output, run.settings, run.dataset.fingerprint)
-    return RunFolder(output, run, on_change)
 
 
 class RunFolder:
@@ -257,7 +234,7 @@ class RunFolder:
         theirs = trace.get("settings")
         if not isinstance(theirs, dict):
             raise _other_settings(str(path), "by another program")
-        texts = _difference_texts(theirs, self._run.settings)
+        texts = self._run.settings.changes_from(theirs)
         raise _other_settings(str(path), "; ".join(texts) or "another dataset")
 
 
@@ -338,13 +315,13 @@ def _read_failures(path: Path) -> tuple[dict[int, Failure], int]:
 
 
 def _change_texts(
-    made: Mapping[str, Json], settings: Mapping[str, Json], fingerprint: str, ignored: Collection[str]
+    made: Mapping[str, Json], settings: TraceSettings, fingerprint: str, ignored: Collection[str]
 ) -> list[str]:
     """What differs from the settings and dataset of a trace or run record, for a message."""
-    texts = _difference_texts(_mapping(made.get("settings")), settings, ignored)
+    texts = settings.changes_from(_mapping(made.get("settings")), ignored)
     theirs = _mapping(made.get("dataset")).get("fingerprint")
     if theirs != fingerprint:
-        texts.append(f"dataset: fingerprint {_short(theirs)} then, {_short(fingerprint)} now")
+        texts.append(f"dataset: fingerprint {short_json(theirs)} then, {short_json(fingerprint)} now")
     return texts
 
 
@@ -352,27 +329,8 @@ def _mapping(value: Json) -> Mapping[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _difference_texts(
-    theirs: Mapping[str, Json], ours: Mapping[str, Json], ignored: Collection[str] = ()
-) -> list[str]:
-    """The settings that differ, by name, for a message."""
-    ours = json.loads(json.dumps(dict(ours)))
-    names = [name for name in ours if theirs.get(name) != ours[name]]
-    names += [name for name in theirs if name not in ours]
-    return [
-        f"{name}: {_short(theirs.get(name))} then, {_short(ours.get(name))} now"
-        for name in names
-        if name not in ignored
-    ]
-
-
 def _other_settings(what: str, difference: str) -> UsageError:
     return UsageError(
         f"{what} was made with other settings ({difference}); "
         "choose another --output_dir, or say --on_change new, keep or redo"
     )
-
-
-def _short(value: Json) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:60] + "…"

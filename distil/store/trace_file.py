@@ -6,10 +6,10 @@ or the machine, so the same inputs and a deterministic teacher give the same byt
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from distil.records import (
 )
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
+from distil.store.trace_settings import TraceSettings, json_sha256
 
 FORMAT = "distil-trace/1"
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
@@ -43,17 +44,16 @@ CODE_TOOL = "python_code_tool"
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What all traces of a run share: how it was made, as JSON, and what that hashes to."""
+    """What all traces of a run share: how it was made, and what that hashes to."""
 
     dataset: DatasetIdentity
-    settings: Mapping[str, Json]
+    settings: TraceSettings
     versions: Mapping[str, str]
-    keeps_pictures: bool = False
 
     @property
     def settings_sha256(self) -> str:
         """The hash of the settings with the dataset's fingerprint."""
-        return settings_sha256(self.settings, self.dataset.fingerprint)
+        return self.settings.sha256(self.dataset.fingerprint)
 
 
 def trace_name(sample_index: int) -> str:
@@ -66,17 +66,6 @@ def versions_now() -> dict[str, str]:
     return {"distil": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
 
 
-def settings_sha256(settings: Mapping[str, Json], fingerprint: str) -> str:
-    """The hash of everything that shapes a trace; equal hashes mean comparable traces."""
-    return json_sha256({"settings": settings, "fingerprint": fingerprint})
-
-
-def json_sha256(value: Json) -> str:
-    """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
     """The trace of a finished rollout, ready to be written."""
     sample = rollout.sample
@@ -87,7 +76,9 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
         "sample_data": dict(sample.data),
         "conversation_log": [_turn_json(turn) for turn in rollout.turns],
         "tool_calls_log": [
-            _call_json(turn.number, call, run.keeps_pictures) for turn in rollout.turns for call in turn.calls
+            _call_json(turn.number, call, run.settings.keep_pictures)
+            for turn in rollout.turns
+            for call in turn.calls
         ],
         "final_response": rollout.turns[-1].reply.content,
         "reward_score": _score_json(rollout.score),
@@ -100,7 +91,7 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
             **_facts_json(sample.picture.facts),
             "sent": _sent_json(rollout.sent),
         },
-        "settings": dict(run.settings),
+        "settings": run.settings.as_json(),
     }
     trace["integrity_sha256"] = json_sha256(trace)
     return trace
@@ -268,11 +259,10 @@ class StoredTrace:
     calls: tuple[StoredCall, ...]
     is_unedited: bool
 
-    @property
-    def settings(self) -> Mapping[str, Json]:
-        """How the run was set up, as `RunFacts.settings`."""
-        settings: Mapping[str, Json] = self.json["settings"]
-        return settings
+    @cached_property
+    def settings(self) -> TraceSettings:
+        """How the run was set up; raises KeyError, ValueError or TypeError where that cannot be read."""
+        return TraceSettings.from_json(self.json["settings"])
 
 
 def load_json(path: Path) -> dict[str, Json]:

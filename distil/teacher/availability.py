@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from distil.errors import TeacherError, TeacherRefused
@@ -31,7 +31,7 @@ class OutagePolicy:
     num_failures: int = 5  # in a row, over all threads
     probe_pause_seconds: float = 1.0  # before the first probe; doubles from one to the next
     max_probe_pause_seconds: float = 30.0
-    max_outage_seconds: float = 1800.0
+    max_outage_seconds: float = field(kw_only=True)
 
 
 class Availability:

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TypeVar
 
 import openai
@@ -62,12 +62,13 @@ class TeacherSettings:
     api_base: str | None
     api_key: str = field(repr=False)
     model: str = ""
-    temperature: float = 0.7
-    max_tokens: int = 2048
-    timeout_seconds: float = 600.0
-    turn_timeout_seconds: float = 1800.0
+    _: KW_ONLY
+    temperature: float
+    max_tokens: int
+    timeout_seconds: float
+    turn_timeout_seconds: float
+    outage: OutagePolicy
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    outage: OutagePolicy = field(default_factory=OutagePolicy)
     token_field: str = "max_tokens"
     sends_temperature: bool = True
     sends_seed: bool = True

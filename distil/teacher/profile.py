@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from distil.pictures import Frame, ViewRule
+from distil.pictures import ViewRule
+from distil.records import Frame
 
 _QWEN25_RULE = ViewRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=28, factor_px=28)
 

@@ -38,11 +38,6 @@ class ProbeResult:
     settings: TeacherSettings
     sight_warning: str | None = None
 
-    @property
-    def seems_blind(self) -> bool:
-        """Whether the teacher answered and did not name the word in a picture."""
-        return PICTURES_DROPPED in (self.sight_warning or "")
-
     def as_dict(self) -> dict[str, Json]:
         """What the run record keeps, for `recalled_probe` in a later run."""
         settings = self.settings

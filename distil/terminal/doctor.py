@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +11,11 @@ from rich.text import Text
 from distil.doctor.findings import Examination
 from distil.doctor.interview import examine, list_models
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
-from distil.pictures import Frame
+from distil.flags import AUTO, DoctorFlags, TeacherFlags
+from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
-from distil.teacher.address import find_teacher, only_model, started
+from distil.teacher.address import Address, find_teacher, only_model, started
+from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
 
@@ -21,32 +23,20 @@ _READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
 _STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
 
 
-@dataclass(frozen=True)
-class DoctorOptions:
-    """The command line; the fields are the flags."""
-
-    sandbox: bool
-    api_base: str | None
-    model: str | None
-    coordinates: str
-    max_tokens: int
-    request_timeout_seconds: float
-
-
-def examine_all(options: DoctorOptions, console: Console) -> int:
+def examine_all(flags: DoctorFlags, console: Console) -> int:
     """Check what the flags name, each whatever becomes of the other; returns the worse exit code.
 
     Raises TeacherRefused or UsageError where no teacher can be asked, SandboxUnavailable where there is none.
     """
     unavailable: SandboxUnavailable | None = None
     exit_code = _READY
-    if options.sandbox:
+    if flags.sandbox:
         try:
             exit_code = show_sandbox(console)
         except SandboxUnavailable as error:
             unavailable = error
-    if options.api_base is not None or options.model is not None:
-        exit_code = max(exit_code, show_teacher(options, console))
+    if flags.names_teacher:
+        exit_code = max(exit_code, show_teacher(flags, console))
     if unavailable is not None:
         raise unavailable
     return exit_code
@@ -61,23 +51,18 @@ def show_sandbox(console: Console) -> int:
     return _READY
 
 
-def show_teacher(options: DoctorOptions, console: Console) -> int:
+def show_teacher(flags: DoctorFlags, console: Console) -> int:
     """Examine each replica of the teacher and show what was found: the worst exit code of them.
 
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
     TeacherRefused or UsageError where none can be asked.
     """
-    with started(find_teacher(options.api_base), console) as address:
-        settings = TeacherSettings(
-            address.api_base,
-            address.api_key,
-            max_tokens=options.max_tokens,
-            timeout_seconds=options.request_timeout_seconds,
-        )
+    with started(find_teacher(flags.api_base), console) as address:
+        settings = _settings(flags, address)
         exit_codes, refusals = [], []
         for api_base in address.api_bases:
             try:
-                exit_codes.append(_show_server(replace(settings, api_base=api_base), options, console))
+                exit_codes.append(_show_server(replace(settings, api_base=api_base), flags, console))
             except TeacherRefused as error:
                 refusals.append(error)
         if not exit_codes:
@@ -87,12 +72,26 @@ def show_teacher(options: DoctorOptions, console: Console) -> int:
         return max(*exit_codes, _NEEDS_ATTENTION if refusals else _READY)
 
 
-def _show_server(settings: TeacherSettings, options: DoctorOptions, console: Console) -> int:
+def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
+    """As a run asks by default, where the doctor has no flag of its own."""
+    of_a_run = TeacherFlags()
+    return TeacherSettings(
+        address.api_base,
+        address.api_key,
+        temperature=of_a_run.temperature,
+        max_tokens=flags.max_tokens,
+        timeout_seconds=flags.request_timeout_seconds,
+        turn_timeout_seconds=of_a_run.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=of_a_run.max_outage_seconds),
+    )
+
+
+def _show_server(settings: TeacherSettings, flags: DoctorFlags, console: Console) -> int:
     models = list_models(settings)
-    if options.model is None and models.problem is not None:
+    if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
-    settings = replace(settings, model=options.model or only_model(models.names, settings))
-    frame = None if options.coordinates == "auto" else Frame(options.coordinates)
+    settings = replace(settings, model=flags.model or only_model(models.names, settings))
+    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
     with console.status("Asking the teacher"):
         examination = examine(settings, models, frame)
     _say(console, f"Model: {settings.model} at {base_url_text(settings)}")

@@ -11,13 +11,11 @@ from rich.console import Console
 from rich.text import Text
 from tqdm import tqdm
 
-from distil.pictures import Frame
-from distil.records import Failure, Json, Outcome
+from distil.records import CropFrom, Failure, Frame, Json, Outcome
 from distil.spending.budget import Bill, Spent
 from distil.store.summary import TraceFacts, add_up, mapping_of
 from distil.teacher.slots import Level, LevelState
 from distil.terminal.traces import totals_table
-from distil.tools.base import CropFrom
 
 _MAX_BAD_SHARE = 0.2  # of a run's boxes; a teacher in the right frame overshoots now and then
 _MIN_BOXES = 5

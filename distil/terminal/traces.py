@@ -33,6 +33,7 @@ from distil.store.summary import (
     turn_text,
 )
 from distil.store.trace_file import load_json
+from distil.store.trace_settings import teacher_lines
 
 _SHORT_CHARS = 600
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
@@ -158,10 +159,8 @@ def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
         form = f"{image.get('mode')} {image.get('file_format')}"
         sent = _size_text(mapping_of(image.get("sent")))
         table.add_row("photo", _text(f"{_size_text(image)} {form}, sent as {sent}"))
-    if settings:
-        table.add_row("teacher", _text(f"{settings.get('model')} ({settings.get('tool_mode')} calls)"))
-    if settings.get("teacher_note"):
-        table.add_row("", _text(str(settings["teacher_note"])))
+    for heading, line in zip(("teacher", ""), teacher_lines(settings), strict=False):
+        table.add_row(heading, _text(line))
     for name, value in mapping_of(trace.get("sample_data")).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         table.add_row(_text(name), _text(_short(text)))

@@ -5,23 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Protocol
 
 from PIL import Image
 
 from distil.errors import ToolError
-from distil.pictures import Frame, find_grey_range
-from distil.records import Box, GreyRange, Json, Size
+from distil.pictures import find_grey_range
+from distil.records import Box, CropFrom, Frame, GreyRange, Json, Size
 
 MAX_RESULT_PIXELS = 64_000_000  # a chain of slanted rotations doubles the area each time
-
-
-class CropFrom(StrEnum):
-    """Which picture a zoom box refers to."""
-
-    CURRENT = "current"  # the one that the previous call made
-    ORIGINAL = "original"  # the photo, whatever was done since (DeepEyes, verl, Thyme)
 
 
 @dataclass(frozen=True, slots=True)

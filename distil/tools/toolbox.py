@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ViewRule, encode_sent, picture_facts
 from distil.records import Json, Observation, RawCall, SentPicture, ToolCall
-from distil.tools.base import BoxFrame, CropFrom, Scene, Tool, View
+from distil.tools.base import BoxFrame, Scene, Tool, View
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
 from distil.tools.zoom import ZoomTool
@@ -22,7 +22,6 @@ TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
 __all__ = [
     "TOOLS",
     "BoxFrame",
-    "CropFrom",
     "Executor",
     "Scene",
     "Tool",

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distil.errors import ToolError
-from distil.pictures import MAX_ASPECT_RATIO, Frame, box_to_pixels
-from distil.records import Box, Json
+from distil.pictures import MAX_ASPECT_RATIO, box_to_pixels
+from distil.records import Box, CropFrom, Frame, Json
 from distil.tools.base import (
     Applied,
     BoxFrame,
-    CropFrom,
     Resolved,
     Scene,
     View,

@@ -1,0 +1,420 @@
+"""Every flag once: its name, type, default and help, in the group that one room is handed whole.
+
+A group is a frozen dataclass. A field with a `Flag` is a flag, a field with a `Group` a group within; any
+other is a value that a command fixes. To add a flag, add its field here and read it where its group goes.
+Defaults stand here and nowhere else; a command has others by the group that it is made with (`distil.cli`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from distil.embedded.launch import NUM_SIGNS
+from distil.records import CropFrom, Frame, Json, OnChange, ToolMode
+from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
+from distil.spending.prices import FixedPrices, parse_prices
+
+AUTO = "auto"
+_NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
+
+GroupT = TypeVar("GroupT")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is given on the command line; `{default}` in `help` is its default.
+
+    `parse` reads the text, and raises ValueError or ArgumentTypeError, `from_json` what a run's record keeps.
+    A field of type bool needs neither.
+    """
+
+    help: str | None = None
+    metavar: str | None = None
+    parse: Callable[[str], object] = str
+    choices: Iterable[str] | None = None
+    from_json: Callable[[Json], object] = lambda value: value
+    is_positional: bool = False
+    is_required: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """A field that holds more flags, and their heading in the help."""
+
+    title: str
+
+
+def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
+    """Give a parser the flags of a group and of those within, with the values that it has as defaults."""
+    for name, stated in _stated(flags):
+        default = getattr(flags, name)
+        if isinstance(stated, Group):
+            add_flags(parser.add_argument_group(stated.title), default)
+        elif isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true", help=stated.help)
+        else:
+            _add_flag(parser, name, stated, default)
+
+
+def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
+    number = f"{default:g}" if isinstance(default, float) else default
+    kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
+    parser.add_argument(
+        name if flag.is_positional else f"--{name}",
+        type=flag.parse,
+        metavar=flag.metavar,
+        choices=flag.choices and tuple(map(str, flag.choices)),
+        help=flag.help and flag.help.replace("{default}", str(number)),
+        **kept,
+    )
+
+
+def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
+    """The group with what was given on the command line."""
+    given = {
+        name: read_flags(namespace, getattr(flags, name))
+        if isinstance(stated, Group)
+        else getattr(namespace, name)
+        for name, stated in _stated(flags)
+    }
+    return replace(flags, **given)  # type: ignore[type-var]
+
+
+def flags_json(flags: object) -> dict[str, Json]:
+    """All fields of a group and of those within, by name, as a run's record keeps them."""
+    values: dict[str, Json] = {}
+    groups = {name for name, stated in _stated(flags) if isinstance(stated, Group)}
+    for name, value in vars(flags).items():
+        if name in groups:
+            values |= flags_json(value)
+        else:
+            values[name] = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+    return values
+
+
+def flags_from_json(flags: GroupT, values: Mapping[str, Json]) -> GroupT:
+    """The group with the values of `flags_json`."""
+    stated = dict(_stated(flags))
+    given = {}
+    for name, value in vars(flags).items():
+        item = stated.get(name)
+        if isinstance(item, Group):
+            given[name] = flags_from_json(value, values)
+        else:
+            given[name] = values[name] if item is None else item.from_json(values[name])
+    return replace(flags, **given)  # type: ignore[type-var]
+
+
+def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
+    """The fields that are flags or groups, in their order."""
+    hints = get_type_hints(type(flags), include_extras=True)
+    for item in fields(flags):  # type: ignore[arg-type]
+        for stated in getattr(hints[item.name], "__metadata__", ()):
+            yield item.name, stated
+
+
+# --- what is read from a text ---
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be an amount above 0")
+    return value
+
+
+def _prices(text: str) -> FixedPrices:
+    try:
+        return parse_prices(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens") from None
+
+
+def _stored_prices(value: Json) -> FixedPrices | None:
+    return None if value is None else FixedPrices(**value)
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError("must be from 0 to 2")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return value
+
+
+# --- a run ---
+
+
+@dataclass(frozen=True)
+class SampleFlags:
+    """Which samples, where to, and how many at once."""
+
+    dataset_path: Annotated[
+        str | None,
+        Flag(
+            "save_to_disk folder (PATH:split for a DatasetDict), parquet / JSONL / CSV file, folder of "
+            "pictures, or hub name (default: drawn street signs)",
+            metavar="PATH",
+        ),
+    ] = None
+    num_samples: Annotated[int, Flag("0 for all (default: {default})", "N", _count)] = 10
+    order: Annotated[
+        str,
+        Flag(
+            "dataset, random, COLUMN or COLUMN:desc; a trace keeps its true row number (default: {default})",
+            metavar="ORDER",
+        ),
+    ] = "dataset"
+    seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=int)] = 0
+    output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
+    on_change: Annotated[
+        str,
+        Flag(
+            "what to do with traces in DIR that were made with other settings (default: refuse to run)",
+            choices=OnChange,
+        ),
+    ] = OnChange.REFUSE.value
+    retry_failed: Annotated[bool, Flag("only the samples that failed before")] = False
+    keep_going: Annotated[
+        bool, Flag("go on where the first 20 samples have no answer, or all tool calls fail")
+    ] = False
+    max_workers: Annotated[
+        int,
+        Flag(
+            "samples at once, and the ceiling of requests at once, whose number follows what the server "
+            "can take (default: {default})",
+            "K",
+            _positive,
+        ),
+    ] = 4
+    fixed_workers: Annotated[bool, Flag("K requests at once, whatever the server makes of them")] = False
+
+
+@dataclass(frozen=True)
+class TeacherFlags:
+    """Who is asked, for what, and how long is waited."""
+
+    api_base: Annotated[
+        str | None,
+        Flag(
+            "OpenAI-compatible server, several replicas of one, or 'embedded' (default: $OPENAI_BASE_URL; "
+            "its key: $OPENAI_API_KEY; with neither, the embedded sign reader)",
+            metavar="URL[,URL…]",
+        ),
+    ] = None
+    model: Annotated[str | None, Flag("(default: the server's only model)")] = None
+    temperature: Annotated[float, Flag("(default: {default})", parse=_temperature)] = 0.7
+    max_tokens: Annotated[int, Flag("of one turn (default: {default})", "N", _positive)] = 2048
+    request_timeout_seconds: Annotated[
+        float, Flag("of one attempt at a reply (default: {default})", "S", _seconds)
+    ] = 600.0
+    turn_timeout_seconds: Annotated[
+        float, Flag("of all attempts at one reply (default: {default})", "S", _seconds)
+    ] = 1800.0
+    sample_timeout_seconds: Annotated[
+        float,
+        Flag(
+            "of all turns of one sample; pauses that the server asks for are not counted "
+            "(default: {default})",
+            "S",
+            _seconds,
+        ),
+    ] = 7200.0
+    max_outage_seconds: Annotated[
+        float, Flag("how long a server that is down is waited for (default: {default})", "S", _seconds)
+    ] = 1800.0
+    system_prompt: Annotated[str | None, Flag("(default: You are a helpful assistant.)", "TEXT")] = None
+    user_prompt_file: Annotated[
+        str | None, Flag("a text file to ask instead of the standard prompt", "FILE")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ToolFlags:
+    """The tools, and how the teacher calls them and sees pictures."""
+
+    tools: Annotated[str, Flag("zoom,rotate,python_code or none (default: {default})", "NAMES")] = (
+        "zoom,rotate"
+    )
+    max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
+    tool_mode: Annotated[
+        str,
+        Flag(
+            "how tool calls are written; auto asks for one to find out (default: {default})",
+            choices=(AUTO, *_NATIVE_OR_TEXT),
+        ),
+    ] = AUTO
+    coordinates: Annotated[
+        str,
+        Flag(
+            "the frame of the teacher's boxes; auto goes by the model's name (default: {default})",
+            choices=(AUTO, *Frame),
+        ),
+    ] = AUTO
+    crop_from: Annotated[
+        str, Flag("the picture that boxes refer to (default: {default})", choices=CropFrom)
+    ] = CropFrom.CURRENT.value
+    image_max_pixels: Annotated[
+        int | None,
+        Flag(
+            "send pictures at no more than N pixels; crops are cut at full resolution all the same "
+            "(default: as the teacher's family needs)",
+            "N",
+            _positive,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CodeFlags:
+    """The bounds of model-written code."""
+
+    code_timeout: Annotated[float, Flag("seconds of a call (default: {default})", "S", _seconds)] = (
+        TIMEOUT_SECONDS
+    )
+    code_memory_mb: Annotated[int, Flag("memory of a call (default: {default})", "N", _positive)] = (
+        MEMORY_BYTES // 2**20
+    )
+    sandbox_workers: Annotated[
+        int | None, Flag("calls at once (default: one per processor)", "N", _positive)
+    ] = None
+    unsafe_exec: Annotated[
+        bool, Flag("DANGER: run model-written code without containment; recorded in every trace")
+    ] = False
+
+
+@dataclass(frozen=True)
+class BudgetFlags:
+    """What may be spent."""
+
+    max_cost_usd: Annotated[float | None, Flag(None, "USD", _amount)] = None
+    max_total_tokens: Annotated[int | None, Flag("prompt and completion", "N", _positive)] = None
+    max_calls: Annotated[int | None, Flag("without those that end in an error status", "N", _positive)] = None
+    price_per_million: Annotated[
+        FixedPrices | None,
+        Flag(
+            "USD per million tokens (default: as the extra 'prices' knows them)",
+            "IN,OUT[,CACHED_IN]",
+            _prices,
+            from_json=_stored_prices,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """All flags of a run, and what the command itself says of it."""
+
+    samples: Annotated[SampleFlags, Group("samples")] = field(default_factory=SampleFlags)
+    teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
+    tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
+    code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)
+    budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
+        default_factory=BudgetFlags
+    )
+    keep_pictures: bool = False
+    estimate_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class EstimateFlags(RunFlags):
+    """Those of a run, and how many samples to run."""
+
+    estimate_samples: Annotated[int | None, Flag("(default: {default})", "N", _positive)] = 8
+
+
+# --- the other commands ---
+
+_TRACES = Flag("a trace file or a folder of them", "PATH", Path, is_positional=True)
+
+
+@dataclass(frozen=True)
+class ViewFlags:
+    """The flags of `distil view`."""
+
+    path: Annotated[Path, _TRACES] = Path()
+    batch: Annotated[bool, Flag("totals over the folder")] = False
+    verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """The flags of `distil verify`."""
+
+    path: Annotated[Path, _TRACES] = Path()
+    dataset_path: Annotated[
+        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
+    ] = None
+    max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = os.cpu_count() or 1
+    verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
+
+
+@dataclass(frozen=True)
+class DoctorFlags:
+    """The flags of `distil doctor`."""
+
+    sandbox: Annotated[bool, Flag("the layers that contain code")] = False
+    api_base: Annotated[
+        str | None,
+        Flag(
+            "the teacher to examine with about ten small requests to each replica, or 'embedded' (its key: "
+            "$OPENAI_API_KEY)",
+            "URL[,URL…]",
+        ),
+    ] = None
+    model: Annotated[
+        str | None, Flag("(default: the server's only model; without --api_base at $OPENAI_BASE_URL)")
+    ] = None
+    coordinates: Annotated[
+        str,
+        Flag(
+            "the frame to tell the teacher; auto goes by the model's name (default: {default})",
+            choices=(AUTO, *Frame),
+        ),
+    ] = AUTO
+    max_tokens: Annotated[int, Flag("of one reply (default: {default})", "N", _positive)] = (
+        TeacherFlags.max_tokens
+    )
+    request_timeout_seconds: Annotated[float, Flag("of one request (default: {default})", "S", _seconds)] = (
+        120.0
+    )
+
+    @property
+    def names_teacher(self) -> bool:
+        """Whether there is a teacher to examine."""
+        return self.api_base is not None or self.model is not None
+
+
+@dataclass(frozen=True)
+class SignsFlags:
+    """The flags of `distil signs`."""
+
+    output_dir: Annotated[Path, Flag(None, "DIR", Path, is_required=True)] = Path()
+    num_rows: Annotated[int, Flag("(default: {default})", "N", _positive)] = NUM_SIGNS
+    seed: Annotated[int, Flag("(default: {default})", parse=int)] = 0

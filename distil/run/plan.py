@@ -1,0 +1,118 @@
+"""A run's plan: what was asked for and what was found, as pure data that another process can work by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from distil.flags import CodeFlags, RunFlags, TeacherFlags, flags_from_json, flags_json
+from distil.records import DatasetIdentity, Json, OnChange
+from distil.spending.tokens import PICTURES_DROPPED
+from distil.store.trace_file import RunFacts, versions_now
+from distil.store.trace_settings import CodeLimits, TraceSettings
+from distil.teacher.availability import OutagePolicy
+from distil.teacher.client import TeacherSettings, base_url_text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run does; what has to be open is opened from it (`distil.run.solver`).
+
+    It holds no key, but addresses as they were given, perhaps with a password: it is for workers, not to be
+    shown.
+    """
+
+    flags: RunFlags
+    dataset_path: str  # where it is opened from
+    dataset: DatasetIdentity
+    settings: TraceSettings
+    api_bases: tuple[str, ...]  # several are replicas of one server
+    api_base: str  # the one of them that was asked
+    output_dir: str  # may be another than was asked for
+    probe: Mapping[str, Json]  # what was asked before the first sample, as the run's record keeps it
+
+    @property
+    def on_change(self) -> OnChange:
+        """What to do with traces that were made with other settings."""
+        return OnChange(self.flags.samples.on_change)
+
+    @property
+    def sight_warning(self) -> str | None:
+        """Why the teacher seems not to see pictures, None where it does."""
+        warning: str | None = self.probe["sight_warning"]
+        return warning
+
+    @property
+    def seems_blind(self) -> bool:
+        """Whether the teacher answered and did not name the word in a picture."""
+        return PICTURES_DROPPED in (self.sight_warning or "")
+
+    @property
+    def shown_urls(self) -> str:
+        """The servers' addresses as they may be shown."""
+        return urls_text(self.teacher(""), self.api_bases)
+
+    def facts(self) -> RunFacts:
+        """What its traces share, with the versions of this process."""
+        return RunFacts(self.dataset, self.settings, versions_now())
+
+    def teacher(self, api_key: str) -> TeacherSettings:
+        """How the teacher is asked: as the traces say."""
+        settings = self.settings
+        return replace(
+            teacher_settings(self.flags.teacher, self.api_base, api_key),
+            model=settings.model,
+            token_field=settings.token_field,
+            sends_temperature=settings.temperature is not None,
+            sends_seed=settings.sends_seed,
+        )
+
+    def as_json(self) -> dict[str, Json]:
+        """As JSON values."""
+        return {
+            "flags": flags_json(self.flags),
+            "dataset_path": self.dataset_path,
+            "dataset": asdict(self.dataset),
+            "settings": self.settings.as_json(),
+            "api_bases": list(self.api_bases),
+            "api_base": self.api_base,
+            "output_dir": self.output_dir,
+            "probe": dict(self.probe),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> Plan:
+        """From what `as_json` gave."""
+        return cls(
+            flags=flags_from_json(RunFlags(), value["flags"]),
+            dataset_path=value["dataset_path"],
+            dataset=DatasetIdentity(**value["dataset"]),
+            settings=TraceSettings.from_json(value["settings"]),
+            api_bases=tuple(value["api_bases"]),
+            api_base=value["api_base"],
+            output_dir=value["output_dir"],
+            probe=value["probe"],
+        )
+
+
+def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> TeacherSettings:
+    """How a teacher is asked whose model is not settled yet."""
+    return TeacherSettings(
+        api_base=api_base,
+        api_key=api_key,
+        temperature=flags.temperature,
+        max_tokens=flags.max_tokens,
+        timeout_seconds=flags.request_timeout_seconds,
+        turn_timeout_seconds=flags.turn_timeout_seconds,
+        outage=OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+    )
+
+
+def code_limits(flags: CodeFlags) -> CodeLimits:
+    """What model-written code is held to."""
+    return CodeLimits(flags.code_timeout, flags.code_memory_mb * 2**20, flags.unsafe_exec)
+
+
+def urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+    """The servers' addresses as they may be shown."""
+    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)

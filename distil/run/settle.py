@@ -1,0 +1,233 @@
+"""What must be known before the first sample, asked and found: folder, model, profile, tool mode, prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from distil.errors import BudgetExceeded, UsageError
+from distil.flags import AUTO, RunFlags, ToolFlags
+from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
+from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
+from distil.run.solver import dataset_path, open_budget
+from distil.source.rows import Source
+from distil.store.folder import OutputFolder, first_free
+from distil.store.trace_settings import TraceSettings
+from distil.tasks import TASKS, Task
+from distil.teacher.address import Address, only_model
+from distil.teacher.client import TeacherSettings, check_reachable, first_reachable, load_model_names
+from distil.teacher.models import unlisted_warning
+from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
+from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
+from distil.tools.base import BoxFrame
+from distil.tools.python_code import PythonCodeTool
+from distil.tools.toolbox import load_tools
+
+TASK: Task = TASKS["geolocation"]
+_PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
+
+
+def read_user_prompt(path: str | None) -> str:
+    """What is asked of every photo: the text of a file, else the task's own; raises UsageError."""
+    if path is None:
+        return TASK.user_prompt
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--user_prompt_file {path}: {error}") from None
+    if not text:
+        raise UsageError(f"--user_prompt_file {path} is empty")
+    return text
+
+
+def settle(
+    flags: RunFlags, user_prompt: str, source: Source, address: Address, console: Console
+) -> tuple[Plan, OutputFolder]:
+    """The plan, and its folder, claimed; raises UsageError, TeacherRefused or FolderError.
+
+    The cheap checks come first: nothing is paid for a run that could not start.
+    """
+    output = OutputFolder(Path(flags.samples.output_dir))
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
+    teacher = first_reachable(teacher, address.api_bases, tell)
+    teacher, names = _with_model(teacher, flags.teacher.model, tell)
+    profile = _profile(teacher.model, flags.tools)
+    unlisted = unlisted_warning(teacher.model, names, profile)
+    if unlisted is not None:
+        console.print(Text(f"Warning: {unlisted}", style="yellow"), soft_wrap=True)
+    teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
+    settings = _unasked_settings(flags, user_prompt, profile, teacher)
+    settings = replace(settings, teacher_note=address.note)
+    settle_folder = partial(
+        _settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
+    )
+    output = settle_folder(output, settings, ignored=_PROBED)
+    probe = _settle_asking(flags, teacher, settings.prompt(), output, tell)
+    settings = _asked_settings(settings, probe)
+    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, console)
+    output = settle_folder(output, settings)
+    plan = Plan(
+        flags=flags,
+        dataset_path=dataset_path(flags.samples),
+        dataset=source.identity,
+        settings=settings,
+        api_bases=address.api_bases,
+        api_base=teacher.api_base or address.api_base,
+        output_dir=str(output.path),
+        probe=probe.as_dict(),
+    )
+    return plan, output
+
+
+def _profile(model: str, flags: ToolFlags) -> Profile:
+    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
+
+
+def _with_model(
+    teacher: TeacherSettings, model: str | None, tell: Callable[[str], None]
+) -> tuple[TeacherSettings, Sequence[str]]:
+    """The settings with the model to ask, and the models that the server lists: none where it has no list.
+
+    Raises TeacherRefused or UsageError.
+    """
+    if model is not None:
+        return replace(teacher, model=model), check_reachable(teacher, tell) or ()
+    names = load_model_names(teacher, tell)
+    return replace(teacher, model=only_model(names, teacher)), names
+
+
+def _unasked_settings(
+    flags: RunFlags, user_prompt: str, profile: Profile, teacher: TeacherSettings
+) -> TraceSettings:
+    """The settings as far as they are known before the teacher is asked."""
+    tools = load_tools(flags.tools.tools)
+    boxes = BoxFrame(profile.frame, CropFrom(flags.tools.crop_from))
+    runs_code = any(isinstance(tool, PythonCodeTool) for tool in tools)
+    system_prompt = flags.teacher.system_prompt
+    return TraceSettings(
+        task=TASK.name,
+        model=teacher.model,
+        profile=profile.name,
+        tool_mode=ToolMode.NONE,
+        coordinates=boxes.frame,
+        crop_from=boxes.crop_from,
+        temperature=teacher.temperature if teacher.sends_temperature else None,
+        max_tokens=teacher.max_tokens,
+        max_turns=flags.tools.max_turns,
+        seed=flags.samples.seed,
+        sends_seed=teacher.sends_seed,
+        view_rule=profile.rule,
+        states_size=profile.states_size and bool(tools),
+        system_prompt=TASK.system_prompt if system_prompt is None else system_prompt,
+        user_prompt=user_prompt,
+        tool_schemas=tuple(tool.schema(boxes) for tool in tools),
+        keep_pictures=flags.keep_pictures,
+        token_field=teacher.token_field,
+        code=code_limits(flags.code) if runs_code else None,
+    )
+
+
+def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSettings:
+    """The settings with what the teacher was found to take."""
+    asked = probe.settings
+    return replace(
+        settings,
+        tool_mode=probe.tool_mode,
+        temperature=asked.temperature if asked.sends_temperature else None,
+        sends_seed=asked.sends_seed,
+        token_field=asked.token_field,
+    )
+
+
+def _settle_folder(
+    output: OutputFolder,
+    settings: TraceSettings,
+    ignored: Sequence[str] = (),
+    *,
+    fingerprint: str,
+    on_change: OnChange,
+) -> OutputFolder:
+    """The folder to write to: for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
+
+    Raises UsageError where what it holds was made with other settings and nothing was said about it.
+    """
+    if on_change is OnChange.REFUSE:
+        output.refuse_changes(settings, fingerprint, ignored)
+    if on_change is OnChange.NEW:
+        return first_free(output, settings, fingerprint, ignored)
+    return output
+
+
+def _settle_asking(
+    flags: RunFlags,
+    teacher: TeacherSettings,
+    prompt: Prompt,
+    output: OutputFolder,
+    tell: Callable[[str], None],
+) -> ProbeResult:
+    """The tool mode, and the settings without the request fields that the server refuses.
+
+    In every mode the server is asked before the first sample, or remembered: a run never adapts.
+    """
+    budget = open_budget(flags.budget, teacher, output.spending)
+    earlier = _earlier_probe(flags.tools, teacher, prompt, output)
+    told = _told_tool_mode(flags.tools, prompt)
+    try:
+        if told is None:
+            return earlier or probe_tool_mode(teacher, prompt, budget, tell)
+        tool_mode, reason = told
+        if earlier is not None:
+            return replace(earlier, tool_mode=tool_mode, reason=reason)
+        return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
+    except BudgetExceeded as error:
+        raise UsageError(f"nothing can be asked within the budget, {error}") from None
+
+
+def _told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:
+    """The tool mode and why, None where the server has to be asked."""
+    if not prompt.tools:
+        return ToolMode.NONE, "no tools are offered"
+    if flags.tool_mode != AUTO:
+        return ToolMode(flags.tool_mode), "as --tool_mode says"
+    return None
+
+
+def _earlier_probe(
+    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, output: OutputFolder
+) -> ProbeResult | None:
+    """What the last run into the folder found out; the tool mode only if it asked, with the same tools."""
+    for record in output.earlier_runs[-1:]:
+        settings, asked = record.get("settings", {}), record.get("options", {})
+        asked_alike = asked.get("tool_mode") == AUTO and settings.get("tool_schemas") == list(prompt.tools)
+        if asked_alike or _told_tool_mode(flags, prompt) is not None:
+            return recalled_probe(teacher, record.get("probe", {}))
+    return None
+
+
+def _print_choices(
+    probe: ProbeResult,
+    urls: str,
+    profile: Profile,
+    console: Console,
+) -> None:
+    console.print(
+        f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
+        console.print(
+            "This model's family is not known: its boxes are taken as pixels (see --coordinates).",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if probe.sight_warning is not None:
+        console.print(Text(f"Warning: {probe.sight_warning}", style="yellow"), soft_wrap=True)

@@ -1,0 +1,91 @@
+"""What a run works with, opened from its flags or its plan: rows, sandbox, budget, teacher, toolbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from rich.console import Console
+from rich.text import Text
+
+from distil.embedded.launch import drawn_signs
+from distil.flags import BudgetFlags, RunFlags, SampleFlags
+from distil.records import Json, Prompt, ToolMode
+from distil.rollout import RolloutSettings
+from distil.run.plan import Plan, code_limits
+from distil.sandbox.sandbox import Sandbox
+from distil.source.rows import Source, open_source
+from distil.spending.budget import Budget, Limits
+from distil.spending.prices import find_prices
+from distil.store.spending import SpendingFile
+from distil.store.trace_settings import TraceSettings
+from distil.tasks import TASKS, Task
+from distil.teacher.client import OPENAI_URL, TeacherSettings
+from distil.teacher.replicas import ReplicatedTeacher
+from distil.teacher.slots import Level
+from distil.tools.python_code import Executor, PythonCodeTool
+from distil.tools.toolbox import load_tools
+
+
+@contextmanager
+def open_sandbox(flags: RunFlags, console: Console) -> Iterator[Sandbox | None]:
+    """The started sandbox where the code tool is offered; raises SandboxUnavailable, UsageError."""
+    if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(flags.tools.tools)):
+        yield None
+        return
+    limits = code_limits(flags.code)
+    bounds = (limits.timeout_seconds, limits.memory_bytes, flags.code.sandbox_workers)
+    with Sandbox(*bounds, unsafe=limits.unsafe_exec) as sandbox:
+        sandbox.start()
+        style = "bold red" if limits.unsafe_exec else ""
+        console.print(Text(sandbox.layers.text, style=style), soft_wrap=True)
+        yield sandbox
+
+
+def dataset_path(flags: SampleFlags) -> str:
+    """Where the dataset is opened from: without one, drawn street signs."""
+    return flags.dataset_path or drawn_signs()
+
+
+def open_rows(flags: SampleFlags, task: Task, console: Console) -> tuple[Source, Sequence[int]]:
+    """The dataset and the rows that are selected; raises SourceError."""
+    tell = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    source = open_source(dataset_path(flags), tell)
+    task.check_columns(source.columns)
+    indices = source.select(flags.order, flags.num_samples, flags.seed)
+    if flags.num_samples > len(source):
+        console.print(f"The dataset has {len(source)} rows: all of them are taken.", highlight=False)
+        if flags.dataset_path is None:
+            console.print("More street signs: distil signs --output_dir DIR --num_rows N", highlight=False)
+    return source, indices
+
+
+def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
+    """The budget of a folder; raises UsageError for a cost limit without prices."""
+    limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
+    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
+    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.append)
+
+
+def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> ReplicatedTeacher:
+    """The teacher of a plan, asked with `plan.teacher(key)`; a context manager."""
+    level = Level(plan.flags.samples.max_workers, plan.flags.samples.fixed_workers)
+    budget = open_budget(plan.flags.budget, teacher, spending)
+    return ReplicatedTeacher(teacher, plan.api_bases, offered_natively(plan.settings.prompt()), level, budget)
+
+
+def offered_natively(prompt: Prompt) -> Sequence[Json]:
+    """The tools that go into the request's own field."""
+    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+
+
+def rollout_settings(settings: TraceSettings, executor: Executor | None) -> RolloutSettings:
+    """What every rollout shares; code runs in `executor`."""
+    return RolloutSettings(
+        TASKS[settings.task],
+        settings.prompt(),
+        settings.toolbox(executor),
+        settings.max_turns,
+        settings.seed,
+    )

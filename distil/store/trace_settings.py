@@ -1,0 +1,149 @@
+"""What shaped a trace, and nothing that depends on the machine or the clock: written, read back, compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+
+from distil.pictures import ViewRule
+from distil.records import CropFrom, Frame, Json, Prompt, ToolMode
+from distil.tools.base import BoxFrame
+from distil.tools.python_code import Executor, PythonCodeTool
+from distil.tools.toolbox import Toolbox, all_tools
+
+_UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
+_MAX_SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True)
+class CodeLimits:
+    """What a run's code is held to."""
+
+    timeout_seconds: float
+    memory_bytes: int
+    unsafe_exec: bool
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """The settings of a trace, in the order in which it has them; field by field in docs/trace-format.md.
+
+    Traces of other versions may lack fields or have more: so what is stored is compared and hashed as it
+    stands in the file, and only what a replay needs has to be there.
+    """
+
+    task: str
+    model: str
+    profile: str
+    tool_mode: ToolMode
+    coordinates: Frame
+    crop_from: CropFrom
+    temperature: float | None  # None where it is not sent
+    max_tokens: int
+    max_turns: int
+    seed: int
+    sends_seed: bool
+    view_rule: ViewRule
+    states_size: bool
+    system_prompt: str
+    user_prompt: str
+    tool_schemas: tuple[Mapping[str, Json], ...]
+    keep_pictures: bool
+    token_field: str = "max_tokens"
+    code: CodeLimits | None = None  # None where no tool runs code
+    teacher_note: str | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """As a trace stores them."""
+        value = asdict(self) | {
+            "tool_mode": self.tool_mode.value,
+            "coordinates": self.coordinates.value,
+            "crop_from": self.crop_from.value,
+            "tool_schemas": list(self.tool_schemas),
+        }
+        return {name: item for name, item in value.items() if name not in _UNSAID or item != _UNSAID[name]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> TraceSettings:
+        """As a trace of any version has them; raises KeyError, ValueError or TypeError."""
+        schemas = tuple(value["tool_schemas"])
+        runs_code = PythonCodeTool.name in [schema["function"]["name"] for schema in schemas]
+        return cls(
+            task=value["task"],
+            model=value["model"],
+            profile=value.get("profile", ""),
+            tool_mode=ToolMode(value["tool_mode"]),
+            coordinates=Frame(value["coordinates"]),
+            crop_from=CropFrom(value["crop_from"]),
+            temperature=value.get("temperature"),
+            max_tokens=value.get("max_tokens", 0),
+            max_turns=value["max_turns"],
+            seed=value["seed"],
+            sends_seed=value.get("sends_seed", True),
+            view_rule=ViewRule(**value["view_rule"]),
+            states_size=bool(value["states_size"]),
+            system_prompt=value["system_prompt"],
+            user_prompt=value["user_prompt"],
+            tool_schemas=schemas,
+            keep_pictures=value["keep_pictures"],
+            token_field=value.get("token_field", _UNSAID["token_field"]),
+            code=_code_limits(value["code"]) if runs_code else None,
+            teacher_note=value.get("teacher_note"),
+        )
+
+    def sha256(self, fingerprint: str) -> str:
+        """The hash of everything that shapes a trace of the dataset with this fingerprint."""
+        return settings_sha256(self.as_json(), fingerprint)
+
+    def changes_from(self, stored: Mapping[str, Json], ignored: Collection[str] = ()) -> list[str]:
+        """What differs from settings as a trace or a run record has them, a text for each."""
+        ours = json.loads(json.dumps(self.as_json()))
+        names = [name for name in ours if stored.get(name) != ours[name]]
+        names += [name for name in stored if name not in ours]
+        return [
+            f"{name}: {short_json(stored.get(name))} then, {short_json(ours.get(name))} now"
+            for name in names
+            if name not in ignored
+        ]
+
+    def prompt(self) -> Prompt:
+        """What opens every conversation."""
+        return Prompt(
+            self.system_prompt, self.user_prompt, self.tool_schemas, self.tool_mode, self.states_size
+        )
+
+    def toolbox(self, executor: Executor | None = None) -> Toolbox:
+        """The tools that the teacher is offered, seeing pictures as it sees them; code runs in `executor`."""
+        tools = {tool.name: tool for tool in all_tools(executor)}
+        offered = tuple(tools[schema["function"]["name"]] for schema in self.tool_schemas)
+        boxes = BoxFrame(self.coordinates, self.crop_from)
+        return Toolbox(offered, boxes, self.view_rule, self.states_size)
+
+
+def _code_limits(value: Mapping[str, Json]) -> CodeLimits:
+    return CodeLimits(float(value["timeout_seconds"]), int(value["memory_bytes"]), bool(value["unsafe_exec"]))
+
+
+def teacher_lines(stored: Mapping[str, Json]) -> list[str]:
+    """What settings of any program's trace say of the teacher, for a person."""
+    lines = [f"{stored.get('model')} ({stored.get('tool_mode')} calls)"] if stored else []
+    return [*lines, str(stored["teacher_note"])] if stored.get("teacher_note") else lines
+
+
+def settings_sha256(settings: Mapping[str, Json], fingerprint: str) -> str:
+    """The hash of settings as they are stored with a dataset's fingerprint: equal ones are comparable."""
+    return json_sha256({"settings": settings, "fingerprint": fingerprint})
+
+
+def json_sha256(value: Json) -> str:
+    """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def short_json(value: Json) -> str:
+    """A value for a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
