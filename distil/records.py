@@ -37,14 +37,6 @@ class ToolMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A point on the globe in decimal degrees, latitude -90..90 and longitude -180..180."""
-
-    lat: float
-    lon: float
-
-
-@dataclass(frozen=True, slots=True)
 class DatasetIdentity:
     """What a trace records of its dataset; `path` is what `load_from_disk` takes, `source` what was given."""
 
@@ -98,9 +90,9 @@ class Sample:
     """One row to solve; `index` is its row number in the dataset, whatever the order or selection."""
 
     index: int
+    name: str  # for messages: which row of which dataset
     data: Mapping[str, Json]  # every column but the image, as JSON values
     picture: StoredPicture
-    truth: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,24 +156,27 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The reward of an answer; without one: score 0, distance 20000 km, `parse_success` false."""
+    """The reward of an answer, or of none: then `parse_success` is false.
 
-    score: float
-    distance_km: float
-    points: float
+    `details` are the task's own figures by the keys that a trace's `reward_score` has for them, in their
+    order; one called `parse_success` only says where that stands among them.
+    """
+
+    value: float
     parse_success: bool
-    accuracy_at_km: Mapping[int, float]  # 1.0 or 0.0 per radius
+    details: Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A finished sample: everything that a trace is written from."""
+    """A finished sample: everything that a trace is written from; truth and answer are the task's."""
 
     sample: Sample
+    truth: Mapping[str, Json]
     sent: SentPicture
     turns: tuple[Turn, ...]
     stop_reason: StopReason
-    answer: Place | None
+    answer: Mapping[str, Json] | None
     score: Score
 
 

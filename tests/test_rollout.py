@@ -51,7 +51,7 @@ def solve(
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
         settings = TeacherSettings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
-            sample = open_source(str(photos)).load(0, TASK)
+            sample = open_source(str(photos)).load(0)
             rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns))
     return rollout, server.requests
 
@@ -71,7 +71,7 @@ def test_the_opening_is_the_missions(photos: Path) -> None:
     assert [part["type"] for part in user["content"]] == ["image_url", "text"]
     assert user["content"][1]["text"] == TASK.user_prompt
     assert rollout.stop_reason is StopReason.ANSWERED
-    assert rollout.score.distance_km == pytest.approx(0)
+    assert rollout.score.details["distance@km"] == pytest.approx(0)
 
 
 def test_the_stored_jpeg_is_sent_as_it_is(photos: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_context_overflow_at_the_start_is_a_failure(photos: Path) -> None:
 def test_calls_beside_an_answer_are_run_first(photos: Path) -> None:
     rollout, _ = solve(photos, calls(zoom(0, 0, 64, 64), content=ANSWER), says("\\boxed{1, 2}"))
     assert len(rollout.turns) == 2
-    assert rollout.answer is not None and (rollout.answer.lat, rollout.answer.lon) == (1, 2)
+    assert rollout.answer == {"lat": 1, "lon": 2}
 
 
 def test_the_last_allowed_turn_ends_the_rollout(photos: Path) -> None:
@@ -282,7 +282,7 @@ def test_sizes_are_stated_where_the_profile_says_so(photos: Path) -> None:
     replies = [calls(zoom(0, 0, 64, 48)), says(ANSWER)]
     with ScriptedTeacher(lambda _: replies.pop(0)) as server:
         with Teacher(TeacherSettings(server.api_base, "EMPTY", model="m"), prompt.tools) as teacher:
-            sample = open_source(str(photos)).load(0, TASK)
+            sample = open_source(str(photos)).load(0)
             run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox))
     assert "640×480 pixels" in texts(server.requests[0]["messages"][1])
     assert "64×48 pixels" in texts(server.requests[1]["messages"][3])

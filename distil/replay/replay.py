@@ -28,7 +28,6 @@ from distil.store.trace_file import (
     CODE_TOOL,
     StoredTrace,
 )
-from distil.tasks import TASKS
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
 
@@ -165,7 +164,7 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
     SandboxUnavailable where there is code but nothing to run it in; compares nothing.
     """
-    sample = source.load(trace.sample_index, TASKS[trace.settings["task"]])
+    sample = source.load(trace.sample_index)
     toolbox = offered_toolbox(trace, executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     scene = Scene.start(sample.picture.image)

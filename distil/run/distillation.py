@@ -75,7 +75,7 @@ class RolloutSolver:
         started = time.perf_counter()
         turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
-        sample = self.run.job.source.load(index, self.run.job.task)
+        sample = self.run.job.source.load(index)
         journal = self.folder.journals.of(index, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
         with self.teacher.asking() as ask_teacher:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from distil import tasks
 from distil.embedded.launch import drawn_signs
 from distil.errors import BudgetExceeded, UsageError
 from distil.pictures import Frame
@@ -23,7 +24,7 @@ from distil.spending.prices import FixedPrices, find_prices
 from distil.store.folder import OnChange, OutputFolder, RunFolder, first_free, open_run_folder
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, versions_now
-from distil.tasks import TASKS, Task
+from distil.tasks.base import Task
 from distil.teacher.address import Address, only_model
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import (
@@ -131,7 +132,7 @@ def code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None]
 def read_job(options: Options, sandbox: Sandbox | None, console: Console) -> Job:
     """Open the dataset and read what the options name; raises UsageError or SourceError."""
     tools = load_tools(options.tools, sandbox)
-    task = TASKS["geolocation"]
+    task = tasks.TASKS[tasks.DEFAULT_TASK]
     user_prompt = _read_prompt(options.user_prompt_file, task.user_prompt)
     source = open_source(
         options.dataset_path or drawn_signs(),

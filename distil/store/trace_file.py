@@ -34,6 +34,7 @@ from distil.records import (
 )
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
+from distil.tasks import TASKS
 
 FORMAT = "distil-trace/1"
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
@@ -181,27 +182,22 @@ def _sent_json(sent: SentPicture) -> Json:
 
 
 def _score_json(score: Score) -> Json:
-    return {
-        "score": score.score,
-        "distance@km": score.distance_km,
-        "geoguessr@point": score.points,
-        "parse_success": score.parse_success,
-        **{f"acc@{radius}km": value for radius, value in score.accuracy_at_km.items()},
-    }
+    return {"score": score.value, **score.details, "parse_success": score.parse_success}
 
 
 def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
     calls = [call for turn in rollout.turns for call in turn.calls]
-    answer = rollout.answer
+    details = rollout.score.details
+    metrics = TASKS[run.settings["task"]].metrics
     return {
         "total_turns": len(rollout.turns),
         "num_tool_calls": len(calls),
         "parse_success": rollout.score.parse_success,
-        "distance_km": rollout.score.distance_km,
-        "score": rollout.score.score,
+        **{metric.metadata_name: details[metric.name] for metric in metrics if metric.metadata_name},
+        "score": rollout.score.value,
         "stop_reason": rollout.stop_reason.value,
-        "answer": None if answer is None else {"lat": answer.lat, "lon": answer.lon},
-        "truth": {"lat": rollout.sample.truth.lat, "lon": rollout.sample.truth.lon},
+        "answer": None if rollout.answer is None else dict(rollout.answer),
+        "truth": dict(rollout.truth),
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
         "recipe_restores": all("crop_from" not in call.arguments for call in calls),
