@@ -1,7 +1,8 @@
-"""The nouns that travel between the rooms: frozen, without behaviour, importing nothing of ours."""
+"""The nouns that travel between the rooms: frozen, almost without behaviour, importing nothing of ours."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,6 +35,56 @@ class ToolMode(StrEnum):
     NATIVE = "native"
     TEXT = "text"
     NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SampleId:
+    """Which sample: its row in the dataset, and which of the row's rollouts it is, counted from 0.
+
+    The one place that says how this is written. A row's first rollout is known by the row alone; a later one
+    has its number behind it. So a row's rollouts lie side by side in the order of names, and where each row
+    has but one, nothing says `rollout` anywhere.
+
+    | where                  | first rollout         | a later one                        |
+    |------------------------|-----------------------|------------------------------------|
+    | file name of its trace | `trace_00012.json`    | `trace_00012_r1.json`              |
+    | JSON                   | `{"sample_index": 12}`| `{"sample_index": 12, "rollout": 1}` |
+    | messages, seeds        | `12`                  | `12_r1`                            |
+    """
+
+    index: int
+    rollout: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.index}{self._later}"
+
+    @property
+    def file_part(self) -> str:
+        """What a file of this sample has in its name."""
+        return f"{self.index:05d}{self._later}"
+
+    @property
+    def _later(self) -> str:
+        return f"_r{self.rollout}" if self.rollout else ""
+
+    @classmethod
+    def from_file_part(cls, text: str) -> SampleId | None:
+        """The sample that a file is of, None where its name has another form."""
+        match = re.fullmatch(r"([0-9]+)(?:_r([0-9]+))?", text)
+        sample_id = None if match is None else cls(int(match[1]), int(match[2] or 0))
+        return sample_id if sample_id is not None and sample_id.file_part == text else None
+
+    def as_json(self) -> dict[str, Json]:
+        """The fields that name this sample in a JSON object."""
+        return {"sample_index": self.index} | ({"rollout": self.rollout} if self.rollout else {})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> SampleId:
+        """The sample that a JSON object is of; raises KeyError or TypeError where it does not say."""
+        sample_id = cls(value["sample_index"], value.get("rollout", 0))
+        if not all(type(number) is int for number in (sample_id.index, sample_id.rollout)):
+            raise TypeError(f"{sample_id!r} is no sample")
+        return sample_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +138,9 @@ class StoredPicture:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row to solve; `index` is its row number in the dataset, whatever the order or selection."""
+    """One row to solve; its number is that in the dataset, whatever the order or selection."""
 
-    index: int
+    id: SampleId
     name: str  # for messages: which row of which dataset
     data: Mapping[str, Json]  # every column but the image, as JSON values
     picture: StoredPicture
@@ -188,7 +239,7 @@ class Failure:
     how often the sample was tried; `turns_spent` the turns that were paid for and are kept for the next run.
     """
 
-    sample_index: int
+    sample_id: SampleId
     kind: str
     message: str
     status: int | None = None
@@ -201,7 +252,7 @@ class Failure:
 class Outcome(Generic[ResultT_co]):
     """What became of one sample: what `solve` returned, or a failure."""
 
-    sample_index: int
+    sample_id: SampleId
     result: ResultT_co | None
     failure: Failure | None
     stopped: str | None = None  # why it was not finished although it did not fail: the run ends early

@@ -17,6 +17,7 @@ from distil.records import (
     Reply,
     Rollout,
     Sample,
+    SampleId,
     SentPicture,
     StopReason,
     ToolCall,
@@ -54,7 +55,7 @@ def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
     stop: StopReason | None = None
     for number in range(1, settings.max_turns + 1):
         try:
-            reply = ask(conversation.messages, turn_seed(settings.seed, sample.index, number))
+            reply = ask(conversation.messages, turn_seed(settings.seed, sample.id, number))
         except ContextOverflow:
             if not conversation.turns:
                 raise
@@ -77,9 +78,9 @@ def stop_reason(reply: Reply) -> StopReason | None:
     return StopReason.REFUSED if reply.refusal and not reply.content else StopReason.ANSWERED
 
 
-def turn_seed(seed: int, sample_index: int, turn: int) -> int:
-    """The seed of one request: 31 bits that depend on the run's seed, the row and the turn alone."""
-    digest = hashlib.sha256(f"{seed}:{sample_index}:{turn}".encode()).digest()
+def turn_seed(seed: int, sample_id: SampleId, turn: int) -> int:
+    """The seed of one request: 31 bits that depend on the run's seed, the sample and the turn alone."""
+    digest = hashlib.sha256(f"{seed}:{sample_id}:{turn}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 

@@ -27,7 +27,7 @@ from scripted_teacher import ScriptedTeacher, is_probe, says
 from distil.cli import DOORS, add_run_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
-from distil.records import Outcome, Reply
+from distil.records import Outcome, Reply, SampleId
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
@@ -166,7 +166,7 @@ class Bench:
 
     def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
         try:
-            (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1, lambda _: None)
+            (outcome,) = run_samples([SampleId(row)], RolloutSolver(run, teacher), 1, lambda _: None)
             return outcome
         except FolderError as error:
             return error

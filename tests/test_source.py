@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 
 from distil.errors import DistilError, SampleError, SourceError
 from distil.pictures import Frame, ViewRule, picture_facts
-from distil.records import Json, Prompt, Reply, Sample
+from distil.records import Json, Prompt, Reply, Sample, SampleId
 from distil.rollout import RolloutSettings, run_rollout
 from distil.source.json_values import to_json
 from distil.source.rows import Source, open_source
@@ -61,7 +61,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def load(source: Source, index: int) -> Sample:
-    return source.load(index)
+    return source.load(SampleId(index))
 
 
 def truth(sample: Sample) -> Mapping[str, Json]:
@@ -72,7 +72,7 @@ def assert_the_four_rows(source: Source) -> None:
     assert len(source) == source.identity.num_rows == 4
     for index in range(4):
         sample = load(source, index)
-        assert sample.index == index
+        assert sample.id.index == index
         assert sample.picture.data == PHOTOS[index]
         assert tuple(truth(sample).values()) == PLACES[index]
         assert sample.data["city"] == f"city {index}"
@@ -352,8 +352,8 @@ def error_of(tmp_path: Path, bad: dict[str, Any], features: dict[str, Any] | Non
     source = open_source(str(saved(tmp_path / "photos", [good, {**good, **bad}, good], features)))
     with pytest.raises(SampleError) as caught:
         run_rollout(load(source, 1), asked_in_vain, SETTINGS)
-    assert load(source, 0).index == 0
-    assert load(source, 2).index == 2
+    assert load(source, 0).id.index == 0
+    assert load(source, 2).id.index == 2
     message = str(caught.value)
     assert "row 1 " in message
     assert "photos" in message
@@ -598,7 +598,7 @@ def test_a_selection_keeps_the_true_row_number(tmp_path: Path) -> None:
     source = open_source(str(saved(tmp_path / "photos", ROWS, CITY)))
     for index in source.select("city:desc", 2, 0):
         sample = load(source, index)
-        assert (sample.index, sample.data["city"]) == (index, f"city {index}")
+        assert (sample.id.index, sample.data["city"]) == (index, f"city {index}")
     assert source.select("city:desc", 2, 0) == [3, 2]
 
 
@@ -657,7 +657,7 @@ def test_a_class_label_is_written_by_its_name(tmp_path: Path) -> None:
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "data"))
     source = open_source(str(tmp_path / "data"))
-    assert [source.load(row).data["kind"] for row in (0, 1)] == ["field", None]
+    assert [source.load(SampleId(row)).data["kind"] for row in (0, 1)] == ["field", None]
 
 
 def parquet_of_pictures(folder: Path, photos: Path) -> str:
@@ -708,7 +708,7 @@ def test_load_from_disk_opens_the_path_that_traces_record(make: Any, photos: Pat
     assert source.identity.source.startswith(str(tmp_path))
     recipe = datasets.load_from_disk(source.identity.path)
     for index in (0, 7, 11):
-        assert same_pixels(recipe[index]["image"], source.load(index).picture.image)
+        assert same_pixels(recipe[index]["image"], source.load(SampleId(index)).picture.image)
         assert recipe[index]["city"] == f"city {index}"
     assert open_source(source.identity.source).identity == source.identity
 

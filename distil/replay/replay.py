@@ -153,7 +153,7 @@ class Sources:
             return None
         path = source.identity.path if self._override else str(trace.json["dataset_path"])
         try:
-            return self._saved.picture(path, trace.sample_index)
+            return self._saved.picture(path, trace.sample_id.index)
         except RecipeError as error:
             return error
 
@@ -164,7 +164,7 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
     SandboxUnavailable where there is code but nothing to run it in; compares nothing.
     """
-    sample = source.load(trace.sample_index)
+    sample = source.load(trace.sample_id)
     toolbox = offered_toolbox(trace, executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     scene = Scene.start(sample.picture.image)

@@ -92,9 +92,9 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
     """What the file itself shows, before anything of it is believed."""
     if not trace.is_unedited:
         return Verdict.EDITED_TRACE, "the trace's content does not fit its integrity_sha256"
-    name = trace_name(trace.sample_index)
+    name = trace_name(trace.sample_id)
     if trace.path.name != name:
-        return Verdict.INCONSISTENT, f"it is of row {trace.sample_index}, whose file is {name}"
+        return Verdict.INCONSISTENT, f"it is of row {trace.sample_id}, whose file is {name}"
     stored = trace.json["metadata"]["settings_sha256"]
     now = settings_sha256(trace.settings, trace.json["dataset"]["fingerprint"])
     if stored != now:
@@ -126,11 +126,11 @@ def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample,
     """The trace's row, with its picture as the recipe decodes it: so it is decoded once."""
     start = sources.recipe_start(trace, source)
     if isinstance(start, Image.Image):
-        sample = source.load(trace.sample_index, start)
+        sample = source.load(trace.sample_id, start)
         if sample.picture.facts == trace.facts:
             return sample, start
-        start = RecipeError(f"row {trace.sample_index} of dataset_path is another picture")
-    return source.load(trace.sample_index), start
+        start = RecipeError(f"row {trace.sample_id.index} of dataset_path is another picture")
+    return source.load(trace.sample_id), start
 
 
 class _RememberedRuns:
@@ -152,13 +152,13 @@ class _RememberedRuns:
 
 def _changed_row(trace: StoredTrace, sample: Sample) -> str | None:
     if sample.picture.file_sha256 != trace.file_sha256:
-        return f"row {trace.sample_index} now holds another picture file"
+        return f"row {trace.sample_id.index} now holds another picture file"
     stored, now = trace.json["sample_data"], json.loads(json.dumps(dict(sample.data)))
     others = dict.fromkeys(
         difference.path.split(".")[0].split("[")[0] for difference in differences(stored, now)
     )
     if others:
-        return f"row {trace.sample_index} now has other values in: {', '.join(others)}"
+        return f"row {trace.sample_id.index} now has other values in: {', '.join(others)}"
     return None
 
 

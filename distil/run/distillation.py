@@ -13,7 +13,7 @@ import openai
 from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
-from distil.records import Failure, Json, Outcome, Reply
+from distil.records import Failure, Json, Outcome, Reply, SampleId
 from distil.rollout import run_rollout
 from distil.run.preparation import (
     Options,
@@ -68,15 +68,15 @@ class RolloutSolver:
         options = run.job.options
         self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
 
-    def solve(self, index: int) -> Solved:
+    def solve(self, sample_id: SampleId) -> Solved:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
         if self.halt is not None:
             raise RunHalted(self.halt)
         started = time.perf_counter()
         turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
-        sample = self.run.job.source.load(index)
-        journal = self.folder.journals.of(index, sample.picture.file_sha256)
+        sample = self.run.job.source.load(sample_id)
+        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
         with self.teacher.asking() as ask_teacher:
 
@@ -97,7 +97,7 @@ class RolloutSolver:
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
-        self.folder.write_timing(index, seconds, turn_seconds)
+        self.folder.write_timing(sample_id, seconds, turn_seconds)
         self.spending.append(self._spending(trace, seconds))
         self.tally.add(signs_of(trace), is_resumed)
         return solved_from_trace(trace, trace_facts(trace))
@@ -126,20 +126,21 @@ def _sum(values: Sequence[float | None]) -> float | None:
 class _Collected:
     """What has come of the samples so far."""
 
-    solved: dict[int, Solved] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
+    solved: dict[SampleId, Solved] = field(default_factory=dict)
+    failures: dict[SampleId, Failure] = field(default_factory=dict)
     stopped_by: str | None = None
     started: float = field(default_factory=time.monotonic)
 
 
 def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     options, folder = run.job.options, run.folder
-    done = folder.finished(run.job.indices)
-    left = [index for index in run.job.indices if index not in done]
+    wanted = _sample_ids(run)
+    done = folder.finished(wanted)
+    left = [sample_id for sample_id in wanted if sample_id not in done]
     if options.retry_failed:
         failed_before = folder.failed()
-        left = [index for index in left if index in failed_before]
-    todo, resumed = left, set[int]()
+        left = [sample_id for sample_id in left if sample_id in failed_before]
+    todo, resumed = left, set[SampleId]()
     if options.estimate_samples is not None:
         resumed = _resumed(folder, left)
         todo = choose_samples(left, resumed, options.estimate_samples)
@@ -163,7 +164,7 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     folder.close()  # not where threads may still write
     print_summary(totals, console)
     if options.estimate_samples is not None:
-        num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
+        num_samples, num_resumed = len(wanted), len(resumed.intersection(todo))
         selection = Selection(num_samples, num_samples - len(done), options.max_workers)
         is_cut_off = got.stopped_by not in (None, solver.halt)
         measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
@@ -171,10 +172,15 @@ def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
     return 1 if got.failures or got.stopped_by else 0
 
 
-def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
-    """The rows that go on from turns of an earlier run."""
-    states = {index: folder.journals.state(index) for index in left}
-    return {index for index, state in states.items() if state and state.is_ours and state.num_turns}
+def _sample_ids(run: Run) -> list[SampleId]:
+    """The samples that were asked for, in their order."""
+    return [SampleId(index) for index in run.job.indices]
+
+
+def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
+    """The samples that go on from turns of an earlier run."""
+    states = {sample_id: folder.journals.state(sample_id) for sample_id in left}
+    return {sample_id for sample_id, state in states.items() if state and state.is_ours and state.num_turns}
 
 
 def _measured(
@@ -195,17 +201,17 @@ def _measured(
     )
 
 
-def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
-    """Solve the rows; `got` grows with each that ends, whatever ends the run."""
+def _solve(todo: Sequence[SampleId], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
+    """Solve the samples; `got` grows with each that ends, whatever ends the run."""
     with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.result is not None:
-                got.solved[outcome.sample_index] = outcome.result
+                got.solved[outcome.sample_id] = outcome.result
             if outcome.failure is not None:
-                got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
+                got.failures[outcome.sample_id] = solver.folder.write_failure(outcome.failure)
             if outcome.stopped is not None:
                 got.stopped_by = got.stopped_by or outcome.stopped
             else:
@@ -218,11 +224,11 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
 def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
     """Bring ledger and run record up to date; returns what the run came to."""
     run, teacher = solver.run, solver.teacher
-    failures = [got.failures[index] for index in sorted(got.failures)]
+    failures = [got.failures[sample_id] for sample_id in sorted(got.failures)]
     run.folder.write_failures(got.solved.keys(), failures)
     totals = RunTotals(
         folder=run.folder.path,
-        facts=[got.solved[index].facts for index in run.job.indices if index in got.solved],
+        facts=[got.solved[sample_id].facts for sample_id in _sample_ids(run) if sample_id in got.solved],
         failures=failures,
         num_skipped=num_skipped,
         seconds=time.monotonic() - got.started,
@@ -259,7 +265,7 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "settings_sha256": run.facts.settings_sha256,
         "versions": {**run.facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
         "sandbox": run.job.sandbox.layers.as_dict() if run.job.sandbox is not None else None,
-        "num_samples": len(run.job.indices),
+        "num_samples": len(_sample_ids(run)),
         "num_skipped": num_skipped,
     }
 

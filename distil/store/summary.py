@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distil.errors import DistilError
-from distil.records import Json
+from distil.records import Json, SampleId
 from distil.spending.prices import token_count
 from distil.tasks import TASKS, task_of
 from distil.tasks.base import Metric, Rows
@@ -22,7 +22,7 @@ from distil.tasks.base import Metric, Rows
 class TraceFacts:
     """One trace's figures; None where the trace does not say."""
 
-    sample_index: int
+    sample_id: SampleId
     task: str
     parse_success: bool
     metrics: Mapping[str, float]  # by the names of the task's metrics
@@ -112,7 +112,7 @@ def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
     return TraceFacts(
-        sample_index=_int(trace.get("sample_index")) or 0,
+        sample_id=SampleId(_int(trace.get("sample_index")) or 0, _int(trace.get("rollout")) or 0),
         task=task.name,
         parse_success=parse_success,
         metrics={metric.name: _stated(metric, reward, metadata) for metric in task.metrics},

@@ -26,6 +26,7 @@ from distil.records import (
     RawCall,
     Reply,
     Rollout,
+    SampleId,
     Score,
     SentPicture,
     ToolCall,
@@ -57,9 +58,9 @@ class RunFacts:
         return settings_sha256(self.settings, self.dataset.fingerprint)
 
 
-def trace_name(sample_index: int) -> str:
-    """The file name of a row's trace."""
-    return f"trace_{sample_index:05d}.json"
+def trace_name(sample_id: SampleId) -> str:
+    """The file name of a sample's trace."""
+    return f"trace_{sample_id.file_part}.json"
 
 
 def versions_now() -> dict[str, str]:
@@ -84,7 +85,7 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
     trace: dict[str, Json] = {
         "format": FORMAT,
         "dataset_path": run.dataset.path,
-        "sample_index": sample.index,
+        **sample.id.as_json(),
         "sample_data": dict(sample.data),
         "conversation_log": [_turn_json(turn) for turn in rollout.turns],
         "tool_calls_log": [
@@ -256,7 +257,7 @@ class StoredTrace:
     source: str
     dataset_kind: str
     split: str | None
-    sample_index: int
+    sample_id: SampleId
     file_sha256: str
     facts: PictureFacts
     sent_sha256: str
@@ -326,7 +327,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
         source=value["dataset"]["source"],
         dataset_kind=value["dataset"]["kind"],
         split=value["dataset"]["split"],
-        sample_index=int(value["sample_index"]),
+        sample_id=SampleId.from_json(value),
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),
         sent_sha256=value["image"]["sent"]["sha256"],

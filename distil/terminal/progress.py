@@ -133,7 +133,7 @@ class Progress:
         if outcome.result is None:
             self._failed += 1
             if outcome.failure is not None and self._failed <= _SHOWN_FAILURES:
-                self._bar.write(f"sample {outcome.sample_index} failed: {outcome.failure.message}")
+                self._bar.write(f"sample {outcome.sample_id} failed: {outcome.failure.message}")
         else:
             facts = outcome.result.facts
             self._scores.append(facts.score)

@@ -133,7 +133,7 @@ def _list_table(facts: Sequence[TraceFacts]) -> Table:
         table.add_column(name, justify="left" if name == "ended by" else "right")
     for item in facts:
         table.add_row(
-            str(item.sample_index),
+            str(item.sample_id),
             *(_metric_cell(metric, item) for metric in metrics),
             f"{item.score:.3f}",
             str(item.turns),
@@ -152,9 +152,7 @@ def _metric_cell(metric: Metric, facts: TraceFacts) -> str:
 
 def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
     facts = trace_facts(trace)
-    console.print(
-        Panel(_sample_table(trace, facts), title=f"sample {facts.sample_index}", title_align="left")
-    )
+    console.print(Panel(_sample_table(trace, facts), title=f"sample {facts.sample_id}", title_align="left"))
     calls = trace_calls(trace)
     for number, turn in enumerate(trace_turns(trace), start=1):
         console.print(_turn_panel(turn, number, calls, verbose))
@@ -166,7 +164,7 @@ def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> N
 
 def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table = _plain_table()
-    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
+    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_id.index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
     if image:
         form = f"{image.get('mode')} {image.get('file_format')}"
