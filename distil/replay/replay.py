@@ -24,10 +24,7 @@ from distil.replay.rebuild import (
 from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
-from distil.store.trace_file import (
-    CODE_TOOL,
-    StoredTrace,
-)
+from distil.store.trace_file import StoredTrace
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
 
@@ -88,8 +85,8 @@ class Executors:
             sandbox.close()
 
     def of(self, trace: StoredTrace) -> Sandbox | None:
-        """The sandbox for a trace's code, or None where it offered no code tool."""
-        if CODE_TOOL not in [schema["function"]["name"] for schema in trace.settings["tool_schemas"]]:
+        """The sandbox for a trace's code, or None where it offered no tool that runs code."""
+        if not any(tool.runs_code for tool in offered_toolbox(trace).tools):
             return None
         code = trace.settings["code"]
         limits = CodeSettings(float(code["timeout_seconds"]), int(code["memory_bytes"]))

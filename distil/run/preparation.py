@@ -39,7 +39,6 @@ from distil.teacher.models import unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
 from distil.tools.base import BoxFrame, CropFrom, Tool
-from distil.tools.python_code import PythonCodeTool
 from distil.tools.toolbox import Toolbox, load_tools
 
 _PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
@@ -116,8 +115,8 @@ class Run:
 
 @contextmanager
 def code_sandbox(options: Options, console: Console) -> Iterator[Sandbox | None]:
-    """The started sandbox where the code tool is offered; raises SandboxUnavailable."""
-    if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(options.tools)):
+    """The started sandbox where a tool that runs code is offered; raises SandboxUnavailable."""
+    if not any(tool.runs_code for tool in load_tools(options.tools)):
         yield None
         return
     memory_bytes = options.code_memory_mb * 2**20

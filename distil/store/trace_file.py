@@ -36,11 +36,11 @@ from distil.records import (
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
 from distil.tasks import TASKS
+from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
-CODE_TOOL = "python_code_tool"
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def _call_not_run(call: RawCall) -> Json:
 
 
 def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
-    observation = call.observation
+    observation, tool = call.observation, find_tool(call.raw.name)
     entry: dict[str, Json] = {"turn": turn, "tool_name": call.raw.name}
-    if call.raw.name == CODE_TOOL and "code" in call.arguments:
+    if tool is not None and tool.runs_code and "code" in call.arguments:
         entry["code"] = call.arguments["code"]
     else:
         entry["tool_arguments"] = dict(call.arguments)
@@ -201,11 +201,16 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
         "truth": dict(rollout.truth),
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
-        "recipe_restores": all("crop_from" not in call.arguments for call in calls),
+        "recipe_restores": all(map(_restores, calls)),
         "tokens": total_tokens([turn.reply.usage for turn in rollout.turns]),
         "settings_sha256": run.settings_sha256,
         "versions": dict(run.versions),
     }
+
+
+def _restores(call: ToolCall) -> bool:
+    tool = find_tool(call.raw.name)
+    return tool is None or tool.restores(call.arguments)
 
 
 def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
