@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from distil.records import Reply, ToolMode
+from distil.records import Reply, SampleId, ToolMode
 from distil.store.journal import Ask, Journals
 
 TURNS_A_SAMPLE = 4
@@ -49,7 +49,7 @@ def _rate(num_samples: int, turn_seconds: float, num_workers: int, is_durable: b
         journals = Journals(Path(folder), "settings")
 
         def solve(index: int) -> None:
-            journal = journals.of(index, "file")
+            journal = journals.of(SampleId(index), "file")
             ask = (
                 journal.journaled(_answer_after(turn_seconds)) if is_durable else _answer_after(turn_seconds)
             )

@@ -1,7 +1,8 @@
-"""The nouns that travel between the rooms: frozen, without behaviour, importing nothing of ours."""
+"""The nouns that travel between the rooms: frozen, almost without behaviour, importing nothing of ours."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -62,12 +63,54 @@ class OnChange(StrEnum):
     REDO = "redo"  # make them again
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A point on the globe in decimal degrees, latitude -90..90 and longitude -180..180."""
+@dataclass(frozen=True, slots=True, order=True)
+class SampleId:
+    """Which sample: its row in the dataset, and which of the row's rollouts it is, counted from 0.
 
-    lat: float
-    lon: float
+    The one place that says how this is written. A row's first rollout is known by the row alone; a later one
+    has its number behind it. So a row's rollouts lie side by side in the order of names, and where each row
+    has but one, nothing says `rollout` anywhere.
+
+    | where                  | first rollout         | a later one                        |
+    |------------------------|-----------------------|------------------------------------|
+    | file name of its trace | `trace_00012.json`    | `trace_00012_r1.json`              |
+    | JSON                   | `{"sample_index": 12}`| `{"sample_index": 12, "rollout": 1}` |
+    | messages, seeds        | `12`                  | `12_r1`                            |
+    """
+
+    index: int
+    rollout: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.index}{self._later}"
+
+    @property
+    def file_part(self) -> str:
+        """What a file of this sample has in its name."""
+        return f"{self.index:05d}{self._later}"
+
+    @property
+    def _later(self) -> str:
+        return f"_r{self.rollout}" if self.rollout else ""
+
+    @classmethod
+    def from_file_part(cls, text: str) -> SampleId | None:
+        """The sample that a file is of, None where its name has another form."""
+        match = re.fullmatch(r"([0-9]+)(?:_r([0-9]+))?", text)
+        sample_id = None if match is None else cls(int(match[1]), int(match[2] or 0))
+        return sample_id if sample_id is not None and sample_id.file_part == text else None
+
+    def as_json(self) -> dict[str, Json]:
+        """The fields that name this sample in a JSON object."""
+        return {"sample_index": self.index} | ({"rollout": self.rollout} if self.rollout else {})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> SampleId:
+        """The sample that a JSON object is of; raises KeyError or TypeError where it does not say."""
+        sample_id = cls(value["sample_index"], value.get("rollout", 0))
+        if not all(type(number) is int for number in (sample_id.index, sample_id.rollout)):
+            raise TypeError(f"{sample_id!r} is no sample")
+        return sample_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +164,12 @@ class StoredPicture:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row to solve; `index` is its row number in the dataset, whatever the order or selection."""
+    """One row to solve; its number is that in the dataset, whatever the order or selection."""
 
-    index: int
+    id: SampleId
+    name: str  # for messages: which row of which dataset
     data: Mapping[str, Json]  # every column but the image, as JSON values
     picture: StoredPicture
-    truth: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,24 +233,27 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The reward of an answer; without one: score 0, distance 20000 km, `parse_success` false."""
+    """The reward of an answer, or of none: then `parse_success` is false.
 
-    score: float
-    distance_km: float
-    points: float
+    `details` are the task's own figures by the keys that a trace's `reward_score` has for them, in their
+    order; one called `parse_success` only says where that stands among them.
+    """
+
+    value: float
     parse_success: bool
-    accuracy_at_km: Mapping[int, float]  # 1.0 or 0.0 per radius
+    details: Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A finished sample: everything that a trace is written from."""
+    """A finished sample: everything that a trace is written from; truth and answer are the task's."""
 
     sample: Sample
+    truth: Mapping[str, Json]
     sent: SentPicture
     turns: tuple[Turn, ...]
     stop_reason: StopReason
-    answer: Place | None
+    answer: Mapping[str, Json] | None
     score: Score
 
 
@@ -219,7 +265,7 @@ class Failure:
     how often the sample was tried; `turns_spent` the turns that were paid for and are kept for the next run.
     """
 
-    sample_index: int
+    sample_id: SampleId
     kind: str
     message: str
     status: int | None = None
@@ -232,7 +278,7 @@ class Failure:
 class Outcome(Generic[ResultT_co]):
     """What became of one sample: what `solve` returned, or a failure."""
 
-    sample_index: int
+    sample_id: SampleId
     result: ResultT_co | None
     failure: Failure | None
     stopped: str | None = None  # why it was not finished although it did not fail: the run ends early

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distil.errors import ContextOverflow
+from distil.errors import ContextOverflow, SampleError
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import (
+    Json,
     Observation,
-    Place,
     Prompt,
     Reply,
     Rollout,
     Sample,
+    SampleId,
     SentPicture,
     StopReason,
     ToolCall,
     Turn,
 )
-from distil.tasks import Task
+from distil.tasks.base import Task
 from distil.tools.base import Scene
 from distil.tools.toolbox import Toolbox
 
@@ -45,12 +46,16 @@ class RolloutSettings:
 
 
 def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
-    """Solve one sample; raises what `ask` raises, but a context overflow ends a sample that has turns."""
+    """Solve one sample; raises what `ask` raises, but a context overflow ends a sample that has turns.
+
+    Raises SampleError before anything is asked where the row has no truth.
+    """
+    truth = _truth(sample, settings.task)
     conversation = Conversation.start(sample, settings)
     stop: StopReason | None = None
     for number in range(1, settings.max_turns + 1):
         try:
-            reply = ask(conversation.messages, turn_seed(settings.seed, sample.index, number))
+            reply = ask(conversation.messages, turn_seed(settings.seed, sample.id, number))
         except ContextOverflow:
             if not conversation.turns:
                 raise
@@ -61,7 +66,7 @@ def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
         conversation.append(Turn(number, reply, calls))
         if stop:
             break
-    return _finish(conversation, stop or StopReason.MAX_TURNS, settings.task)
+    return _finish(conversation, stop or StopReason.MAX_TURNS, settings.task, truth)
 
 
 def stop_reason(reply: Reply) -> StopReason | None:
@@ -73,9 +78,9 @@ def stop_reason(reply: Reply) -> StopReason | None:
     return StopReason.REFUSED if reply.refusal and not reply.content else StopReason.ANSWERED
 
 
-def turn_seed(seed: int, sample_index: int, turn: int) -> int:
-    """The seed of one request: 31 bits that depend on the run's seed, the row and the turn alone."""
-    digest = hashlib.sha256(f"{seed}:{sample_index}:{turn}".encode()).digest()
+def turn_seed(seed: int, sample_id: SampleId, turn: int) -> int:
+    """The seed of one request: 31 bits that depend on the run's seed, the sample and the turn alone."""
+    digest = hashlib.sha256(f"{seed}:{sample_id}:{turn}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
@@ -123,13 +128,20 @@ def _encode(message: Message) -> bytes:
     return json.dumps(message).encode()
 
 
-def _finish(conversation: Conversation, stop: StopReason, task: Task) -> Rollout:
-    answer = _answer(conversation.turns[-1].reply, stop, task)
-    score = task.score(answer, conversation.sample.truth)
-    return Rollout(conversation.sample, conversation.sent, tuple(conversation.turns), stop, answer, score)
+def _truth(sample: Sample, task: Task) -> Mapping[str, Json]:
+    try:
+        return task.truth(sample.data)
+    except SampleError as error:
+        raise SampleError(f"{sample.name}: {error}") from None
 
 
-def _answer(reply: Reply, stop: StopReason, task: Task) -> Place | None:
+def _finish(conversation: Conversation, stop: StopReason, task: Task, truth: Mapping[str, Json]) -> Rollout:
+    answer, turns = _answer(conversation.turns[-1].reply, stop, task), tuple(conversation.turns)
+    score = task.score(answer, truth)
+    return Rollout(conversation.sample, truth, conversation.sent, turns, stop, answer, score)
+
+
+def _answer(reply: Reply, stop: StopReason, task: Task) -> Mapping[str, Json] | None:
     """The answer in the last turn; a turn that was cut off or refused has none."""
     if stop in (StopReason.ANSWERED, StopReason.MAX_TURNS, StopReason.CONTEXT_OVERFLOW):
         return task.parse_answer(reply.content)

@@ -27,7 +27,7 @@ from scripted_teacher import ScriptedTeacher, is_probe, says
 from distil.errors import FolderError
 from distil.flags import RunFlags, add_flags, read_flags
 from distil.pictures import picture_facts
-from distil.records import Outcome, Reply
+from distil.records import Outcome, Reply, SampleId
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
@@ -186,7 +186,7 @@ class Bench:
     def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
         try:
             solver = RolloutSolver(run.plan, run.source, run.folder, teacher, run.sandbox)
-            (outcome,) = run_samples([row], solver, 1, lambda _: None)
+            (outcome,) = run_samples([SampleId(row)], solver, 1, lambda _: None)
             return outcome
         except FolderError as error:
             return error

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from distil.tools.toolbox import all_tools
+from distil.tools.zoom import BOX_ARGUMENT
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distil"
@@ -136,3 +140,88 @@ def test_help_waits_for_nothing_heavy() -> None:
     code = f"import sys, distil.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# What only the one task that there is may speak of: words of a name or of a text in the code.
+WORDS_OF_A_TASK = frozenset(
+    [
+        "km",
+        "haversine",
+        "geoguessr",
+        "geolocation",
+        "lat",
+        "lon",
+        "latitude",
+        "longitude",
+        "distance",
+        "radius",
+        "radii",
+    ]
+)
+NAMES_OF_A_TASK = frozenset({"Place", "points"})  # as whole names: other places and points there are many
+TOOL_WORDS = frozenset({*(tool.name for tool in all_tools()), BOX_ARGUMENT})
+TOOL_CLASSES = frozenset(type(tool).__name__ for tool in all_tools())
+
+
+def names_of(tree: ast.AST) -> set[str]:
+    """Every name that code defines, takes or asks for."""
+    found = set()
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "asname"):
+            name = getattr(node, field, None)
+            found |= {name} if isinstance(name, str) else set()
+    return found
+
+
+def texts_of(tree: ast.AST) -> set[str]:
+    """Every text that is not a docstring."""
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements
+    ]
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a name or a text: `distance_km`, `distance@km` and `DistanceKm` have two."""
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()))
+
+
+def words_in(texts: set[str]) -> set[str]:
+    return set().union(*map(words_of, texts))
+
+
+PIPELINE = [path for path in MODULES if not is_of_embedded_teacher(path)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PIPELINE if room_of(path) != "tasks"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_nothing_outside_the_tasks_speaks_of_places_or_kilometres(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not WORDS_OF_A_TASK & words_in(names_of(tree))
+    assert not NAMES_OF_A_TASK & names_of(tree)
+    assert not (WORDS_OF_A_TASK | {"points"}) & words_in(texts_of(tree))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PIPELINE if room_of(path) != "tools"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_nothing_outside_the_tools_asks_for_one_by_name(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {word for text in texts_of(tree) for word in TOOL_WORDS if word in text}
+    used = TOOL_CLASSES & names_of(tree)
+    assert used <= ({"ZoomTool"} if room_of(path) == "doctor" else set()), "the doctor alone asks by a tool"
+
+
+def test_the_words_of_tasks_and_tools_are_found_where_they_are() -> None:
+    task = ast.parse((PACKAGE / "tasks" / "geolocation.py").read_text(encoding="utf-8"))
+    assert words_in(names_of(task) | texts_of(task)) >= WORDS_OF_A_TASK | {"points"}
+    assert "Place" in names_of(task)
+    tools = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES if room_of(path) == "tools"]
+    assert set().union(*map(texts_of, tools)) >= TOOL_WORDS
+    assert set().union(*map(names_of, tools)) >= TOOL_CLASSES

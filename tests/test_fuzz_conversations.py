@@ -24,7 +24,7 @@ from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
-from distil.records import Failure, Outcome
+from distil.records import Failure, Outcome, SampleId
 from distil.sandbox.sandbox import Sandbox
 from distil.terminal.progress import Solved
 
@@ -110,7 +110,7 @@ def check(bench: Bench, case: Case) -> str:
     run = bench.run_with(*case.flags)
     outcome, asked = bench.solve(run, case.row, case.bodies)
     assert isinstance(outcome, Outcome)
-    path = run.folder.trace_path(case.row)
+    path = run.folder.trace_path(SampleId(case.row))
     if outcome.failure is not None:
         assert outcome.failure.kind in KINDS, outcome.failure
         assert (outcome.failure.kind == "sample") == (case.row >= len(PICTURES) - NUM_BAD_PICTURES)
@@ -137,14 +137,14 @@ def _check_gone_on(bench: Bench, case: Case, path: Path, failed: Bodies, run: Ru
     whole = bench.run_with(*case.flags)
     outcome, asked = bench.solve(whole, case.row, bodies)
     assert _kind(outcome) is None, outcome
-    bench.check_trace(whole.folder.trace_path(case.row), asked, shown=False)
-    assert path.read_bytes() == whole.folder.trace_path(case.row).read_bytes()
+    bench.check_trace(whole.folder.trace_path(SampleId(case.row)), asked, shown=False)
+    assert path.read_bytes() == whole.folder.trace_path(SampleId(case.row)).read_bytes()
 
 
 def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> None:
     """Break a conversation off in some way, resume it, and compare the trace."""
     run = bench.run_with(*case.flags)
-    path = run.folder.trace_path(case.row)
+    path = run.folder.trace_path(SampleId(case.row))
     journal = run.folder.path / "journal" / f"sample_{case.row:05d}.jsonl"
     if case.chance.random() < 0.5:  # a turn fails
         turn = case.chance.randint(1, num_turns)
@@ -173,7 +173,7 @@ def _check_over_http(bench: Bench, case: Case, whole: bytes) -> None:
     run = bench.run_with(*case.flags)
     outcome = bench.solve_over_http(run, case.row, case.bodies)
     assert _kind(outcome) is None, outcome
-    assert run.folder.trace_path(case.row).read_bytes() == whole
+    assert run.folder.trace_path(SampleId(case.row)).read_bytes() == whole
 
 
 def _kind(outcome: Outcome[Solved] | FolderError) -> str | None:

@@ -13,13 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distil.errors import SampleError, SourceError
-from distil.records import Place
 from distil.tasks import TASKS
 from distil.tasks.geolocation import (
     ACCURACY_RADII_KM,
     GEOLOCATION,
     SYSTEM_PROMPT,
     USER_PROMPT,
+    Place,
     haversine_km,
     parse_answer,
     score,
@@ -508,24 +508,29 @@ def test_a_megabyte_of_adversarial_reply_is_parsed_in_seconds(text: str) -> None
 )
 def test_the_reward_has_its_reference_values(distance_km: float, expected: float) -> None:
     result = score(km_east_of_null_island(distance_km), Place(0, 0))
-    assert round(result.score, 5) == expected
-    assert result.distance_km == pytest.approx(distance_km, abs=1e-6)
-    assert result.points == pytest.approx(5000 * result.score)
+    assert round(result.value, 5) == expected
+    assert result.details["distance@km"] == pytest.approx(distance_km, abs=1e-6)
+    assert result.details["geoguessr@point"] == pytest.approx(5000 * result.value)
     assert result.parse_success
 
 
 def test_no_answer_scores_nothing_at_20000_km() -> None:
     result = score(None, NEW_YORK)
-    assert (result.score, result.distance_km, result.points) == (0, 20000, 0)
-    assert result.parse_success is False
-    assert dict(result.accuracy_at_km) == dict.fromkeys((1, 25, 200, 750, 2500), 0.0)
+    assert (result.value, result.parse_success) == (0, False)
+    assert result.details == {
+        "distance@km": 20000,
+        "geoguessr@point": 0,
+        "parse_success": False,
+        **{f"acc@{radius}km": 0.0 for radius in (1, 25, 200, 750, 2500)},
+    }
 
 
 @pytest.mark.parametrize("radius_km", ACCURACY_RADII_KM)
 def test_accuracy_counts_within_its_radius(radius_km: int) -> None:
     inside = score(km_east_of_null_island(radius_km * 0.999), Place(0, 0))
     outside = score(km_east_of_null_island(radius_km * 1.001), Place(0, 0))
-    assert (inside.accuracy_at_km[radius_km], outside.accuracy_at_km[radius_km]) == (1.0, 0.0)
+    key = f"acc@{radius_km}km"
+    assert (inside.details[key], outside.details[key]) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -555,8 +560,8 @@ def test_the_distance_is_symmetric_and_at_most_half_round_the_globe(a: Place, b:
 @given(PLACES, PLACES)
 def test_the_reward_falls_with_the_distance_and_stays_within_0_and_1(a: Place, b: Place) -> None:
     result = score(a, b)
-    assert 0 < result.score <= 1
-    assert result.score == pytest.approx(math.exp(-result.distance_km / 1492.7))
+    assert 0 < result.value <= 1
+    assert result.value == pytest.approx(math.exp(-result.details["distance@km"] / 1492.7))
     assert result.parse_success
 
 
@@ -566,7 +571,7 @@ def test_the_reward_falls_with_the_distance_and_stays_within_0_and_1(a: Place, b
 @pytest.mark.parametrize("columns", [("lat", "lon"), ("latitude", "longitude"), ("lat", "lng")])
 def test_the_true_place_is_read_from_either_column_name(columns: tuple[str, str]) -> None:
     GEOLOCATION.check_columns([*columns, "image"])
-    assert GEOLOCATION.truth({columns[0]: 48.5, columns[1]: 2}) == Place(48.5, 2)
+    assert GEOLOCATION.truth({columns[0]: 48.5, columns[1]: 2}) == {"lat": 48.5, "lon": 2}
 
 
 @pytest.mark.parametrize("columns", [["lat"], ["longitude"], ["image", "city"], []])

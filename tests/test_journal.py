@@ -23,7 +23,7 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from warm_door import start_door
 
 from distil.errors import FolderError
-from distil.records import RawCall, Reply, ToolMode
+from distil.records import RawCall, Reply, SampleId, ToolMode
 from distil.store.journal import FOLDER, Journals, JournalState, SampleJournal, unfinished_samples
 
 HEADER = {"sample_index": 3, "settings_sha256": "s", "file_sha256": "f"}
@@ -150,19 +150,19 @@ def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Pat
 
 def test_journals_are_listed_counted_and_removed(tmp_path: Path) -> None:
     journals = Journals(tmp_path, "s")
-    ask_turns(journals.of(3, "f"), Asked(), 2)
-    assert unfinished_samples(tmp_path) == [3]
-    assert (journals.state(3), journals.state(4)) == (JournalState(2, True, False), None)
-    assert Journals(tmp_path, "other").state(3) == JournalState(2, False, False)
+    ask_turns(journals.of(SampleId(3), "f"), Asked(), 2)
+    assert unfinished_samples(tmp_path) == [SampleId(3)]
+    assert (journals.state(SampleId(3)), journals.state(SampleId(4))) == (JournalState(2, True, False), None)
+    assert Journals(tmp_path, "other").state(SampleId(3)) == JournalState(2, False, False)
     path = tmp_path / FOLDER / "sample_00003.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(lines[0] + b"{bad}\n" + lines[2])
-    assert journals.state(3) == JournalState(0, True, True), "nothing behind a bad line is used"
+    assert journals.state(SampleId(3)) == JournalState(0, True, True), "nothing behind a bad line is used"
     path.write_bytes(whole)
     journals.close()
     assert (tmp_path / FOLDER).is_dir(), "an unfinished sample keeps its journal"
-    journals.remove(3)
+    journals.remove(SampleId(3))
     journals.close()
     assert not (tmp_path / FOLDER).exists()
 

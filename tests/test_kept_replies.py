@@ -15,7 +15,7 @@ from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import FolderError, TeacherUnreachable
 from distil.messages.read import parse_reply
-from distil.records import Outcome
+from distil.records import Outcome, SampleId
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import json_sha256, read_trace
@@ -42,7 +42,7 @@ def solved(bench: Bench, *replies: Any, flags: tuple[str, ...] = ("--tool_mode",
     run = bench.run_with(*flags)
     outcome, asked = bench.solve(run, 0, [body(reply) for reply in replies])
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
-    return bench.check_trace(run.folder.trace_path(0), asked)
+    return bench.check_trace(run.folder.trace_path(SampleId(0)), asked)
 
 
 def shown(path: Path) -> str:
@@ -85,7 +85,7 @@ def test_a_turn_that_was_cut_off_in_a_call_ends_the_sample_with_a_trace(
 def test_a_journal_that_ends_in_a_cut_off_call_is_gone_on_with(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     replies = [body(calls(ZOOM)), body(cut_off("length", "native"))]
-    path = run.folder.trace_path(0)
+    path = run.folder.trace_path(SampleId(0))
     path.mkdir()  # nothing can be written there: all is paid for, and no trace
     outcome, _ = bench.solve(run, 0, replies)
     assert isinstance(outcome, FolderError)
@@ -103,7 +103,7 @@ def test_a_journal_that_ends_in_a_cut_off_call_is_gone_on_with(bench: Bench) -> 
 def test_a_cut_off_call_is_shown_as_not_run(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     bench.solve(run, 0, [body(cut_off("length", "native"))])
-    assert f"not run: {ZOOM[0]}" in shown(run.folder.trace_path(0))
+    assert f"not run: {ZOOM[0]}" in shown(run.folder.trace_path(SampleId(0)))
 
 
 # --- arguments
@@ -129,7 +129,7 @@ def test_a_failed_calls_arguments_are_kept_as_they_were_written(
 def test_an_earlier_trace_that_lost_code_null_is_read(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     bench.solve(run, 0, [body(calls((CODE, {"code": None}))), body(ANSWER)])
-    path = run.folder.trace_path(0)
+    path = run.folder.trace_path(SampleId(0))
     trace = json.loads(path.read_bytes())
     del trace["tool_calls_log"][0]["raw_arguments"], trace["integrity_sha256"]
     trace["integrity_sha256"] = json_sha256(trace)
@@ -166,8 +166,8 @@ def test_a_trace_that_could_not_be_read_is_not_written_and_nothing_is_lost(
         outcome, _ = bench.solve(run, 0, replies)
     assert isinstance(outcome, Outcome) and outcome.failure is not None
     assert outcome.failure.kind == "trace", outcome.failure
-    assert not run.folder.trace_path(0).exists()
-    assert run.folder.finished([0]) == set()
+    assert not run.folder.trace_path(SampleId(0)).exists()
+    assert run.folder.finished([SampleId(0)]) == set()
     assert run.folder.write_failure(outcome.failure).turns_spent == 2
     outcome, asked = bench.solve(run, 0, replies)
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
@@ -211,7 +211,7 @@ def test_reasoning_of_every_place_is_kept_once(
 def test_all_reasoning_is_shown(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     bench.solve(run, 0, [body(says("x", reasoning="I see a sign.", reasoning_content="I see a church."))])
-    text = shown(run.folder.trace_path(0))
+    text = shown(run.folder.trace_path(SampleId(0)))
     assert "I see a sign." in text and "I see a church." in text
     assert text.index("I see a church.") < text.index("I see a sign.")
 
@@ -222,7 +222,7 @@ def test_all_reasoning_comes_back_from_the_journal(bench: Bench) -> None:
     outcome, _ = bench.solve(run, 0, replies, {2: TeacherUnreachable("gone")})
     assert isinstance(outcome, Outcome) and outcome.failure is not None
     bench.solve(run, 0, replies)
-    turn = json.loads(run.folder.trace_path(0).read_bytes())["conversation_log"][0]
+    turn = json.loads(run.folder.trace_path(SampleId(0)).read_bytes())["conversation_log"][0]
     assert (turn["reasoning"], turn["other_reasoning"]) == ("b", {"reasoning": "a"})
     assert parse_reply(replies[0]).other_reasoning == {"reasoning": "a"}
 
@@ -249,7 +249,7 @@ def test_a_count_that_cannot_be_one_is_kept_and_never_added_up(usage: dict[str, 
         run, 0, [body(reply | {"usage": usage}) for reply in (calls(ROTATE), says("x"))]
     )
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
-    trace = bench.check_trace(run.folder.trace_path(0), asked)
+    trace = bench.check_trace(run.folder.trace_path(SampleId(0)), asked)
     assert trace["conversation_log"][0]["usage"] == usage
     assert asked.budget.spent.answered.tokens.known <= 4
     assert all((total or 0) <= 2 for total in trace["metadata"]["tokens"].values())

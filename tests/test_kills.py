@@ -19,13 +19,16 @@ from conftest import PACKAGE, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from warm_door import start_door
 
+from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.store.journal import FOLDER
 
 NUM_SAMPLES, NUM_TURNS, NUM_WORKERS, NUM_KILLS = 48, 3, 3, 32
 Turn = tuple[int, int]  # a row and the number of its turn, from 1
 TURN_OF_SEED = {
-    turn_seed(0, row, turn): (row, turn) for row in range(NUM_SAMPLES) for turn in range(1, NUM_TURNS + 1)
+    turn_seed(0, SampleId(row), turn): (row, turn)
+    for row in range(NUM_SAMPLES)
+    for turn in range(1, NUM_TURNS + 1)
 }
 ALL_TURNS = set(TURN_OF_SEED.values())
 

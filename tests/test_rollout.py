@@ -23,7 +23,7 @@ from scripted_teacher import (
 
 from distil.errors import ContextOverflow
 from distil.pictures import Frame, ViewRule
-from distil.records import Prompt, Rollout, StopReason, ToolMode
+from distil.records import Prompt, Rollout, SampleId, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source.rows import open_source
 from distil.tasks import TASKS
@@ -52,7 +52,7 @@ def solve(
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
         settings = teacher_settings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
-            sample = open_source(str(photos)).load(0, TASK)
+            sample = open_source(str(photos)).load(SampleId(0))
             rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns, 0))
     return rollout, server.requests
 
@@ -72,7 +72,7 @@ def test_the_opening_is_the_missions(photos: Path) -> None:
     assert [part["type"] for part in user["content"]] == ["image_url", "text"]
     assert user["content"][1]["text"] == TASK.user_prompt
     assert rollout.stop_reason is StopReason.ANSWERED
-    assert rollout.score.distance_km == pytest.approx(0)
+    assert rollout.score.details["distance@km"] == pytest.approx(0)
 
 
 def test_the_stored_jpeg_is_sent_as_it_is(photos: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_context_overflow_at_the_start_is_a_failure(photos: Path) -> None:
 def test_calls_beside_an_answer_are_run_first(photos: Path) -> None:
     rollout, _ = solve(photos, calls(zoom(0, 0, 64, 64), content=ANSWER), says("\\boxed{1, 2}"))
     assert len(rollout.turns) == 2
-    assert rollout.answer is not None and (rollout.answer.lat, rollout.answer.lon) == (1, 2)
+    assert rollout.answer == {"lat": 1, "lon": 2}
 
 
 def test_the_last_allowed_turn_ends_the_rollout(photos: Path) -> None:
@@ -283,7 +283,7 @@ def test_sizes_are_stated_where_the_profile_says_so(photos: Path) -> None:
     replies = [calls(zoom(0, 0, 64, 48)), says(ANSWER)]
     with ScriptedTeacher(lambda _: replies.pop(0)) as server:
         with Teacher(teacher_settings(server.api_base, "EMPTY", model="m"), prompt.tools) as teacher:
-            sample = open_source(str(photos)).load(0, TASK)
+            sample = open_source(str(photos)).load(SampleId(0))
             run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, 10, 0))
     assert "640×480 pixels" in texts(server.requests[0]["messages"][1])
     assert "64×48 pixels" in texts(server.requests[1]["messages"][3])
@@ -291,8 +291,13 @@ def test_sizes_are_stated_where_the_profile_says_so(photos: Path) -> None:
 
 def test_each_request_has_a_seed_of_its_own(photos: Path) -> None:
     _, requests = solve(photos, calls(zoom(0, 0, 64, 64)), says(ANSWER))
-    assert [request["seed"] for request in requests] == [turn_seed(0, 0, 1), turn_seed(0, 0, 2)]
-    seeds = {turn_seed(seed, row, turn) for seed in range(5) for row in range(50) for turn in range(1, 5)}
+    assert [request["seed"] for request in requests] == [
+        turn_seed(0, SampleId(0), 1),
+        turn_seed(0, SampleId(0), 2),
+    ]
+    seeds = {
+        turn_seed(seed, SampleId(row), turn) for seed in range(5) for row in range(50) for turn in range(1, 5)
+    }
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**31 for seed in seeds)
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil.errors import DistilError, SampleError, SourceError
-from distil.pictures import picture_facts
-from distil.records import Place, Sample
+from distil.pictures import Frame, ViewRule, picture_facts
+from distil.records import Json, Prompt, Reply, Sample, SampleId
+from distil.rollout import RolloutSettings, run_rollout
 from distil.source.json_values import to_json
 from distil.source.rows import Source, open_source
 from distil.tasks.geolocation import GEOLOCATION
+from distil.tools.base import BoxFrame
+from distil.tools.toolbox import Toolbox
 
 PHOTOS = [file_bytes(noise(32, 24, seed=seed)) for seed in range(4)]
 PLACES = [(48.5, 2.25), (-33.5, 151.25), (0.0, 0.0), (90.0, -180.0)]
@@ -58,16 +61,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def load(source: Source, index: int) -> Sample:
-    return source.load(index, GEOLOCATION)
+    return source.load(SampleId(index))
+
+
+def truth(sample: Sample) -> Mapping[str, Json]:
+    return GEOLOCATION.truth(sample.data)
 
 
 def assert_the_four_rows(source: Source) -> None:
     assert len(source) == source.identity.num_rows == 4
     for index in range(4):
         sample = load(source, index)
-        assert sample.index == index
+        assert sample.id.index == index
         assert sample.picture.data == PHOTOS[index]
-        assert sample.truth == Place(*PLACES[index])
+        assert tuple(truth(sample).values()) == PLACES[index]
         assert sample.data["city"] == f"city {index}"
         assert "image" not in sample.data
 
@@ -332,14 +339,21 @@ def test_an_empty_dataset_is_a_source_error(tmp_path: Path) -> None:
 # --- rows that cannot be used
 
 
+SETTINGS = RolloutSettings(GEOLOCATION, Prompt("", ""), Toolbox((), BoxFrame(Frame.PIXEL), ViewRule()))
+
+
+def asked_in_vain(*_: object) -> Reply:
+    raise AssertionError("asked for a row that cannot be used")
+
+
 def error_of(tmp_path: Path, bad: dict[str, Any], features: dict[str, Any] | None = None) -> str:
     """The error of row 1 of 3; its neighbours must still load."""
     good = row(lat=1.0, lon=2.0)
     source = open_source(str(saved(tmp_path / "photos", [good, {**good, **bad}, good], features)))
     with pytest.raises(SampleError) as caught:
-        load(source, 1)
-    assert load(source, 0).index == 0
-    assert load(source, 2).index == 2
+        run_rollout(load(source, 1), asked_in_vain, SETTINGS)
+    assert load(source, 0).id.index == 0
+    assert load(source, 2).id.index == 2
     message = str(caught.value)
     assert "row 1 " in message
     assert "photos" in message
@@ -385,13 +399,14 @@ def test_coordinates_may_be_called_latitude_and_longitude(tmp_path: Path) -> Non
     types = {name: datasets.Value("float32") for name in ("latitude", "longitude")}
     source = open_source(str(saved(tmp_path / "photos", rows, types)))
     GEOLOCATION.check_columns(source.columns)
-    assert load(source, 0).truth == Place(1.5, -2.5)
+    assert truth(load(source, 0)) == {"lat": 1.5, "lon": -2.5}
 
 
 def test_coordinates_may_be_whole_numbers_or_text(tmp_path: Path) -> None:
     rows = [{"image": stored_picture(PHOTOS[0]), "lat": 1, "lon": "-2.5"}]
     types = {"lat": datasets.Value("int32"), "lon": datasets.Value("string")}
-    assert load(open_source(str(saved(tmp_path / "photos", rows, types))), 0).truth == Place(1, -2.5)
+    sample = load(open_source(str(saved(tmp_path / "photos", rows, types))), 0)
+    assert truth(sample) == {"lat": 1, "lon": -2.5}
 
 
 def test_only_the_row_that_is_loaded_is_decoded(tmp_path: Path) -> None:
@@ -583,7 +598,7 @@ def test_a_selection_keeps_the_true_row_number(tmp_path: Path) -> None:
     source = open_source(str(saved(tmp_path / "photos", ROWS, CITY)))
     for index in source.select("city:desc", 2, 0):
         sample = load(source, index)
-        assert (sample.index, sample.data["city"]) == (index, f"city {index}")
+        assert (sample.id.index, sample.data["city"]) == (index, f"city {index}")
     assert source.select("city:desc", 2, 0) == [3, 2]
 
 
@@ -598,7 +613,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def everything(source: Source, index: int) -> tuple[str, str, float]:
     sample = load(source, index)
-    return sample.picture.file_sha256, sample.picture.facts.pixel_sha256, sample.truth.lon
+    return sample.picture.file_sha256, sample.picture.facts.pixel_sha256, float(truth(sample)["lon"])
 
 
 def test_letting_go_of_read_pages_does_not_change_what_is_read(many: Path) -> None:
@@ -642,7 +657,7 @@ def test_a_class_label_is_written_by_its_name(tmp_path: Path) -> None:
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "data"))
     source = open_source(str(tmp_path / "data"))
-    assert [source.load(row, GEOLOCATION).data["kind"] for row in (0, 1)] == ["field", None]
+    assert [source.load(SampleId(row)).data["kind"] for row in (0, 1)] == ["field", None]
 
 
 def parquet_of_pictures(folder: Path, photos: Path) -> str:
@@ -693,7 +708,7 @@ def test_load_from_disk_opens_the_path_that_traces_record(make: Any, photos: Pat
     assert source.identity.source.startswith(str(tmp_path))
     recipe = datasets.load_from_disk(source.identity.path)
     for index in (0, 7, 11):
-        assert same_pixels(recipe[index]["image"], source.load(index, GEOLOCATION).picture.image)
+        assert same_pixels(recipe[index]["image"], source.load(SampleId(index)).picture.image)
         assert recipe[index]["city"] == f"city {index}"
     assert open_source(source.identity.source).identity == source.identity
 

@@ -48,9 +48,7 @@ def ignore(_: Outcome[int]) -> None:
 def test_outcomes_come_in_the_order_asked_for(indices: list[int], max_workers: int) -> None:
     solver = Solver(lambda index: time.sleep(((index * 7) % 5) / 2000) or index * 2)
     outcomes = list(run_samples(indices, solver, max_workers, ignore))
-    assert [(item.sample_index, item.result) for item in outcomes] == [
-        (index, index * 2) for index in indices
-    ]
+    assert [(item.sample_id, item.result) for item in outcomes] == [(index, index * 2) for index in indices]
     assert solver.most_at_once <= max_workers
 
 
@@ -78,14 +76,14 @@ def test_a_slow_first_sample_holds_nobody_up() -> None:
     done: list[int] = []
 
     def on_done(outcome: Outcome[int]) -> None:
-        done.append(outcome.sample_index)
+        done.append(outcome.sample_id)
         if len(done) == 49:
             rest_done.set()
 
     solver = Solver(lambda index: rest_done.wait(20) and index if index == 0 else index)
     outcomes = list(run_samples(range(50), solver, 2, on_done))
     assert done[-1] == 0
-    assert [item.sample_index for item in outcomes] == list(range(50))
+    assert [item.sample_id for item in outcomes] == list(range(50))
 
 
 @pytest.mark.parametrize(

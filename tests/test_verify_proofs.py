@@ -25,7 +25,7 @@ import distil.tools.rotate
 import distil.tools.toolbox
 import distil.tools.zoom
 from distil.cli import run_door
-from distil.records import Observation, Place
+from distil.records import Observation
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_trace
 from distil.store.folder import find_trace_files
@@ -285,7 +285,7 @@ CODE_CHANGES: dict[str, tuple[str, Patch, str]] = {
     ),
     "the truth": (
         "trace",
-        patch(distil.tasks.geolocation.Geolocation, "truth", lambda self, row: Place(row["lat"], -row["lon"])),
+        patch(distil.tasks.geolocation.Geolocation, "truth", lambda self, row: {"lat": row["lat"], "lon": -row["lon"]}),
         "metadata.truth",
     ),
     "the words of a success": (

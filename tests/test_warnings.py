@@ -27,7 +27,7 @@ from scripted_teacher import (
 
 from distil.cli import main
 from distil.errors import TeacherRefused
-from distil.records import Prompt, ToolMode
+from distil.records import Prompt, SampleId, ToolMode
 from distil.run.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens
 from distil.spending.budget import Budget
 from distil.spending.tokens import fewest_prompt_tokens
@@ -322,7 +322,7 @@ def test_a_server_that_refuses_the_second_question_stops_the_run_before_it_start
 # --- pure functions ---
 
 GOOD = Signs(
-    sample_index=0,
+    sample_id=SampleId(0),
     has_answer=True,
     stop_reason="answered",
     num_calls=2,
@@ -340,7 +340,7 @@ FAILING = replace(GOOD, num_failed_calls=2, first_failure="Error: no such tool")
 def tally_of(*signs: Signs, is_resumed: bool = False) -> Tally:
     tally = Tally(max_tokens=2048, max_turns=10)
     for index, each in enumerate(signs):
-        tally.add(replace(each, sample_index=index), is_resumed)
+        tally.add(replace(each, sample_id=SampleId(index)), is_resumed)
     return tally
 
 
@@ -420,7 +420,7 @@ def test_the_likely_cause_is_what_most_samples_have_in_common(reason: str, words
 def test_warnings_do_not_depend_on_the_order_in_which_samples_end(
     drawn: tuple[list[Signs], list[int]],
 ) -> None:
-    signs = [replace(each, sample_index=index) for index, each in enumerate(drawn[0])]
+    signs = [replace(each, sample_id=SampleId(index)) for index, each in enumerate(drawn[0])]
     in_order, shuffled = Tally(2048, 10), Tally(2048, 10)
     for index, each in enumerate(signs):
         in_order.add(each)

@@ -35,7 +35,7 @@ from distil.teacher.models import nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.tools.base import BoxFrame, finite_number
-from distil.tools.zoom import ZoomTool
+from distil.tools.zoom import BOX_ARGUMENT, ZoomTool
 
 MAX_REQUESTS = 15
 _SEED = 0
@@ -279,14 +279,14 @@ def _box_question(schema: Mapping[str, Json], tool_mode: ToolMode) -> str:
         return (
             f"Call the tool {function['name']} once, with the box of the red rectangle. Write nothing else."
         )
-    description = function["parameters"]["properties"]["bbox_2d"]["description"]
+    description = function["parameters"]["properties"][BOX_ARGUMENT]["description"]
     form = description.partition(", ")[2]
     return f"Where is the red rectangle? Answer with its box alone, as {form}"
 
 
 def _box_numbers(reply: Reply) -> tuple[float, float, float, float] | None:
     for call in reply.calls:
-        value = call.arguments.get("bbox_2d") if isinstance(call.arguments, dict) else None
+        value = call.arguments.get(BOX_ARGUMENT) if isinstance(call.arguments, dict) else None
         numbers = _four_numbers(value if isinstance(value, list) else _BOX_TEXT.findall(str(value)))
         if numbers is not None:
             return numbers
@@ -381,7 +381,7 @@ def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Finding:
 
 def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
     """A turn of a teacher that has zoomed in, as the main job would send it back."""
-    call = RawCall(ZoomTool().name, {"bbox_2d": [80, 120, 560, 360]}, "call_1")
+    call = RawCall(ZoomTool().name, {BOX_ARGUMENT: [80, 120, 560, 360]}, "call_1")
     written = json.dumps({"name": call.name, "arguments": call.arguments})
     content = f"<tool_call>\n{written}\n</tool_call>" if tool_mode is ToolMode.TEXT else ""
     reply = Reply(content, None, None, None, (call,), tool_mode, None)

@@ -22,7 +22,7 @@ from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
 from distil.store.trace_settings import TraceSettings, settings_sha256
-from distil.tasks import TASKS
+from distil.tasks import task_of
 from distil.teacher.profile import find_profile, with_frame, with_max_area
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox
@@ -68,7 +68,7 @@ def rebuilt_trace(
             raise ContextOverflow("the trace has no further turn")
         return replies.pop(0)
 
-    task = TASKS[settings.task]
+    task = task_of(trace.json)
     run = RolloutSettings(task, settings.prompt(), toolbox, settings.max_turns, settings.seed)
     rollout = run_rollout(sample, ask, run)
     rebuilt = trace_json(rollout, RunFacts(identity, settings, trace.json["metadata"]["versions"]))

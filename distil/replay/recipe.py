@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,10 @@ from PIL import Image
 
 from distil.errors import DistilError, error_text
 from distil.pictures import picture_facts
-from distil.records import Json
 from distil.source.rows import IMAGE_COLUMN, MappingTrimmer
-from distil.store.trace_file import StoredTrace
+from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.python_code import Executor
+from distil.tools.toolbox import find_tool
 
 # What opening a folder that is no saved dataset, or decoding a row of one, can raise.
 _FAILURES = (
@@ -104,26 +103,18 @@ def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | No
     if not trace.json["metadata"]["recipe_restores"]:
         return
     facts = trace.facts
-    for number, call in enumerate(trace.json["tool_calls_log"], start=1):
-        if not call["success"]:
+    for number, call in enumerate(trace.calls, start=1):
+        if not call.success:
             continue
-        facts = trace.calls[number - 1].facts or facts
+        facts = call.facts or facts
         try:
             picture = _next_picture(call, picture, executor)
         except _FAILURES as error:
-            raise RecipeError(f"call {number} ({call['tool_name']}): {_one_line(error)}") from None
+            raise RecipeError(f"call {number} ({call.raw.name}): {_one_line(error)}") from None
     if facts != trace.facts and picture_facts(picture) != facts:
         raise RecipeError("its last picture is another than the trace says")
 
 
-def _next_picture(call: Mapping[str, Json], image: Image.Image, executor: Executor | None) -> Image.Image:
-    if call["tool_name"] == "image_zoom_in_tool":
-        return image.crop(call["tool_arguments"]["bbox_2d"])
-    if call["tool_name"] == "image_rotate_tool":
-        return image.rotate(call["tool_arguments"]["angle"], expand=True)
-    if call["tool_name"] == "python_code_tool" and executor is not None:
-        result = executor.run(call["code"], image)
-        if result.picture is None:
-            raise ValueError(result.message)
-        return result.picture
-    return image
+def _next_picture(call: StoredCall, image: Image.Image, executor: Executor | None) -> Image.Image:
+    tool = find_tool(call.raw.name, executor)
+    return image if tool is None else tool.recipe(call.arguments, image)

@@ -21,7 +21,6 @@ from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.store.trace_file import StoredTrace
-from distil.tasks import TASKS
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
 
@@ -137,7 +136,7 @@ class Sources:
             return None
         path = source.identity.path if self._override else str(trace.json["dataset_path"])
         try:
-            return self._saved.picture(path, trace.sample_index)
+            return self._saved.picture(path, trace.sample_id.index)
         except RecipeError as error:
             return error
 
@@ -148,7 +147,7 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
     SandboxUnavailable where there is code but nothing to run it in; compares nothing.
     """
-    sample = source.load(trace.sample_index, TASKS[trace.settings.task])
+    sample = source.load(trace.sample_id)
     toolbox = trace.settings.toolbox(executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     scene = Scene.start(sample.picture.image)

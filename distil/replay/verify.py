@@ -32,14 +32,12 @@ from distil.store.trace_file import (
     versions_now,
 )
 from distil.store.trace_settings import settings_sha256
-from distil.tasks import TASKS
+from distil.tasks import task_of
 from distil.tools.python_code import Executor
 
 _MAX_SHOWN = 3  # of the fields that differ
 # Fields of a call that say what was done, and the whole of one.
 _ACTION = re.compile(r"tool_calls_log\[\d+\](\.(turn|tool_name|tool_arguments|code|raw_arguments)\b.*)?")
-# Fields that only follow from an answer or a truth that differs: named last.
-_CONSEQUENCES = ("reward_score", "metadata.parse_success", "metadata.distance_km", "metadata.score")
 RECIPE_NOT_RUN = "the restore recipe was not run: --dataset_path is no save_to_disk folder"
 
 
@@ -94,9 +92,9 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
     """What the file itself shows, before anything of it is believed."""
     if not trace.is_unedited:
         return Verdict.EDITED_TRACE, "the trace's content does not fit its integrity_sha256"
-    name = trace_name(trace.sample_index)
+    name = trace_name(trace.sample_id)
     if trace.path.name != name:
-        return Verdict.INCONSISTENT, f"it is of row {trace.sample_index}, whose file is {name}"
+        return Verdict.INCONSISTENT, f"it is of row {trace.sample_id}, whose file is {name}"
     stored = trace.json["metadata"]["settings_sha256"]
     now = settings_sha256(trace.json["settings"], trace.json["dataset"]["fingerprint"])
     if stored != now:
@@ -111,13 +109,13 @@ def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) 
     source = sources.of(trace)
     try:
         sample, recipe = _load(trace, source, sources)
+        changed = _changed_row(trace, sample)
+        if changed is not None:
+            return Verdict.CHANGED_DATASET, changed
+        rebuilt = rebuilt_trace(trace, sample, sources.identity(trace, source), executor)
     except SampleError as error:
         has_changed = source.identity.fingerprint != trace.json["dataset"]["fingerprint"]
         return Verdict.CHANGED_DATASET if has_changed else Verdict.UNREADABLE, str(error)
-    changed = _changed_row(trace, sample)
-    if changed is not None:
-        return Verdict.CHANGED_DATASET, changed
-    rebuilt = rebuilt_trace(trace, sample, sources.identity(trace, source), executor)
     return _judge(trace, rebuilt) or _judge_recipe(trace, recipe, executor)
 
 
@@ -126,13 +124,13 @@ _RecipeStart = Image.Image | RecipeError | None  # the recipe's first picture, o
 
 def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample, _RecipeStart]:
     """The trace's row, with its picture as the recipe decodes it: so it is decoded once."""
-    task, start = TASKS[trace.settings.task], sources.recipe_start(trace, source)
+    start = sources.recipe_start(trace, source)
     if isinstance(start, Image.Image):
-        sample = source.load(trace.sample_index, task, start)
+        sample = source.load(trace.sample_id, start)
         if sample.picture.facts == trace.facts:
             return sample, start
-        start = RecipeError(f"row {trace.sample_index} of dataset_path is another picture")
-    return source.load(trace.sample_index, task), start
+        start = RecipeError(f"row {trace.sample_id.index} of dataset_path is another picture")
+    return source.load(trace.sample_id), start
 
 
 class _RememberedRuns:
@@ -154,13 +152,13 @@ class _RememberedRuns:
 
 def _changed_row(trace: StoredTrace, sample: Sample) -> str | None:
     if sample.picture.file_sha256 != trace.file_sha256:
-        return f"row {trace.sample_index} now holds another picture file"
+        return f"row {trace.sample_id.index} now holds another picture file"
     stored, now = trace.json["sample_data"], json.loads(json.dumps(dict(sample.data)))
     others = dict.fromkeys(
         difference.path.split(".")[0].split("[")[0] for difference in differences(stored, now)
     )
     if others:
-        return f"row {trace.sample_index} now has other values in: {', '.join(others)}"
+        return f"row {trace.sample_id.index} now has other values in: {', '.join(others)}"
     return None
 
 
@@ -172,7 +170,8 @@ def _judge(trace: StoredTrace, rebuilt: Mapping[str, Json]) -> _Found | None:
         for difference in differences({**trace.json, **skipped}, {**rebuilt, **skipped})
         if not _is_later_field(difference)
     ]
-    found.sort(key=lambda difference: difference.path.startswith(_CONSEQUENCES))
+    consequences = _consequences(trace)
+    found.sort(key=lambda difference: difference.path.startswith(consequences))
     if not found:
         return None
     pictures = [text for difference in found if (text := _picture_text(difference, trace)) is not None]
@@ -185,6 +184,12 @@ def _judge(trace: StoredTrace, rebuilt: Mapping[str, Json]) -> _Found | None:
         detail = f"{pictures[0]}; made with Pillow {made_with}, replayed with {PIL.__version__}"
         return Verdict.CHANGED_PILLOW, detail
     return Verdict.CHANGED_RESULT, f"{pictures[0]}{_versions_text(trace)}"
+
+
+def _consequences(trace: StoredTrace) -> tuple[str, ...]:
+    """The fields that only follow from an answer or a truth that differs: named last."""
+    names = [metric.metadata_name for metric in task_of(trace.json).metrics if metric.metadata_name]
+    return ("reward_score", *(f"metadata.{name}" for name in ("parse_success", "score", *names)))
 
 
 def _is_later_field(difference: Difference) -> bool:

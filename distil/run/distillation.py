@@ -14,10 +14,10 @@ from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
-from distil.records import Failure, Json, Outcome, Reply
+from distil.records import Failure, Json, Outcome, Reply, SampleId
 from distil.rollout import run_rollout
 from distil.run.plan import Plan
-from distil.run.settle import TASK, read_user_prompt, settle
+from distil.run.settle import chosen_task, read_user_prompt, settle
 from distil.run.solver import open_rows, open_sandbox, open_teacher, rollout_settings
 from distil.run.suspicion import Tally, signs_of
 from distil.run.threads import run_samples
@@ -43,12 +43,13 @@ def run_distillation(flags: RunFlags, console: Console) -> int:
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
     with open_sandbox(flags, console) as sandbox, ExitStack() as stack:
         user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
-        source, indices = open_rows(flags.samples, TASK, console)
+        source, indices = open_rows(flags.samples, chosen_task(), console)
         address = stack.enter_context(started(named, console))
         plan, output = settle(flags, user_prompt, source, address, console)
         folder = RunFolder(output, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
-            return _run_samples(RolloutSolver(plan, source, folder, teacher, sandbox), indices, console)
+            solver = RolloutSolver(plan, source, folder, teacher, sandbox)
+            return _run_samples(solver, _sample_ids(indices), console)
 
 
 class RolloutSolver:
@@ -69,15 +70,15 @@ class RolloutSolver:
         self.spending: list[SampleSpending] = []
         self.tally = Tally(plan.settings.max_tokens, plan.settings.max_turns, plan.seems_blind)
 
-    def solve(self, index: int) -> Solved:
+    def solve(self, sample_id: SampleId) -> Solved:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
         if self.halt is not None:
             raise RunHalted(self.halt)
         started = time.perf_counter()
         turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        sample = self.source.load(index, self.rollout.task)
-        journal = self.folder.journals.of(index, sample.picture.file_sha256)
+        sample = self.source.load(sample_id)
+        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
         with self.teacher.asking() as ask_teacher:
 
@@ -98,7 +99,7 @@ class RolloutSolver:
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
-        self.folder.write_timing(index, seconds, turn_seconds)
+        self.folder.write_timing(sample_id, seconds, turn_seconds)
         self.spending.append(self._spending(trace, seconds))
         self.tally.add(signs_of(trace), is_resumed)
         return solved_from_trace(trace, trace_facts(trace))
@@ -127,27 +128,27 @@ def _sum(values: Sequence[float | None]) -> float | None:
 class _Collected:
     """What has come of the samples so far."""
 
-    solved: dict[int, Solved] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
+    solved: dict[SampleId, Solved] = field(default_factory=dict)
+    failures: dict[SampleId, Failure] = field(default_factory=dict)
     stopped_by: str | None = None
     started: float = field(default_factory=time.monotonic)
 
 
-def _run_samples(solver: RolloutSolver, indices: Sequence[int], console: Console) -> int:
+def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], console: Console) -> int:
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
-    done = folder.finished(indices)
-    left = [index for index in indices if index not in done]
+    done = folder.finished(wanted)
+    left = [sample_id for sample_id in wanted if sample_id not in done]
     if flags.samples.retry_failed:
         failed_before = folder.failed()
-        left = [index for index in left if index in failed_before]
-    todo, resumed = left, set[int]()
+        left = [sample_id for sample_id in left if sample_id in failed_before]
+    todo, resumed = left, set[SampleId]()
     if flags.estimate_samples is not None:
         resumed = _resumed(folder, left)
         todo = choose_samples(left, resumed, flags.estimate_samples)
     for note in folder.resume_notes(todo):
         console.print(note, highlight=False, soft_wrap=True)
     spent_before = teacher.budget.spent  # the probe, and earlier runs
-    record = _start_record(solver, len(indices), len(done))
+    record = _start_record(solver, len(wanted), len(done))
     folder.write_run_record(record)
     got = _Collected()
     try:
@@ -164,7 +165,7 @@ def _run_samples(solver: RolloutSolver, indices: Sequence[int], console: Console
     folder.close()  # not where threads may still write
     print_summary(totals, console)
     if flags.estimate_samples is not None:
-        num_samples, num_resumed = len(indices), len(resumed.intersection(todo))
+        num_samples, num_resumed = len(wanted), len(resumed.intersection(todo))
         selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
         is_cut_off = got.stopped_by not in (None, solver.halt)
         measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
@@ -172,10 +173,15 @@ def _run_samples(solver: RolloutSolver, indices: Sequence[int], console: Console
     return 1 if got.failures or got.stopped_by else 0
 
 
-def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
-    """The rows that go on from turns of an earlier run."""
-    states = {index: folder.journals.state(index) for index in left}
-    return {index for index, state in states.items() if state and state.is_ours and state.num_turns}
+def _sample_ids(indices: Sequence[int]) -> list[SampleId]:
+    """The samples of the selected rows, in their order."""
+    return [SampleId(index) for index in indices]
+
+
+def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
+    """The samples that go on from turns of an earlier run."""
+    states = {sample_id: folder.journals.state(sample_id) for sample_id in left}
+    return {sample_id for sample_id, state in states.items() if state and state.is_ours and state.num_turns}
 
 
 def _measured(
@@ -196,17 +202,17 @@ def _measured(
     )
 
 
-def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
-    """Solve the rows; `got` grows with each that ends, whatever ends the run."""
+def _solve(todo: Sequence[SampleId], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
+    """Solve the samples; `got` grows with each that ends, whatever ends the run."""
     with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.result is not None:
-                got.solved[outcome.sample_index] = outcome.result
+                got.solved[outcome.sample_id] = outcome.result
             if outcome.failure is not None:
-                got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
+                got.failures[outcome.sample_id] = solver.folder.write_failure(outcome.failure)
             if outcome.stopped is not None:
                 got.stopped_by = got.stopped_by or outcome.stopped
             else:
@@ -219,11 +225,11 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
 def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
     """Bring ledger and run record up to date; returns what the run came to."""
     folder, teacher = solver.folder, solver.teacher
-    failures = [got.failures[index] for index in sorted(got.failures)]
+    failures = [got.failures[sample_id] for sample_id in sorted(got.failures)]
     folder.write_failures(got.solved.keys(), failures)
     totals = RunTotals(
         folder=folder.path,
-        facts=[got.solved[index].facts for index in sorted(got.solved)],
+        facts=[got.solved[sample_id].facts for sample_id in sorted(got.solved)],
         failures=failures,
         num_skipped=num_skipped,
         seconds=time.monotonic() - got.started,

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from distil import tasks
 from distil.errors import BudgetExceeded, UsageError
 from distil.flags import AUTO, RunFlags, ToolFlags
 from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
@@ -18,24 +19,27 @@ from distil.run.solver import dataset_path, open_budget
 from distil.source.rows import Source
 from distil.store.folder import OutputFolder, first_free
 from distil.store.trace_settings import TraceSettings
-from distil.tasks import TASKS, Task
+from distil.tasks.base import Task
 from distil.teacher.address import Address, only_model
 from distil.teacher.client import TeacherSettings, check_reachable, first_reachable, load_model_names
 from distil.teacher.models import unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
 from distil.tools.base import BoxFrame
-from distil.tools.python_code import PythonCodeTool
 from distil.tools.toolbox import load_tools
 
-TASK: Task = TASKS["geolocation"]
 _PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
+
+
+def chosen_task() -> Task:
+    """The task of a run; no flag names another yet."""
+    return tasks.TASKS[tasks.DEFAULT_TASK]
 
 
 def read_user_prompt(path: str | None) -> str:
     """What is asked of every photo: the text of a file, else the task's own; raises UsageError."""
     if path is None:
-        return TASK.user_prompt
+        return chosen_task().user_prompt
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
@@ -109,10 +113,10 @@ def _unasked_settings(
     """The settings as far as they are known before the teacher is asked."""
     tools = load_tools(flags.tools.tools)
     boxes = BoxFrame(profile.frame, CropFrom(flags.tools.crop_from))
-    runs_code = any(isinstance(tool, PythonCodeTool) for tool in tools)
+    runs_code = any(tool.runs_code for tool in tools)
     system_prompt = flags.teacher.system_prompt
     return TraceSettings(
-        task=TASK.name,
+        task=chosen_task().name,
         model=teacher.model,
         profile=profile.name,
         tool_mode=ToolMode.NONE,
@@ -125,7 +129,7 @@ def _unasked_settings(
         sends_seed=teacher.sends_seed,
         view_rule=profile.rule,
         states_size=profile.states_size and bool(tools),
-        system_prompt=TASK.system_prompt if system_prompt is None else system_prompt,
+        system_prompt=chosen_task().system_prompt if system_prompt is None else system_prompt,
         user_prompt=user_prompt,
         tool_schemas=tuple(tool.schema(boxes) for tool in tools),
         keep_pictures=flags.keep_pictures,

@@ -20,18 +20,19 @@ from distil.spending.budget import Budget, Limits
 from distil.spending.prices import find_prices
 from distil.store.spending import SpendingFile
 from distil.store.trace_settings import TraceSettings
-from distil.tasks import TASKS, Task
+from distil.tasks import TASKS
+from distil.tasks.base import Task
 from distil.teacher.client import OPENAI_URL, TeacherSettings
 from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.slots import Level
-from distil.tools.python_code import Executor, PythonCodeTool
+from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
 
 @contextmanager
 def open_sandbox(flags: RunFlags, console: Console) -> Iterator[Sandbox | None]:
     """The started sandbox where the code tool is offered; raises SandboxUnavailable, UsageError."""
-    if not any(isinstance(tool, PythonCodeTool) for tool in load_tools(flags.tools.tools)):
+    if not any(tool.runs_code for tool in load_tools(flags.tools.tools)):
         yield None
         return
     limits = code_limits(flags.code)

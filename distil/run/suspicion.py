@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distil.messages.tags import text_outside
-from distil.records import Json, Size, StopReason
+from distil.records import Json, SampleId, Size, StopReason
 from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
 
@@ -44,7 +44,7 @@ class TooFewTokens:
 class Signs:
     """What a finished sample says of the whole run's health."""
 
-    sample_index: int
+    sample_id: SampleId
     has_answer: bool
     stop_reason: str
     num_calls: int
@@ -62,7 +62,7 @@ def signs_of(trace: Mapping[str, Json]) -> Signs:
     failures = [str(call["message"]) for call in calls if not call["success"]]
     prompts = [_prompt_tokens(turn) for turn in turns]
     return Signs(
-        sample_index=trace["sample_index"],
+        sample_id=SampleId.from_json(trace),
         has_answer=bool(trace["reward_score"]["parse_success"]),
         stop_reason=trace["metadata"]["stop_reason"],
         num_calls=len(calls),
@@ -131,8 +131,8 @@ class Tally:
         self._without_answer: Counter[str] = Counter()  # by stop reason
         self._num_truncated = self._num_calls = self._num_failed_calls = self._num_repeating = 0
         self._num_reporting = self._num_too_few = 0
-        self._first_failure: tuple[int, str] | None = None  # of the lowest row
-        self._first_too_few: tuple[int, TooFewTokens] | None = None
+        self._first_failure: tuple[SampleId, str] | None = None  # of the first sample
+        self._first_too_few: tuple[SampleId, TooFewTokens] | None = None
         self._texts: Counter[str] = Counter()
         self._halt: str | None = None
 
@@ -161,7 +161,7 @@ class Tally:
         self._num_calls += signs.num_calls
         self._num_failed_calls += signs.num_failed_calls
         if signs.first_failure is not None:
-            failure = (signs.sample_index, _cut(signs.first_failure))
+            failure = (signs.sample_id, _cut(signs.first_failure))
             self._first_failure = min(failure, self._first_failure or failure)
 
     def _add_tokens(self, signs: Signs) -> None:
@@ -169,8 +169,8 @@ class Tally:
         if signs.too_few_tokens is not None:
             self._num_too_few += 1
             earlier = self._first_too_few
-            if earlier is None or signs.sample_index < earlier[0]:
-                self._first_too_few = (signs.sample_index, signs.too_few_tokens)
+            if earlier is None or signs.sample_id < earlier[0]:
+                self._first_too_few = (signs.sample_id, signs.too_few_tokens)
 
     def _add_texts(self, signs: Signs) -> None:
         self._num_repeating += signs.repeats_itself
@@ -251,20 +251,20 @@ class Tally:
         return self._failed_calls() if self._num_calls >= _MIN_WARNED_CALLS and self._all_fail else None
 
     def _failed_calls(self) -> str:
-        index, message = self._first_failure or (0, "")
+        sample_id, message = self._first_failure or (SampleId(0), "")
         return (
-            f"all {self._num_calls} tool calls failed, in sample {index} with “{message}”: the likely "
+            f"all {self._num_calls} tool calls failed, in sample {sample_id} with “{message}”: the likely "
             "settings are --coordinates, --crop_from and --tool_mode (distil doctor finds them out)"
         )
 
     def _tokens_warning(self) -> str | None:
         if self._first_too_few is None or not _are_many(self._num_too_few, self._num_reporting):
             return None
-        index, found = self._first_too_few
+        sample_id, found = self._first_too_few
         return (
             f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and picture "
-            f"need (sample {index}, turn {found.turn}: {found.prompt_tokens}, but at least {found.needed}); "
-            f"{_TOO_FEW}"
+            f"need (sample {sample_id}, turn {found.turn}: {found.prompt_tokens}, but at least "
+            f"{found.needed}); {_TOO_FEW}"
         )
 
     def _same_text_warning(self) -> str | None:

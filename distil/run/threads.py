@@ -22,7 +22,7 @@ from distil.errors import (
     error_text,
 )
 from distil.interrupts import interruptible
-from distil.records import Failure, Outcome
+from distil.records import Failure, Outcome, SampleId
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
@@ -40,8 +40,8 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], str], ...] = (  # the first that fi
 class Solver(Protocol[ResultT_co]):
     """What solves samples; `solve` runs in many threads, `abort` makes those in flight end soon."""
 
-    def solve(self, index: int) -> ResultT_co:
-        """Solve the row, write its trace, and return what the run's summary needs of it."""
+    def solve(self, sample_id: SampleId) -> ResultT_co:
+        """Solve the sample, write its trace, and return what the run's summary needs of it."""
         ...
 
     def abort(self) -> None:
@@ -50,12 +50,12 @@ class Solver(Protocol[ResultT_co]):
 
 
 def run_samples(
-    indices: Sequence[int],
+    sample_ids: Sequence[SampleId],
     solver: Solver[ResultT_co],
     max_workers: int,
     on_done: Callable[[Outcome[ResultT_co]], None],
 ) -> Iterator[Outcome[ResultT_co]]:
-    """Solve every row with up to `max_workers` threads; yield the outcomes in the order of `indices`.
+    """Solve every sample with up to `max_workers` threads; yield the outcomes in the order of `sample_ids`.
 
     `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
     samples are submitted than can be worked on, so a run's memory does not grow with its length. An
@@ -66,7 +66,7 @@ def run_samples(
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
-        yield from _ordered(_completed(pool, indices, solver, max_workers, on_done), indices)
+        yield from _ordered(_completed(pool, sample_ids, solver, max_workers, on_done), sample_ids)
     except BaseException:
         # Not waited for: a thread that is inside a tool cannot be woken, only left behind.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -77,20 +77,20 @@ def run_samples(
 
 def _completed(
     pool: ThreadPoolExecutor,
-    indices: Sequence[int],
+    sample_ids: Sequence[SampleId],
     solver: Solver[ResultT_co],
     max_workers: int,
     on_done: Callable[[Outcome[ResultT_co]], None],
 ) -> Iterator[Outcome[ResultT_co]]:
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
-    waiting = iter(indices)
+    waiting = iter(sample_ids)
     num_in_flight = 0
     ended: SimpleQueue[Future[Outcome[ResultT_co]] | None] = SimpleQueue()
     with interruptible(wake=lambda: ended.put(None)) as interruption:
         while True:
-            for index in waiting:
+            for sample_id in waiting:
                 interruption.check()
-                pool.submit(_attempt, index, solver).add_done_callback(ended.put)
+                pool.submit(_attempt, sample_id, solver).add_done_callback(ended.put)
                 num_in_flight += 1
                 if num_in_flight > max_workers:
                     break
@@ -108,30 +108,31 @@ def _completed(
 
 
 def _ordered(
-    outcomes: Iterator[Outcome[ResultT_co]], indices: Sequence[int]
+    outcomes: Iterator[Outcome[ResultT_co]], sample_ids: Sequence[SampleId]
 ) -> Iterator[Outcome[ResultT_co]]:
-    early: dict[int, Outcome[ResultT_co]] = {}
-    expected = iter(indices)
+    early: dict[SampleId, Outcome[ResultT_co]] = {}
+    expected = iter(sample_ids)
     following = next(expected, None)
     for outcome in outcomes:
-        early[outcome.sample_index] = outcome
+        early[outcome.sample_id] = outcome
         while following in early:
             yield early.pop(following)
             following = next(expected, None)
 
 
-def _attempt(index: int, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
+def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
     try:
-        return Outcome(index, solver.solve(index), None)
+        return Outcome(sample_id, solver.solve(sample_id), None)
     except (TeacherRefused, SandboxUnavailable, FolderError):
         raise
     except (BudgetExceeded, RunHalted) as error:
-        return Outcome(index, None, None, str(error))
+        return Outcome(sample_id, None, None, str(error))
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
-        return Outcome(index, None, _failure(index, error))
+        return Outcome(sample_id, None, _failure(sample_id, error))
 
 
-def _failure(index: int, error: Exception) -> Failure:
+def _failure(sample_id: SampleId, error: Exception) -> Failure:
     kind = next((kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class)), "unexpected")
     text = error_text(error) if kind != "unexpected" else f"{type(error).__name__}: {error_text(error)}"
-    return Failure(index, kind, text, getattr(error, "status", None), getattr(error, "attempts", 0))
+    status, attempts = getattr(error, "status", None), getattr(error, "attempts", 0)
+    return Failure(sample_id, kind, text, status, attempts)

@@ -22,10 +22,9 @@ from PIL import Image
 
 from distil.errors import SampleError, SourceError, error_text
 from distil.pictures import decode_stored
-from distil.records import DatasetIdentity, Json, Sample, StoredPicture
+from distil.records import DatasetIdentity, Json, Sample, SampleId, StoredPicture
 from distil.source.json_values import has_labels, to_json, with_label_names
 from distil.source.reopenable import is_relative, recipe_path
-from distil.tasks import Task
 
 IMAGE_COLUMN = "image"
 _FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -55,21 +54,23 @@ class Source:
         """The names of the dataset's columns."""
         return list(self._table.column_names)
 
-    def load(self, index: int, task: Task, decoded: Image.Image | None = None) -> Sample:
-        """Read and decode row `index`; raises SampleError naming what is wrong with it.
+    def load(self, sample_id: SampleId, decoded: Image.Image | None = None) -> Sample:
+        """Read and decode a sample's row; raises SampleError naming what is wrong with it.
 
         `decoded` is its picture where `datasets` itself has decoded it already.
         """
+        index = sample_id.index
         if not 0 <= index < len(self):
             raise SampleError(f"{self.identity.source} has {len(self)} rows and no row {index}")
+        name = f"row {index} of {self.identity.source}"
         row = self._rows[index].to_pylist()[0]
         self._trim.count_row()
         try:
             picture = self._picture(row[IMAGE_COLUMN], decoded)
             data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
-            return Sample(index, data, picture, task.truth(data))
+            return Sample(sample_id, name, data, picture)
         except SampleError as error:
-            raise SampleError(f"row {index} of {self.identity.source}: {error}") from None
+            raise SampleError(f"{name}: {error}") from None
 
     def select(self, order: str, num_samples: int, seed: int) -> list[int]:
         """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.

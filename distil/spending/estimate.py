@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from distil.records import SampleId
 from distil.spending.budget import Bill, Spent
 
 # The standard table of Student's t: its 0.975 quantiles for 1 to 30 degrees of freedom; then the normal's.
@@ -101,9 +102,11 @@ class Estimate:
     to_do: float
 
 
-def choose_samples(left: Sequence[int], with_journal: Collection[int], num_samples: int) -> list[int]:
+def choose_samples(
+    left: Sequence[SampleId], with_journal: Collection[SampleId], num_samples: int
+) -> list[SampleId]:
     """The samples to measure: first those without a journal, as those that go on from one take less."""
-    return sorted(left, key=lambda index: index in with_journal)[:num_samples]
+    return sorted(left, key=lambda sample_id: sample_id in with_journal)[:num_samples]
 
 
 def estimate_spending(

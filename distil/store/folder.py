@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import IO
 
 from distil.errors import TraceError, UsageError
-from distil.records import Failure, Json, OnChange, Rollout
+from distil.records import Failure, Json, OnChange, Rollout, SampleId
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
 from distil.store.spending import SpendingFile
@@ -32,8 +32,13 @@ _TRACE_FILES = "trace_*.json"
 
 
 def find_trace_files(folder: Path) -> list[Path]:
-    """The trace files of a folder in the order of their sample index."""
-    return sorted(folder.glob(_TRACE_FILES), key=lambda path: (len(path.name), path.name))
+    """The trace files of a folder in the order of their samples; those with other names come last."""
+
+    def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
+        sample_id = SampleId.from_file_part(path.stem.removeprefix("trace_"))
+        return sample_id is None, sample_id, len(path.name), path.name
+
+    return sorted(folder.glob(_TRACE_FILES), key=place_of)
 
 
 class OutputFolder:
@@ -110,29 +115,29 @@ class RunFolder:
         self._lock = threading.Lock()
         self._earlier_failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
         self.journals = Journals(self.path, run.settings_sha256)
-        for index in unfinished_samples(self.path):
-            if self._is_ours(index):  # killed between the trace and the removal of its journal
-                self.journals.remove(index)
+        for sample_id in unfinished_samples(self.path):
+            if self._is_ours(sample_id):  # killed between the trace and the removal of its journal
+                self.journals.remove(sample_id)
 
-    def trace_path(self, sample_index: int) -> Path:
-        """Where the trace of a row is."""
-        return self.path / trace_name(sample_index)
+    def trace_path(self, sample_id: SampleId) -> Path:
+        """Where the trace of a sample is."""
+        return self.path / trace_name(sample_id)
 
-    def failed(self) -> set[int]:
-        """The rows that an earlier run recorded as failed."""
+    def failed(self) -> set[SampleId]:
+        """The samples that an earlier run recorded as failed."""
         return set(self._earlier_failures)
 
-    def finished(self, indices: Sequence[int]) -> set[int]:
-        """The rows that already have a trace which is to be kept.
+    def finished(self, sample_ids: Sequence[SampleId]) -> set[SampleId]:
+        """The samples that already have a trace which is to be kept.
 
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
-        return {index for index in indices if self.trace_path(index).exists() and self._is_kept(index)}
+        return {each for each in sample_ids if self.trace_path(each).exists() and self._is_kept(each)}
 
-    def resume_notes(self, left: Collection[int]) -> list[str]:
-        """What earlier runs left of the rows that are left to do, in lines for the user."""
-        states = [state for index in left if (state := self.journals.state(index)) is not None]
+    def resume_notes(self, left: Collection[SampleId]) -> list[str]:
+        """What earlier runs left of the samples that are left to do, in lines for the user."""
+        states = [state for each in left if (state := self.journals.state(each)) is not None]
         ours = [state.num_turns for state in states if state.is_ours and state.num_turns]
         others = sum(state.num_turns for state in states if not state.is_ours)
         repairs = {
@@ -153,38 +158,39 @@ class RunFolder:
     def write_trace(self, rollout: Rollout) -> dict[str, Json]:
         """Write the trace of a finished rollout and return it; raises TraceError if it could not be read."""
         trace = trace_json(rollout, self._run)
-        path = self.trace_path(rollout.sample.index)
+        path = self.trace_path(rollout.sample.id)
         write_bytes(path, readable_bytes(path, trace))
         return trace
 
-    def write_timing(self, sample_index: int, seconds: float, turn_seconds: Sequence[float]) -> None:
+    def write_timing(self, sample_id: SampleId, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
-        line = {"sample_index": sample_index, "seconds": seconds, "turn_seconds": list(turn_seconds)}
+        line = {**sample_id.as_json(), "seconds": seconds, "turn_seconds": list(turn_seconds)}
         self._append(TIMINGS, line)
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
-        before = self._earlier_failures.get(failure.sample_index)
-        state = self.journals.state(failure.sample_index)
+        before = self._earlier_failures.get(failure.sample_id)
+        state = self.journals.state(failure.sample_id)
         failure = replace(
             failure,
             runs=1 if before is None else before.runs + 1,
             turns_spent=state.num_turns if state is not None and state.is_ours else 0,
         )
-        self._append(FAILED_SAMPLES, asdict(failure))
+        self._append(FAILED_SAMPLES, _failure_json(failure))
         return failure
 
-    def write_failures(self, solved: Collection[int], failures: Sequence[Failure]) -> None:
-        """Bring the ledger up to date: a line for each row that failed now or before and was not solved."""
+    def write_failures(self, solved: Collection[SampleId], failures: Sequence[Failure]) -> None:
+        """Bring the file up to date: a line for each sample that failed now or before and was not solved."""
         path = self.path / FAILED_SAMPLES
-        now = {failure.sample_index: failure for failure in failures}
+        now = {failure.sample_id: failure for failure in failures}
         before = {
-            index: failure
-            for index, failure in self._earlier_failures.items()
-            if index not in solved and not self._is_ours(index)  # by a run that was interrupted
+            sample_id: failure
+            for sample_id, failure in self._earlier_failures.items()
+            if sample_id not in solved and not self._is_ours(sample_id)  # by a run that was interrupted
         }
         kept = before | now
-        lines = [json.dumps(asdict(kept[index]), ensure_ascii=False) + "\n" for index in sorted(kept)]
+        values = [_failure_json(kept[sample_id]) for sample_id in sorted(kept)]
+        lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
         if lines:
             write_bytes(path, "".join(lines).encode())
         else:
@@ -205,24 +211,24 @@ class RunFolder:
         with self._lock, folder_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def _is_ours(self, sample_index: int) -> bool:
-        """Whether a row has a trace that was made with this run's settings."""
-        path = self.trace_path(sample_index)
+    def _is_ours(self, sample_id: SampleId) -> bool:
+        """Whether a sample has a trace that was made with this run's settings."""
+        path = self.trace_path(sample_id)
         return (
             path.exists()
             and _settings_of(path) == self._run.settings_sha256
-            and _is_of_row(load_json(path), sample_index)
+            and _is_of(load_json(path), sample_id)
         )
 
-    def _is_kept(self, sample_index: int) -> bool:
-        path = self.trace_path(sample_index)
+    def _is_kept(self, sample_id: SampleId) -> bool:
+        path = self.trace_path(sample_id)
         try:
             trace = load_json(path)
         except TraceError as error:
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
-        if not _is_of_row(trace, sample_index):
+        if not _is_of(trace, sample_id):
             raise UsageError(
-                f"{path} holds the trace of row {trace.get('sample_index')}, not of row {sample_index}; "
+                f"{path} holds the trace of row {_stated_id(trace, sample_id)}, not of row {sample_id}; "
                 "move it away, or choose another --output_dir"
             )
         if self._on_change is OnChange.KEEP:
@@ -245,9 +251,28 @@ def _settings_of(path: Path) -> Json:
         return None
 
 
-def _is_of_row(trace: Mapping[str, Json], sample_index: int) -> bool:
-    """Whether a trace is of this row, as far as it says: a copy under another row's name is not."""
-    return bool(trace.get("sample_index", sample_index) == sample_index)
+def _is_of(trace: Mapping[str, Json], sample_id: SampleId) -> bool:
+    """Whether a trace is of this sample, as far as it says: a copy under another's name is not."""
+    return _stated_id(trace, sample_id) == sample_id
+
+
+def _stated_id(trace: Mapping[str, Json], otherwise: SampleId) -> SampleId:
+    return SampleId(trace.get("sample_index", otherwise.index), trace.get("rollout", 0))
+
+
+def _failure_json(failure: Failure) -> dict[str, Json]:
+    fields = asdict(failure)
+    del fields["sample_id"]
+    return failure.sample_id.as_json() | fields
+
+
+def _stored_failure(value: Mapping[str, Json]) -> Failure:
+    """A failure read back; raises KeyError or TypeError where it is none."""
+    sample_id = SampleId.from_json(value)
+    failure = Failure(sample_id, **{name: value[name] for name in value if name not in sample_id.as_json()})
+    if type(failure.runs) is not int:
+        raise TypeError
+    return failure
 
 
 def _remove_leftovers(folder: Path) -> int:
@@ -295,21 +320,19 @@ def _read_runs(folder: Path) -> list[Json]:
         ) from None
 
 
-def _read_failures(path: Path) -> tuple[dict[int, Failure], int]:
-    """The failures by row, the last of each, and how many lines cannot be read.
+def _read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
+    """The failures by sample, the last of each, and how many lines cannot be read.
 
-    A line that a crash cut off is no loss: its row has no trace and is simply tried again.
+    A line that a crash cut off is no loss: its sample has no trace and is simply tried again.
     """
-    failures: dict[int, Failure] = {}
+    failures: dict[SampleId, Failure] = {}
     num_bad_lines = 0
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
         try:
-            failure = Failure(**json.loads(line))
-            if not all(type(number) is int for number in (failure.sample_index, failure.runs)):
-                raise TypeError
-            failures[failure.sample_index] = failure
-        except (ValueError, TypeError):
+            failure = _stored_failure(json.loads(line))
+            failures[failure.sample_id] = failure
+        except (ValueError, TypeError, KeyError, AttributeError):
             num_bad_lines += 1
     return failures, num_bad_lines
 

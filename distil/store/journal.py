@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distil.records import Json, RawCall, Reply, ToolMode
+from distil.records import Json, RawCall, Reply, SampleId, ToolMode
 from distil.store.atomic import folder_errors, sync_folder
 
 FOLDER = "journal"
@@ -109,18 +109,18 @@ class Journals:
         with folder_errors(self._folder):
             self._folder.mkdir(exist_ok=True)
 
-    def of(self, sample_index: int, file_sha256: str) -> SampleJournal:
-        """The journal of a row; turns that were made with other settings or another picture are not used."""
+    def of(self, sample_id: SampleId, file_sha256: str) -> SampleJournal:
+        """A sample's journal; turns that were made with other settings or another picture are not used."""
         header = {
-            "sample_index": sample_index,
+            **sample_id.as_json(),
             "settings_sha256": self._settings_sha256,
             "file_sha256": file_sha256,
         }
-        return SampleJournal(self._path(sample_index), header)
+        return SampleJournal(self._path(sample_id), header)
 
-    def state(self, sample_index: int) -> JournalState | None:
-        """What a row's journal holds, None where there is none; what follows a bad line is not counted."""
-        path = self._path(sample_index)
+    def state(self, sample_id: SampleId) -> JournalState | None:
+        """What a sample's journal holds, None where there is none; what follows a bad line is not counted."""
+        path = self._path(sample_id)
         if not path.exists():
             return None
         header = _parse((path.read_bytes().splitlines(keepends=True) or [b""])[0])
@@ -128,26 +128,23 @@ class Journals:
         is_ours = isinstance(header, dict) and header.get("settings_sha256") == self._settings_sha256
         return JournalState(len(turns), is_ours, good_bytes < path.stat().st_size)
 
-    def remove(self, sample_index: int) -> None:
-        """Remove the journal of a row that has its trace."""
-        self._path(sample_index).unlink(missing_ok=True)
+    def remove(self, sample_id: SampleId) -> None:
+        """Remove the journal of a sample that has its trace."""
+        self._path(sample_id).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the folder if every sample is finished."""
         with contextlib.suppress(OSError):  # not empty: failed samples keep theirs
             self._folder.rmdir()
 
-    def _path(self, sample_index: int) -> Path:
-        return self._folder / f"sample_{sample_index:05d}.jsonl"
+    def _path(self, sample_id: SampleId) -> Path:
+        return self._folder / f"sample_{sample_id.file_part}.jsonl"
 
 
-def unfinished_samples(run_folder: Path) -> list[int]:
-    """The rows of a run's folder that have a journal."""
-    indices = []
-    for path in sorted((run_folder / FOLDER).glob("sample_*.jsonl")):
-        with contextlib.suppress(ValueError):
-            indices.append(int(path.stem.removeprefix("sample_")))
-    return indices
+def unfinished_samples(run_folder: Path) -> list[SampleId]:
+    """The samples of a run's folder that have a journal."""
+    names = (path.stem.removeprefix("sample_") for path in (run_folder / FOLDER).glob("sample_*.jsonl"))
+    return sorted(sample_id for name in names if (sample_id := SampleId.from_file_part(name)) is not None)
 
 
 def settings_of_unfinished(run_folder: Path) -> set[Json]:

@@ -12,18 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distil.errors import DistilError
-from distil.records import Json
+from distil.records import Json, SampleId
 from distil.spending.prices import token_count
-from distil.tasks.geolocation import ACCURACY_RADII_KM, GEOLOCATION, NO_ANSWER_KM
+from distil.tasks import TASKS, task_of
+from distil.tasks.base import Metric, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class TraceFacts:
     """One trace's figures; None where the trace does not say."""
 
-    sample_index: int
+    sample_id: SampleId
+    task: str
     parse_success: bool
-    distance_km: float
+    metrics: Mapping[str, float]  # by the names of the task's metrics
     score: float
     turns: int
     stop_reason: str | None
@@ -40,9 +42,7 @@ class BatchTotals:
     num_traces: int
     parse_rate: float
     mean_score: float
-    mean_distance_km: float | None  # over the traces with an answer
-    median_distance_km: float | None
-    accuracy_at_km: Mapping[int, float]  # over all traces: no answer is not within any radius
+    metrics: Rows  # what the task's metrics come to
     mean_turns: float
     stop_reasons: Mapping[str, int]
     num_with_calls: int
@@ -84,32 +84,38 @@ def call_succeeded(call: Mapping[str, Json]) -> bool:
     return bool(call.get("success", True))
 
 
-def row_place(trace: Mapping[str, Json]) -> Json:
-    """The true place by the row's columns: the earlier system stated it nowhere else."""
+def trace_truth(trace: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The truth that a trace states, or by its row's columns: the earlier system stated it nowhere else."""
+    stated = mapping_of(trace.get("metadata")).get("truth")
+    if stated:
+        return mapping_of(stated)
     try:
-        truth = GEOLOCATION.truth(mapping_of(trace.get("sample_data")))
+        return task_of(trace).truth(mapping_of(trace.get("sample_data")))
     except DistilError:
-        return None
-    return {"lat": truth.lat, "lon": truth.lon}
+        return {}
 
 
-def answer_place(trace: Mapping[str, Json]) -> Json:
-    """The answer in the final response, for traces that do not state it."""
+def trace_answer(trace: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The answer that a trace states, or that its final response gives; empty where there is none."""
+    stated = mapping_of(trace.get("metadata")).get("answer")
+    if stated:
+        return mapping_of(stated)
     response = trace.get("final_response")
-    place = GEOLOCATION.parse_answer(response) if isinstance(response, str) else None
-    return None if place is None else {"lat": place.lat, "lon": place.lon}
+    return (task_of(trace).parse_answer(response) if isinstance(response, str) else None) or {}
 
 
 def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
-    """The figures of one trace of either format."""
+    """The figures of one trace of either format; raises TraceError where its task is not known."""
     reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
+    task = task_of(trace)
     calls = trace_calls(trace)
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
     return TraceFacts(
-        sample_index=_int(trace.get("sample_index")) or 0,
+        sample_id=SampleId(_int(trace.get("sample_index")) or 0, _int(trace.get("rollout")) or 0),
+        task=task.name,
         parse_success=parse_success,
-        distance_km=_float(reward.get("distance@km", metadata.get("distance_km")), NO_ANSWER_KM),
+        metrics={metric.name: _stated(metric, reward, metadata) for metric in task.metrics},
         score=_float(reward.get("score", metadata.get("score")), 0.0),
         turns=_int(metadata.get("total_turns")) or len(turns),
         stop_reason=metadata.get("stop_reason"),
@@ -124,17 +130,11 @@ def add_up(facts: Sequence[TraceFacts]) -> BatchTotals | None:
     """The figures of many traces, or None for no traces."""
     if not facts:
         return None
-    answered = [item.distance_km for item in facts if item.parse_success]
     return BatchTotals(
         num_traces=len(facts),
-        parse_rate=len(answered) / len(facts),
+        parse_rate=sum(item.parse_success for item in facts) / len(facts),
         mean_score=statistics.fmean(item.score for item in facts),
-        mean_distance_km=statistics.fmean(answered) if answered else None,
-        median_distance_km=statistics.median(answered) if answered else None,
-        accuracy_at_km={
-            radius: sum(distance <= radius for distance in answered) / len(facts)
-            for radius in ACCURACY_RADII_KM
-        },
+        metrics=_metric_rows(facts),
         mean_turns=statistics.fmean(item.turns for item in facts),
         stop_reasons=Counter(item.stop_reason or "not stated" for item in facts),
         num_with_calls=sum(bool(item.calls) for item in facts),
@@ -143,6 +143,26 @@ def add_up(facts: Sequence[TraceFacts]) -> BatchTotals | None:
         prompt_tokens=_sum_or_none([item.prompt_tokens for item in facts]),
         completion_tokens=_sum_or_none([item.completion_tokens for item in facts]),
     )
+
+
+def metrics_of(facts: Sequence[TraceFacts]) -> list[Metric]:
+    """The metrics of the tasks that the traces are of."""
+    tasks = dict.fromkeys(item.task for item in facts)
+    return [metric for task in tasks for metric in TASKS[task].metrics]
+
+
+def _metric_rows(facts: Sequence[TraceFacts]) -> Rows:
+    rows: dict[str, str] = {}
+    for metric in metrics_of(facts):
+        of_task = [item for item in facts if metric.name in item.metrics]
+        values = [item.metrics[metric.name] for item in of_task if item.parse_success]
+        rows |= metric.over_many(values, len(of_task))
+    return rows
+
+
+def _stated(metric: Metric, reward: Mapping[str, Json], metadata: Mapping[str, Json]) -> float:
+    elsewhere = metadata.get(metric.metadata_name) if metric.metadata_name else None
+    return _float(reward.get(metric.name, elsewhere), metric.worst)
 
 
 def _entries(value: Json) -> list[Mapping[str, Json]]:

@@ -26,6 +26,7 @@ from distil.records import (
     RawCall,
     Reply,
     Rollout,
+    SampleId,
     Score,
     SentPicture,
     ToolCall,
@@ -35,11 +36,12 @@ from distil.records import (
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
 from distil.store.trace_settings import TraceSettings, json_sha256
+from distil.tasks import TASKS
+from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
-CODE_TOOL = "python_code_tool"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class RunFacts:
         return self.settings.sha256(self.dataset.fingerprint)
 
 
-def trace_name(sample_index: int) -> str:
-    """The file name of a row's trace."""
-    return f"trace_{sample_index:05d}.json"
+def trace_name(sample_id: SampleId) -> str:
+    """The file name of a sample's trace."""
+    return f"trace_{sample_id.file_part}.json"
 
 
 def versions_now() -> dict[str, str]:
@@ -72,7 +74,7 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
     trace: dict[str, Json] = {
         "format": FORMAT,
         "dataset_path": run.dataset.path,
-        "sample_index": sample.index,
+        **sample.id.as_json(),
         "sample_data": dict(sample.data),
         "conversation_log": [_turn_json(turn) for turn in rollout.turns],
         "tool_calls_log": [
@@ -125,9 +127,9 @@ def _call_not_run(call: RawCall) -> Json:
 
 
 def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
-    observation = call.observation
+    observation, tool = call.observation, find_tool(call.raw.name)
     entry: dict[str, Json] = {"turn": turn, "tool_name": call.raw.name}
-    if call.raw.name == CODE_TOOL and "code" in call.arguments:
+    if tool is not None and tool.runs_code and "code" in call.arguments:
         entry["code"] = call.arguments["code"]
     else:
         entry["tool_arguments"] = dict(call.arguments)
@@ -172,34 +174,34 @@ def _sent_json(sent: SentPicture) -> Json:
 
 
 def _score_json(score: Score) -> Json:
-    return {
-        "score": score.score,
-        "distance@km": score.distance_km,
-        "geoguessr@point": score.points,
-        "parse_success": score.parse_success,
-        **{f"acc@{radius}km": value for radius, value in score.accuracy_at_km.items()},
-    }
+    return {"score": score.value, **score.details, "parse_success": score.parse_success}
 
 
 def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
     calls = [call for turn in rollout.turns for call in turn.calls]
-    answer = rollout.answer
+    details = rollout.score.details
+    metrics = TASKS[run.settings.task].metrics
     return {
         "total_turns": len(rollout.turns),
         "num_tool_calls": len(calls),
         "parse_success": rollout.score.parse_success,
-        "distance_km": rollout.score.distance_km,
-        "score": rollout.score.score,
+        **{metric.metadata_name: details[metric.name] for metric in metrics if metric.metadata_name},
+        "score": rollout.score.value,
         "stop_reason": rollout.stop_reason.value,
-        "answer": None if answer is None else {"lat": answer.lat, "lon": answer.lon},
-        "truth": {"lat": rollout.sample.truth.lat, "lon": rollout.sample.truth.lon},
+        "answer": None if rollout.answer is None else dict(rollout.answer),
+        "truth": dict(rollout.truth),
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
-        "recipe_restores": all("crop_from" not in call.arguments for call in calls),
+        "recipe_restores": all(map(_restores, calls)),
         "tokens": total_tokens([turn.reply.usage for turn in rollout.turns]),
         "settings_sha256": run.settings_sha256,
         "versions": dict(run.versions),
     }
+
+
+def _restores(call: ToolCall) -> bool:
+    tool = find_tool(call.raw.name)
+    return tool is None or tool.restores(call.arguments)
 
 
 def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
@@ -251,7 +253,7 @@ class StoredTrace:
     source: str
     dataset_kind: str
     split: str | None
-    sample_index: int
+    sample_id: SampleId
     file_sha256: str
     facts: PictureFacts
     sent_sha256: str
@@ -320,7 +322,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
         source=value["dataset"]["source"],
         dataset_kind=value["dataset"]["kind"],
         split=value["dataset"]["split"],
-        sample_index=int(value["sample_index"]),
+        sample_id=SampleId.from_json(value),
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),
         sent_sha256=value["image"]["sent"]["sha256"],

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from distil.pictures import ViewRule
 from distil.records import CropFrom, Frame, Json, Prompt, ToolMode
 from distil.tools.base import BoxFrame
-from distil.tools.python_code import Executor, PythonCodeTool
-from distil.tools.toolbox import Toolbox, all_tools
+from distil.tools.python_code import Executor
+from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
 _UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
 _MAX_SHOWN_CHARS = 60
@@ -69,7 +69,8 @@ class TraceSettings:
     def from_json(cls, value: Mapping[str, Json]) -> TraceSettings:
         """As a trace of any version has them; raises KeyError, ValueError or TypeError."""
         schemas = tuple(value["tool_schemas"])
-        runs_code = PythonCodeTool.name in [schema["function"]["name"] for schema in schemas]
+        offered = [find_tool(schema["function"]["name"]) for schema in schemas]
+        runs_code = any(tool is not None and tool.runs_code for tool in offered)
         return cls(
             task=value["task"],
             model=value["model"],

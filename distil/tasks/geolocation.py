@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from distil.errors import SampleError, SourceError
 from distil.messages.tags import text_outside
-from distil.records import Json, Place, Score
+from distil.records import Json, Score
+from distil.tasks.base import Metric, Rows
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = """\
@@ -32,6 +33,7 @@ Give your final answer as coordinates in decimal degrees, in this form:
 EARTH_RADIUS_KM = 6371.0
 DECAY_KM = 1492.7
 NO_ANSWER_KM = 20000.0
+MAX_POINTS = 5000.0
 ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
 LAT_COLUMNS = ("lat", "latitude")
 LON_COLUMNS = ("lon", "longitude", "lng")
@@ -40,19 +42,35 @@ _BRACE = re.compile(r"[{}]")
 _MAX_ANSWER_CHARS = 300  # an answer is two numbers; a longer box is prose
 
 
-class Task(Protocol):
-    """What a rollout needs to know of a task; every method is a pure function."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A point on the globe in decimal degrees, latitude -90..90 and longitude -180..180."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def system_prompt(self) -> str: ...
-    @property
-    def user_prompt(self) -> str: ...
-    def check_columns(self, columns: Collection[str]) -> None: ...
-    def truth(self, row: Mapping[str, Json]) -> Place: ...
-    def parse_answer(self, response: str) -> Place | None: ...
-    def score(self, answer: Place | None, truth: Place) -> Score: ...
+    lat: float
+    lon: float
+
+
+def _distance_rows(distances_km: Sequence[float], num_traces: int) -> Rows:
+    """Of the answers alone how far they are; of all traces how many are within a radius."""
+    answers = "no answer"
+    if distances_km:
+        median, mean = statistics.median(distances_km), statistics.fmean(distances_km)
+        answers = f"median {median:,.1f} km, mean {mean:,.1f} km"
+    within = {radius: sum(distance <= radius for distance in distances_km) for radius in ACCURACY_RADII_KM}
+    shares = {f"within {radius} km": f"{number / num_traces:.0%}" for radius, number in within.items()}
+    return {"distance of answers": answers, **shares}
+
+
+DISTANCE = Metric(
+    name="distance@km",
+    heading="distance km",
+    cell="{:,.1f}",
+    label="distance",
+    text="{:,.2f} km",
+    over_many=_distance_rows,
+    worst=NO_ANSWER_KM,
+    metadata_name="distance_km",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,7 @@ class Geolocation:
     name: str = "geolocation"
     system_prompt: str = SYSTEM_PROMPT
     user_prompt: str = USER_PROMPT
+    metrics: tuple[Metric, ...] = (DISTANCE,)
 
     def check_columns(self, columns: Collection[str]) -> None:
         """Raise SourceError where a dataset with these columns cannot hold a true place."""
@@ -72,17 +91,26 @@ class Geolocation:
                     f"its columns: {', '.join(columns)}"
                 )
 
-    def truth(self, row: Mapping[str, Json]) -> Place:
+    def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """Read the row's true place; raises SampleError naming the field that is missing or bad."""
-        return Place(
-            _coordinate(row, LAT_COLUMNS, limit_degrees=90), _coordinate(row, LON_COLUMNS, limit_degrees=180)
-        )
+        lat = _coordinate(row, LAT_COLUMNS, limit_degrees=90)
+        return asdict(Place(lat, _coordinate(row, LON_COLUMNS, limit_degrees=180)))
 
-    def parse_answer(self, response: str) -> Place | None:
-        return parse_answer(response)
+    def parse_answer(self, response: str) -> Mapping[str, Json] | None:
+        place = parse_answer(response)
+        return None if place is None else asdict(place)
 
-    def score(self, answer: Place | None, truth: Place) -> Score:
-        return score(answer, truth)
+    def score(self, answer: Mapping[str, Json] | None, truth: Mapping[str, Json]) -> Score:
+        return score(None if answer is None else Place(**answer), Place(**truth))
+
+    def text(self, value: Mapping[str, Json]) -> str:
+        lat, lon = value.get("lat"), value.get("lon")
+        if not isinstance(lat, int | float) or not isinstance(lon, int | float):
+            return "not stated"
+        return f"{lat:.5f}, {lon:.5f}"
+
+    def reward_text(self, value: float) -> str:
+        return f"{value:.4f} ({MAX_POINTS * value:,.0f} points)"
 
 
 GEOLOCATION = Geolocation()
@@ -106,12 +134,15 @@ def parse_answer(response: str) -> Place | None:
 
 def score(answer: Place | None, truth: Place) -> Score:
     """Reward an answer: `exp(-d / 1492.7)` with d the great-circle distance in km (mission.md)."""
-    if answer is None:
-        return Score(0.0, NO_ANSWER_KM, 0.0, False, dict.fromkeys(ACCURACY_RADII_KM, 0.0))
-    distance_km = haversine_km(answer, truth)
-    value = math.exp(-distance_km / DECAY_KM)
-    accuracy = {radius: float(distance_km <= radius) for radius in ACCURACY_RADII_KM}
-    return Score(value, distance_km, 5000.0 * value, True, accuracy)
+    distance_km = NO_ANSWER_KM if answer is None else haversine_km(answer, truth)
+    value = 0.0 if answer is None else math.exp(-distance_km / DECAY_KM)
+    details = {
+        DISTANCE.name: distance_km,
+        "geoguessr@point": MAX_POINTS * value,
+        "parse_success": answer is not None,
+        **{f"acc@{radius}km": float(distance_km <= radius) for radius in ACCURACY_RADII_KM},
+    }
+    return Score(value, answer is not None, details)
 
 
 def haversine_km(a: Place, b: Place) -> float:

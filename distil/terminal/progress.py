@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from distil.records import CropFrom, Failure, Frame, Json, Outcome
 from distil.spending.budget import Bill, Spent
-from distil.store.summary import TraceFacts, add_up, mapping_of
+from distil.store.summary import TraceFacts, add_up
 from distil.teacher.slots import Level, LevelState
 from distil.terminal.traces import totals_table
+from distil.tools.toolbox import find_tool
 
 _MAX_BAD_SHARE = 0.2  # of a run's boxes; a teacher in the right frame overshoots now and then
 _MIN_BOXES = 5
@@ -45,9 +46,10 @@ def solved_from_trace(trace: Mapping[str, Json], facts: TraceFacts) -> Solved:
     boxes = []
     is_first_view = True
     for call in trace["tool_calls_log"]:
-        raw = mapping_of(call.get("raw_arguments")).get("bbox_2d")
-        if isinstance(raw, list) and len(raw) == 4 and all(isinstance(value, int | float) for value in raw):
-            boxes.append(ZoomBox(tuple(raw), call["success"] and not call["clamped"], is_first_view))
+        tool = find_tool(call["tool_name"])
+        box = None if tool is None else tool.box_of(call.get("raw_arguments"))
+        if box is not None:
+            boxes.append(ZoomBox(box, call["success"] and not call["clamped"], is_first_view))
         is_first_view = is_first_view and not call["success"]
     return Solved(facts, tuple(boxes))
 
@@ -131,7 +133,7 @@ class Progress:
         if outcome.result is None:
             self._failed += 1
             if outcome.failure is not None and self._failed <= _SHOWN_FAILURES:
-                self._bar.write(f"sample {outcome.sample_index} failed: {outcome.failure.message}")
+                self._bar.write(f"sample {outcome.sample_id} failed: {outcome.failure.message}")
         else:
             facts = outcome.result.facts
             self._scores.append(facts.score)

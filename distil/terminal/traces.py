@@ -22,18 +22,21 @@ from distil.store.summary import (
     BatchTotals,
     TraceFacts,
     add_up,
-    answer_place,
     call_name,
     call_succeeded,
     mapping_of,
-    row_place,
+    metrics_of,
+    trace_answer,
     trace_calls,
     trace_facts,
+    trace_truth,
     trace_turns,
     turn_text,
 )
 from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
+from distil.tasks import task_of
+from distil.tasks.base import Metric
 
 _SHORT_CHARS = 600
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
@@ -45,7 +48,7 @@ def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
     Raises UsageError where there is nothing to show.
     """
     if path.is_file():
-        _show_trace(load_json(path), verbose, console)
+        _show_trace(_load(path), verbose, console)
         return 0
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
@@ -69,10 +72,20 @@ def _load_facts(files: Sequence[Path]) -> tuple[list[TraceFacts], list[str]]:
     facts, broken = [], []
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts.append(trace_facts(load_json(file)))
+            facts.append(trace_facts(_load(file)))
         except TraceError as error:
             broken.append(str(error))
     return facts, broken
+
+
+def _load(path: Path) -> dict[str, Json]:
+    """A trace whose task is known; raises TraceError naming the file."""
+    trace = load_json(path)
+    try:
+        task_of(trace)
+    except TraceError as error:
+        raise TraceError(f"{path}: {error}") from None
+    return trace
 
 
 def totals_table(totals: BatchTotals, title: str) -> RenderableType:
@@ -82,9 +95,8 @@ def totals_table(totals: BatchTotals, title: str) -> RenderableType:
     table.add_row("traces", str(totals.num_traces))
     table.add_row("with an answer", f"{answered} ({totals.parse_rate:.0%})")
     table.add_row("mean score", f"{totals.mean_score:.3f}")
-    table.add_row("distance of answers", _distance_text(totals))
-    for radius, share in totals.accuracy_at_km.items():
-        table.add_row(f"within {radius} km", f"{share:.0%}")
+    for name, text in totals.metrics.items():
+        table.add_row(name, text)
     table.add_row("turns a trace", f"{totals.mean_turns:.2f}")
     table.add_row(
         "ended by", ", ".join(f"{name} {count}" for name, count in sorted(totals.stop_reasons.items()))
@@ -97,12 +109,6 @@ def totals_table(totals: BatchTotals, title: str) -> RenderableType:
         table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
     table.add_row("tokens", _tokens_text(totals.prompt_tokens, totals.completion_tokens))
     return Panel(table, title=Text(title), title_align="left", expand=False)
-
-
-def _distance_text(totals: BatchTotals) -> str:
-    if totals.mean_distance_km is None or totals.median_distance_km is None:
-        return "no answer"
-    return f"median {totals.median_distance_km:,.1f} km, mean {totals.mean_distance_km:,.1f} km"
 
 
 def _tokens_text(prompt: int | None, completion: int | None) -> str:
@@ -122,12 +128,14 @@ def _plain_table() -> Table:
 
 def _list_table(facts: Sequence[TraceFacts]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("sample", "distance km", "score", "turns", "calls", "failed", "ended by"):
+    metrics = metrics_of(facts)
+    headings = [metric.heading for metric in metrics]
+    for name in ("sample", *headings, "score", "turns", "calls", "failed", "ended by"):
         table.add_column(name, justify="left" if name == "ended by" else "right")
     for item in facts:
         table.add_row(
-            str(item.sample_index),
-            f"{item.distance_km:,.1f}" if item.parse_success else "no answer",
+            str(item.sample_id),
+            *(_metric_cell(metric, item) for metric in metrics),
             f"{item.score:.3f}",
             str(item.turns),
             str(sum(item.calls.values())),
@@ -137,11 +145,15 @@ def _list_table(facts: Sequence[TraceFacts]) -> Table:
     return table
 
 
+def _metric_cell(metric: Metric, facts: TraceFacts) -> str:
+    if metric.name not in facts.metrics:  # another task's
+        return ""
+    return metric.cell.format(facts.metrics[metric.name]) if facts.parse_success else "no answer"
+
+
 def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
     facts = trace_facts(trace)
-    console.print(
-        Panel(_sample_table(trace, facts), title=f"sample {facts.sample_index}", title_align="left")
-    )
+    console.print(Panel(_sample_table(trace, facts), title=f"sample {facts.sample_id}", title_align="left"))
     calls = trace_calls(trace)
     for number, turn in enumerate(trace_turns(trace), start=1):
         console.print(_turn_panel(turn, number, calls, verbose))
@@ -153,7 +165,7 @@ def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> N
 
 def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
     table = _plain_table()
-    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
+    table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_id.index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
     if image:
         form = f"{image.get('mode')} {image.get('file_format')}"
@@ -235,14 +247,14 @@ def _call_not_run_line(call: Json) -> Text:
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
-    table = _plain_table()
-    metadata = mapping_of(trace.get("metadata"))
-    table.add_row("truth", _place_text(metadata.get("truth") or row_place(trace)))
-    answer = _place_text(metadata.get("answer") or answer_place(trace))
-    table.add_row("answer", answer if facts.parse_success else "none that can be read")
+    table, task = _plain_table(), task_of(trace)
+    table.add_row("truth", _text(task.text(trace_truth(trace))))
+    answer = task.text(trace_answer(trace))
+    table.add_row("answer", _text(answer if facts.parse_success else "none that can be read"))
     if facts.parse_success:
-        table.add_row("distance", f"{facts.distance_km:,.2f} km")
-    table.add_row("score", f"{facts.score:.4f} ({5000 * facts.score:,.0f} points)")
+        for metric in task.metrics:
+            table.add_row(metric.label, metric.text.format(facts.metrics[metric.name]))
+    table.add_row("score", task.reward_text(facts.score))
     table.add_row("turns", f"{facts.turns}, ended by {facts.stop_reason or 'a reason not stated'}")
     failed = sum(facts.failed_calls.values())
     table.add_row("tool calls", f"{sum(facts.calls.values())}, {failed} failed")
@@ -252,13 +264,6 @@ def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
 
 def _size_text(picture: Mapping[str, Json]) -> str:
     return f"{picture.get('width_px')}×{picture.get('height_px')}"
-
-
-def _place_text(place: Json) -> str:
-    lat, lon = mapping_of(place).get("lat"), mapping_of(place).get("lon")
-    if not isinstance(lat, int | float) or not isinstance(lon, int | float):
-        return "not stated"
-    return f"{lat:.5f}, {lon:.5f}"
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -95,10 +95,19 @@ class Applied:
 
 
 class Tool(Protocol):
-    """One image tool. `resolve` and `apply` raise ToolError with a message for the teacher."""
+    """One image tool. `resolve` and `apply` raise ToolError with a message for the teacher.
+
+    A tool is a subclass in a file of its own and a line in `TOOLS`; what is said here of most tools, it says
+    only where it differs. Nobody else knows it by name.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether `code` is among its arguments: Python for an executor, which a trace keeps as code."""
+        return False
 
     def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
         """The function schema as the OpenAI API takes it, saying which frame boxes are in."""
@@ -111,6 +120,18 @@ class Tool(Protocol):
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
         """Apply stored arguments: sampling and replay both call this."""
         ...
+
+    def box_of(self, raw: Json) -> tuple[float, ...] | None:
+        """The box as the teacher wrote it, None where there is none."""
+        return None
+
+    def restores(self, arguments: Mapping[str, Json]) -> bool:
+        """Whether the README's restore recipe, which knows only the tools that it names, applies the call."""
+        return False
+
+    def recipe(self, arguments: Mapping[str, Json], image: Image.Image) -> Image.Image:
+        """What that recipe makes of a picture, written as it is there."""
+        return image
 
 
 def function_schema(name: str, description: str, properties: Json, required: list[str]) -> Mapping[str, Json]:

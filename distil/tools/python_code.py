@@ -12,7 +12,16 @@ from PIL import Image
 from distil.errors import SandboxUnavailable, ToolError
 from distil.records import Json
 from distil.sandbox.exchange import ExecResult
-from distil.tools.base import Applied, BoxFrame, Resolved, Scene, View, function_schema, required_argument
+from distil.tools.base import (
+    Applied,
+    BoxFrame,
+    Resolved,
+    Scene,
+    Tool,
+    View,
+    function_schema,
+    required_argument,
+)
 
 _EXAMPLE = '{"code": "result_image = image.crop((100, 100, 500, 500))"}'
 _DESCRIPTION = (
@@ -32,11 +41,12 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class PythonCodeTool:
+class PythonCodeTool(Tool):
     """Run `code` with the current picture as `image` and take `result_image`."""
 
     executor: Executor | None = field(default=None, repr=False, compare=False)
     name: str = "python_code_tool"
+    runs_code = True
 
     def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
         code = {"type": "string", "description": "The Python code. It must assign `result_image`."}
@@ -56,6 +66,18 @@ class PythonCodeTool:
         if result.picture is None:
             raise ToolError(result.message.removeprefix("Error: "), result.stdout)
         return Applied(scene.replaced(result.picture), result.stdout)
+
+    def restores(self, arguments: Mapping[str, Json]) -> bool:
+        return True
+
+    def recipe(self, arguments: Mapping[str, Json], image: Image.Image) -> Image.Image:
+        """Code runs in the executor instead of by `exec`; raises ValueError where it fails."""
+        if self.executor is None:
+            return image
+        result = self.executor.run(arguments["code"], image)
+        if result.picture is None:
+            raise ValueError(result.message)
+        return result.picture
 
 
 def unfenced(code: str) -> str:

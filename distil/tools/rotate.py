@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from PIL import Image
+
 from distil.errors import ToolError
 from distil.records import Json
 from distil.tools.base import (
@@ -14,6 +16,7 @@ from distil.tools.base import (
     BoxFrame,
     Resolved,
     Scene,
+    Tool,
     View,
     finite_number,
     function_schema,
@@ -22,7 +25,7 @@ from distil.tools.base import (
 
 
 @dataclass(frozen=True)
-class RotateTool:
+class RotateTool(Tool):
     """Rotate the current picture by `angle` counter-clockwise degrees, `expand=True`."""
 
     name: str = "image_rotate_tool"
@@ -47,6 +50,12 @@ class RotateTool:
 
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
         return Applied(scene.replaced(scene.current.rotate(arguments["angle"], expand=True)))
+
+    def restores(self, arguments: Mapping[str, Json]) -> bool:
+        return True
+
+    def recipe(self, arguments: Mapping[str, Json], image: Image.Image) -> Image.Image:
+        return image.rotate(arguments["angle"], expand=True)
 
 
 def _angle_degrees(value: Json) -> int | float:

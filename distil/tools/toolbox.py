@@ -28,6 +28,7 @@ __all__ = [
     "Toolbox",
     "View",
     "all_tools",
+    "find_tool",
     "load_tools",
 ]
 
@@ -37,6 +38,11 @@ _MAX_QUOTED_CHARS = 200
 def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
     """Every tool there is; the code tool runs code in `executor`."""
     return tuple(make(executor) for _, make in TOOLS)
+
+
+def find_tool(name: str, executor: Executor | None = None) -> Tool | None:
+    """The tool that calls of this name are of, or None."""
+    return next((tool for tool in all_tools(executor) if tool.name == name), None)
 
 
 def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from PIL import Image
+
 from distil.errors import ToolError
 from distil.pictures import MAX_ASPECT_RATIO, box_to_pixels
 from distil.records import Box, CropFrom, Frame, Json
@@ -14,12 +16,14 @@ from distil.tools.base import (
     BoxFrame,
     Resolved,
     Scene,
+    Tool,
     View,
     finite_number,
     function_schema,
     required_argument,
 )
 
+BOX_ARGUMENT = "bbox_2d"
 _EXAMPLES = {Frame.PIXEL: "[120, 80, 520, 400]", Frame.REL1: "[0.12, 0.08, 0.52, 0.4]"}
 _FRAME_TEXTS = {
     Frame.PIXEL: "[x1, y1, x2, y2] in pixels of {picture} as you see it",
@@ -31,7 +35,7 @@ _PICTURE_TEXTS = {CropFrom.CURRENT: "the most recent image", CropFrom.ORIGINAL: 
 
 
 @dataclass(frozen=True)
-class ZoomTool:
+class ZoomTool(Tool):
     """Crop `bbox_2d` out of the current picture (or of the original, where the run says so)."""
 
     name: str = "image_zoom_in_tool"
@@ -46,7 +50,7 @@ class ZoomTool:
             "description": f"The box to zoom in on, {box_text}.",
         }
         description = "Zoom in on a region of the image: returns the region at full resolution."
-        return function_schema(self.name, description, {"bbox_2d": box_schema}, ["bbox_2d"])
+        return function_schema(self.name, description, {BOX_ARGUMENT: box_schema}, [BOX_ARGUMENT])
 
     def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
         """Stored `bbox_2d` is in whole pixels of the picture it crops.
@@ -55,25 +59,37 @@ class ZoomTool:
         re-applying the calls one after another still gives the same picture; any other box is stored with
         `"crop_from": "original"`.
         """
-        example = json.dumps({"bbox_2d": json.loads(_EXAMPLES.get(boxes.frame, "[120, 80, 520, 400]"))})
-        numbers = _four_numbers(required_argument(raw, "bbox_2d", example), example)
+        example = json.dumps({BOX_ARGUMENT: json.loads(_EXAMPLES.get(boxes.frame, "[120, 80, 520, 400]"))})
+        numbers = _four_numbers(required_argument(raw, BOX_ARGUMENT, example), example)
         scene = view.scene
         if boxes.crop_from is CropFrom.CURRENT:
             box, clamped = box_to_pixels(numbers, boxes.frame, view.current_sent, scene.current.size)
             _check_shape(box)
-            return Resolved({"bbox_2d": list(box)}, clamped)
+            return Resolved({BOX_ARGUMENT: list(box)}, clamped)
         box, clamped = box_to_pixels(numbers, boxes.frame, view.original_sent, scene.original.size)
         _check_shape(box)
         inner = _inside_current(box, scene)
         if inner is not None:
-            return Resolved({"bbox_2d": list(inner)}, clamped)
-        return Resolved({"bbox_2d": list(box), "crop_from": CropFrom.ORIGINAL.value}, clamped)
+            return Resolved({BOX_ARGUMENT: list(inner)}, clamped)
+        return Resolved({BOX_ARGUMENT: list(box), "crop_from": CropFrom.ORIGINAL.value}, clamped)
 
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
-        x1, y1, x2, y2 = arguments["bbox_2d"]
+        x1, y1, x2, y2 = arguments[BOX_ARGUMENT]
         from_original = arguments.get("crop_from") == CropFrom.ORIGINAL.value
         box = (x1, y1, x2, y2)
         return Applied(scene.recropped(box) if from_original else scene.cropped(box))
+
+    def box_of(self, raw: Json) -> tuple[float, ...] | None:
+        box = raw.get(BOX_ARGUMENT) if isinstance(raw, dict) else None
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(end, int | float) for end in box):
+            return None
+        return tuple(box)
+
+    def restores(self, arguments: Mapping[str, Json]) -> bool:
+        return "crop_from" not in arguments
+
+    def recipe(self, arguments: Mapping[str, Json], image: Image.Image) -> Image.Image:
+        return image.crop(arguments[BOX_ARGUMENT])
 
 
 def _four_numbers(value: Json, example: str) -> list[float]:

@@ -1,0 +1,65 @@
+"""What a task is: a prompt, a reader of rows and of answers, a reward, and how its figures are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from distil.records import Json, Score
+
+Rows = Mapping[str, str]  # what a table says, by the name of the row
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure beside the reward that a task gives each answer: where traces keep it, how it is shown."""
+
+    name: str  # its key in `reward_score`
+    heading: str  # of its column in the list of traces
+    cell: str  # how a value is written there, as `str.format` takes it
+    label: str  # of its row where one trace is shown
+    text: str  # how a value is written there
+    over_many: Callable[[Sequence[float], int], Rows]  # the values of all answers, and the number of traces
+    worst: float  # what an answer counts as that does not state it
+    metadata_name: str | None = None  # its key in `metadata`, where it is to stand there too
+
+
+class Task(Protocol):
+    """What a run and its readers need to know of a task; every method is a pure function.
+
+    Truth and answer are JSON objects of the task's own making: only the task looks into them.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def system_prompt(self) -> str: ...
+    @property
+    def user_prompt(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raise SourceError where a dataset with these columns cannot hold a truth."""
+        ...
+
+    def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """The row's truth; raises SampleError naming the field that is missing or bad."""
+        ...
+
+    def parse_answer(self, response: str) -> Mapping[str, Json] | None:
+        """What a reply answers, None where it has no answer that can be read."""
+        ...
+
+    def score(self, answer: Mapping[str, Json] | None, truth: Mapping[str, Json]) -> Score:
+        """The reward of an answer, or of none."""
+        ...
+
+    def text(self, value: Mapping[str, Json]) -> str:
+        """A truth or an answer for a person to read, whatever a trace holds in its place."""
+        ...
+
+    def reward_text(self, value: float) -> str:
+        """One trace's reward for a person to read."""
+        ...
