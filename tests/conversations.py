@@ -32,7 +32,7 @@ from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
-from distil.run.settle import TASK, settle
+from distil.run.settle import chosen_task, settle
 from distil.run.solver import offered_natively, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
@@ -138,9 +138,9 @@ class Bench:
             namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
             given_flags = read_flags(namespace, RunFlags())
             sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
-            source, _ = open_rows(given_flags.samples, TASK, quiet())
+            source, _ = open_rows(given_flags.samples, chosen_task(), quiet())
             address = Address((self._server.api_base,), KEY)
-            plan, output = settle(given_flags, TASK.user_prompt, source, address, quiet())
+            plan, output = settle(given_flags, chosen_task().user_prompt, source, address, quiet())
             self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
         self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.plan.facts()))

@@ -21,7 +21,7 @@ from distil.records import CropFrom, Frame, ToolMode
 from distil.rollout import RolloutSettings
 from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
-from distil.run.settle import TASK, settle
+from distil.run.settle import chosen_task, settle
 from distil.run.solver import open_rows, open_teacher
 from distil.spending.prices import FixedPrices
 from distil.store.folder import OutputFolder, RunFolder
@@ -172,9 +172,9 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
         common += ["--price_per_million", "1,2", "--num_samples", "1"]
         assert main(["run", *common, "--output_dir", str(tmp_path / "run")]) == 0
         flags = parsed(*common, "--output_dir", str(tmp_path / "planned"))
-        source, _ = open_rows(flags.samples, TASK, quiet())
+        source, _ = open_rows(flags.samples, chosen_task(), quiet())
         address = Address((server.api_base,), KEY)
-        plan, output = settle(flags, TASK.user_prompt, source, address, quiet())
+        plan, output = settle(flags, chosen_task().user_prompt, source, address, quiet())
         assert pickle.loads(pickle.dumps(plan)) == plan
         assert KEY not in json.dumps(plan.as_json()) + repr(pickle.dumps(plan))
         received = Plan.from_json(there_and_back(plan.as_json()))
@@ -187,7 +187,7 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
 
 def _solve_first(plan: Plan) -> None:
     """What a worker does that was given nothing but a plan and, by its environment, a key."""
-    source, indices = open_rows(plan.flags.samples, TASK, quiet())
+    source, indices = open_rows(plan.flags.samples, chosen_task(), quiet())
     folder = RunFolder(OutputFolder(Path(plan.output_dir)), plan.facts(), plan.on_change)
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
         RolloutSolver(plan, source, folder, teacher).solve(indices[0])

@@ -339,7 +339,7 @@ def test_an_empty_dataset_is_a_source_error(tmp_path: Path) -> None:
 # --- rows that cannot be used
 
 
-SETTINGS = RolloutSettings(GEOLOCATION, Prompt("", ""), Toolbox((), BoxFrame(Frame.PIXEL), ViewRule()))
+SETTINGS = RolloutSettings(GEOLOCATION, Prompt("", ""), Toolbox((), BoxFrame(Frame.PIXEL), ViewRule()), 10, 0)
 
 
 def asked_in_vain(*_: object) -> Reply:
