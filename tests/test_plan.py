@@ -17,7 +17,7 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from distil.cli import COMMANDS, main
 from distil.flags import BudgetFlags, CodeFlags, RunFlags, add_flags, flags_from_json, flags_json, read_flags
 from distil.pictures import ViewRule
-from distil.records import CropFrom, Frame, ToolMode
+from distil.records import CropFrom, Frame, SampleId, ToolMode
 from distil.rollout import RolloutSettings
 from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
@@ -190,5 +190,5 @@ def _solve_first(plan: Plan) -> None:
     source, indices = open_rows(plan.flags.samples, chosen_task(), quiet())
     folder = RunFolder(OutputFolder(Path(plan.output_dir)), plan.facts(), plan.on_change)
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
-        RolloutSolver(plan, source, folder, teacher).solve(indices[0])
+        RolloutSolver(plan, source, folder, teacher).solve(SampleId(indices[0]))
     folder.close()
