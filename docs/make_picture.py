@@ -114,7 +114,7 @@ class Sheet:
         self._write((x, y), words, ImageFont.load_default(TEXT_PX * OVERSAMPLING), QUIET, "mm")
 
     def _write(self, place: Point, words: str, font: Font, colour: str, anchor: str) -> None:
-        self.draw.text([value * OVERSAMPLING for value in place], words, colour, font, anchor)
+        self.draw.text((place[0] * OVERSAMPLING, place[1] * OVERSAMPLING), words, colour, font, anchor)
 
 
 def draw_strip(sheet: Sheet, pictures: list[Image.Image], calls: list[Call], height: float) -> None:
