@@ -78,6 +78,7 @@ def _peak_bytes(dataset: Path, api_base: str, max_workers: int) -> int:
     result = subprocess.run(
         [sys.executable, "-c", RUN, *flags], cwd=PACKAGE, check=True, capture_output=True, text=True
     )
+    # Not `ru_maxrss`: a child's starts at its parent's size at the fork.
     match = re.search(r"VmHWM:\s+(\d+) kB", result.stdout)
     assert match is not None
     return int(match[1]) * 1024

@@ -58,7 +58,7 @@ def decode_stored(data: bytes, mode: str | None = None, decoded: Image.Image | N
         image = Image.open(io.BytesIO(data))
         file_format, file_mode = image.format or "unknown", image.mode
         if decoded is None:
-            image.load()
+            image.load()  # all of it: a broken photo must be found before anything is paid for
         orientation = image.getexif().get(_ORIENTATION_TAG)
         upright = decoded or (image if orientation is None else ImageOps.exif_transpose(image))
         if mode is not None and upright.mode != mode:

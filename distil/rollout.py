@@ -121,6 +121,7 @@ class Conversation:
     def append(self, turn: Turn) -> None:
         """Add a turn whose calls have been run."""
         self.turns.append(turn)
+        # What stands stays byte-identical from turn to turn, or the server's prefix cache is lost.
         self.messages += [_encode(message) for message in turn_messages(turn)]
 
 

@@ -588,3 +588,27 @@ def test_the_door_says_which_pictures_are_left_out(distilled: dict[str, Distille
     said = distilled["pictures with metadata.csv"].said
     assert "is not named in metadata.csv and left out: [bold] not named.jpg\n" in said
     assert "left out" not in distilled["pictures with metadata.jsonl"].said
+
+
+# As docs/datasets.md says it; a trace of any other form names a view.
+NAMED_THEMSELVES = {
+    "saved: pictures inside",
+    "saved: in an odd folder",
+    "saved: by a relative path",
+    "saved: embedded from files",
+    "saved: Image with paths alone",
+    "saved: Image(mode='RGBA')",
+    "saved: selected, shuffled, sorted",
+    "saved: concatenated, in shards",
+    "DatasetDict: a split",
+}
+
+
+def test_plain_saved_datasets_are_named_themselves_and_all_others_by_a_view(
+    workplace: Path, distilled: dict[str, Distilled]
+) -> None:
+    views = workplace / "cache" / "distil"
+    named = {
+        name: json.loads(result.traces[0].read_text())["dataset_path"] for name, result in distilled.items()
+    }
+    assert {name for name, path in named.items() if not Path(path).is_relative_to(views)} == NAMED_THEMSELVES

@@ -92,6 +92,7 @@ def self_contained(code: str) -> str:
     """The code with imports of `Image` and `np` where it uses them unbound.
 
     The sandbox has both at hand, but the restore recipe's scope has not: stored code must run in either.
+    Chance is seeded from the code, so what runs here must be what is stored.
     The imports go onto the first line where Python allows it, so that line numbers stay the teacher's.
     """
     try:
