@@ -622,3 +622,30 @@ def test_the_box_warning_names_the_likely_setting(
 
     result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
     assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "output_dir", "tools", "max_turns", "max_workers"),
+    [
+        ("run", "traces_concurrent", "zoom,rotate", 10, 4),
+        ("code", "traces_python_code", "python_code", 10, 4),
+        ("with-tools", "traces_with_tools", "zoom,rotate", 10, 1),
+        ("one-turn", "traces_demo", "none", 1, 1),
+    ],
+)
+def test_each_door_says_its_own_defaults(
+    command: str,
+    output_dir: str,
+    tools: str,
+    max_turns: int,
+    max_workers: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.partition("samples:")[2].split())
+    stated = {"output_dir": output_dir, "tools": tools, "max_turns": max_turns, "max_workers": max_workers}
+    for flag, value in stated.items():
+        assert f"(default: {value})" in text.partition(f"--{flag} ")[2].partition(" --")[0], flag
