@@ -649,3 +649,63 @@ def test_each_door_says_its_own_defaults(
     stated = {"output_dir": output_dir, "tools": tools, "max_turns": max_turns, "max_workers": max_workers}
     for flag, value in stated.items():
         assert f"(default: {value})" in text.partition(f"--{flag} ")[2].partition(" --")[0], flag
+
+
+def test_an_attempt_that_takes_too_long_is_made_again(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    is_over, is_first = threading.Event(), threading.Semaphore(1)
+
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and is_first.acquire(blocking=False):
+            is_over.wait(60)
+        return policy(request)
+
+    flags = ("--num_samples", 1, "--request_timeout_seconds", 2)
+    started = time.monotonic()
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
+    is_over.set()
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 50
+    states = [json.loads(line)["state"] for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
+    assert (states.count("answered"), states.count("retried")) == (3, 1)
+    assert len(requests) == 4
+
+
+def test_a_sample_that_takes_too_long_fails_and_keeps_its_turns(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request):
+            time.sleep(0.5)
+        return calls(("image_rotate_tool", {"angle": 90}))
+
+    flags = ("--num_samples", 1, "--sample_timeout_seconds", 1.7, "--max_turns", 40)
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
+    assert result.returncode == 1, result.stderr
+    (failure,) = map(json.loads, (tmp_path / "failed_samples.jsonl").read_text().splitlines())
+    assert failure["kind"] == "deadline" and "sample's 1.7 s are over" in failure["message"]
+    assert 1 <= failure["turns_spent"] < len(requests) < 10
+    assert not contents(tmp_path)
+
+
+def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 5, "--max_workers", 3,
+        "--fixed_workers",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "3/3 at once" in result.stderr, "the progress line"
+    (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
+    assert record["requests_at_once"]["level"] == record["requests_at_once"]["ceiling"] == 3
+    assert (record["requests_at_once"]["reason"], record["options"]["fixed_workers"]) == ("fixed", True)
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert sorted(line["sample_index"] for line in timings) == [0, 1, 2, 3, 4]
+    for line in timings:
+        assert len(line["turn_seconds"]) == 2
+        assert line["seconds"] >= sum(line["turn_seconds"]) - 0.001
+    spending = [json.loads(line) for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
+    assert [line["state"] for line in spending].count("sent") == 11, "with the probe"
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "trace_"))} == {
+        "run_record.json", "spending.jsonl", "timings.jsonl"
+    }  # fmt: skip

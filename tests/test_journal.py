@@ -103,6 +103,16 @@ def test_a_journal_torn_anywhere_gives_its_whole_turns_and_goes_on(tmp_path: Pat
         assert path.read_bytes() == data, "repaired"
 
 
+def test_nothing_is_left_behind_a_bad_line_that_is_longer_than_what_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "sample_00003.jsonl"
+    whole = ask_turns(SampleJournal(path, HEADER), Asked(), 3)
+    data = path.read_bytes()
+    header, first, *_ = data.splitlines(keepends=True)
+    path.write_bytes(header + first + b"x" * len(data) + b"\n" + first)
+    assert ask_turns(SampleJournal(path, HEADER), Asked(), 3) == whole
+    assert path.read_bytes() == data
+
+
 @pytest.mark.parametrize("name", HEADER)
 def test_turns_of_other_settings_or_pictures_are_not_used(name: str, tmp_path: Path) -> None:
     path = tmp_path / "sample_00003.jsonl"

@@ -288,3 +288,32 @@ def test_the_with_tools_door_keeps_the_pictures(photos: Path, tmp_path: Path, ru
 
 def test_the_format_is_named(traces: Path) -> None:
     assert load(trace_paths(traces)[0])["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("second_box", "restores"), [([200, 200, 600, 600], True), ([600, 600, 900, 900], False)]
+)
+def test_a_trace_says_whether_the_recipe_as_written_restores_it(
+    second_box: list[int], restores: bool, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        boxes = ([100, 100, 700, 700], second_box)
+        turn = 0 if is_probe(request) else num_turns(request)
+        return calls(("image_zoom_in_tool", {"bbox_2d": boxes[turn]})) if turn < 2 else says("\\boxed{1, 2}")
+
+    with ScriptedTeacher(script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 1,
+            "--output_dir", tmp_path, "--crop_from", "original",
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    trace = load(tmp_path / "trace_00000.json")
+    assert trace["metadata"]["recipe_restores"] is restores
+    photo = image = datasets.load_from_disk(trace["dataset_path"])[0]["image"]
+    for call in trace["tool_calls_log"]:
+        is_of_photo = call["tool_arguments"].get("crop_from") == "original"
+        image = (photo if is_of_photo else image).crop(call["tool_arguments"]["bbox_2d"])
+    assert picture_facts(image).pixel_sha256 == trace["tool_calls_log"][-1]["result"]["pixel_sha256"]
+    assert [call["tool_arguments"].get("crop_from") for call in trace["tool_calls_log"]] == [
+        None, None if restores else "original"
+    ]  # fmt: skip
