@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PACKAGE, RunDoor
+from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
@@ -464,3 +464,28 @@ def test_a_full_disk_stops_the_run_before_more_is_paid(
     assert "timings.jsonl cannot be written: No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(server.requests) <= 1 + 2 * 3
+
+
+def test_a_failure_is_on_disk_as_soon_as_it_is_known(tmp_path: Path, run_door: RunDoor) -> None:
+    data, out = save_photos(tmp_path / "data", [b"broken", photo_bytes(1)]), tmp_path / "out"
+    is_over = threading.Event()
+
+    def hangs(request: dict[str, Any]) -> Any:
+        if not is_probe(request):
+            is_over.wait(90)
+        return three_turns(request)
+
+    with ScriptedTeacher(hangs) as server:
+        child = start_door(*command(server.api_base, data, out)[1:], cwd=PACKAGE)
+        ledger = out / "failed_samples.jsonl"
+        until = time.monotonic() + 60
+        while not (ledger.exists() and ledger.read_text().endswith("\n")) and time.monotonic() < until:
+            time.sleep(0.02)
+        child.kill()
+        child.communicate()
+        is_over.set()
+    (failure,) = map(json.loads, ledger.read_text().splitlines())
+    assert (failure["sample_index"], failure["kind"], failure["turns_spent"]) == (0, "sample", 0)
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, data, out)[1:], "--retry_failed")
+    assert (result.returncode, list(out.glob("trace_*.json"))) == (1, []), "only what had failed was tried"
