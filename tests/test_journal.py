@@ -357,6 +357,28 @@ def test_a_redone_sample_that_fails_is_not_taken_for_done(
     assert not ledger(out)
 
 
+def test_a_redone_sample_that_fails_late_keeps_its_turns_beside_the_old_trace(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 2:
+            return 400, {"error": {"message": "picture refused"}}
+        return three_turns(request)
+
+    two, out = ("--num_samples", "2"), tmp_path / "out"
+    redo = (*two, "--temperature", "0.2", "--on_change", "redo")
+    with ScriptedTeacher(three_turns) as server:
+        run_door(*command(server.api_base, photos, out, *two)[1:])
+        server.script = breaks_at_the_answer
+        assert run_door(*command(server.api_base, photos, out, *redo)[1:]).returncode == 1
+        server.script = three_turns
+        server.requests.clear()
+        result = run_door(*command(server.api_base, photos, out, *redo)[1:])
+    assert result.returncode == 0, result.stderr
+    assert [num_turns(request) for request in server.requests if not is_probe(request)] == [2, 2]
+    assert {json.loads(data)["settings"]["temperature"] for data in contents(out).values()} == {0.2}
+
+
 def test_paid_turns_of_other_settings_are_not_thrown_away_unasked(
     photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:
