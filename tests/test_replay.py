@@ -317,3 +317,28 @@ def test_a_trace_says_whether_the_recipe_as_written_restores_it(
     assert [call["tool_arguments"].get("crop_from") for call in trace["tool_calls_log"]] == [
         None, None if restores else "original"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "9"}])
+def test_tokens_that_one_turn_does_not_report_are_null_and_never_0(
+    usage: Any, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request) or num_turns(request) == 0:
+            return calls(("image_rotate_tool", {"angle": 90}))
+        return says("\\boxed{1, 2}") | {"usage": usage}
+
+    with ScriptedTeacher(script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 1,
+            "--output_dir", tmp_path,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    trace = load(tmp_path / "trace_00000.json")
+    assert trace["metadata"]["tokens"] == {"prompt_tokens": None, "completion_tokens": None}
+    assert trace["conversation_log"][0]["usage"]["prompt_tokens"] == 100
+    (record,) = load(tmp_path / "run_record.json")["runs"]
+    assert record["spent"]["answered"]["without_tokens"] == 1
+    assert record["spent"]["answered"]["tokens"]["prompt"] == 200, "of those that report them, the probe too"
+    assert "1 request without figures" in result.stdout
+    assert "not reported in, not reported out" in result.stdout
