@@ -709,3 +709,41 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "trace_"))} == {
         "run_record.json", "spending.jsonl", "timings.jsonl"
     }  # fmt: skip
+
+
+def test_no_secret_is_in_any_file_or_line_whatever_the_server_quotes(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    key, password = "sk-quoted-0123456789", "hunter2-in-the-url"
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return policy(request)
+        return 400, {"error": {"message": f"nothing for Bearer {key}"}}
+
+    with ScriptedTeacher(script) as server:
+        url = server.api_base.replace("//", f"//user:{password}@")
+        result = run_door(
+            "demo_concurrent.py", "--api_base", url, "--dataset_path", photos, "--output_dir", tmp_path,
+            "--num_samples", 2, env={"OPENAI_API_KEY": key},
+        )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    files = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "nothing for Bearer [key]" in files[tmp_path / "failed_samples.jsonl"]
+    assert server.api_base in files[tmp_path / "run_record.json"]
+    for text in (*files.values(), result.stdout, result.stderr):
+        assert key not in text and password not in text
+
+
+def test_a_second_run_asks_nothing_anew_about_the_server(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(policy) as server:
+        flags = ("--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path)
+        for num_samples in (1, 3):
+            server.requests.clear()
+            result = run_door("demo_concurrent.py", *flags, "--num_samples", num_samples)
+            assert result.returncode == 0, result.stderr
+    assert len(server.requests) == 4 and not any(map(is_probe, server.requests))
+    runs = json.loads((tmp_path / "run_record.json").read_text())["runs"]
+    assert [run["probe"]["tool_mode"] for run in runs] == ["native", "native"]
