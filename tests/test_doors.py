@@ -252,6 +252,7 @@ def test_bad_rows_are_failed_samples_with_their_reasons(run_door: RunDoor, tmp_p
     result, requests = run_against(run_door, "demo_concurrent.py", tmp_path / "data", tmp_path / "out")
     assert result.returncode == 1
     assert list(contents(tmp_path / "out")) == ["trace_00000.json"]
+    assert f"reasons: {tmp_path / 'out' / 'failed_samples.jsonl'}" in result.stdout
     lines = [
         json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
     ]

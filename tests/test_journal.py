@@ -24,6 +24,7 @@ from warm_door import start_door
 
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, ToolMode
+from distil.store.atomic import write_bytes
 from distil.store.journal import FOLDER, Journals, JournalState, SampleJournal, unfinished_samples
 
 HEADER = {"sample_index": 3, "settings_sha256": "s", "file_sha256": "f"}
@@ -511,3 +512,21 @@ def test_a_failure_is_on_disk_as_soon_as_it_is_known(tmp_path: Path, run_door: R
     with ScriptedTeacher(three_turns) as server:
         result = run_door(*command(server.api_base, data, out)[1:], "--retry_failed")
     assert (result.returncode, list(out.glob("trace_*.json"))) == (1, []), "only what had failed was tried"
+
+
+def test_a_file_that_is_written_anew_is_whole_to_a_reader(tmp_path: Path) -> None:
+    path, texts = tmp_path / "trace_00000.json", (b"a" * 2_000_000, b"b" * 2_000_000)
+    write_bytes(path, texts[0])
+    is_over = threading.Event()
+
+    def write_again_and_again() -> None:
+        for number in range(20):
+            write_bytes(path, texts[number % 2])
+        is_over.set()
+
+    writer = threading.Thread(target=write_again_and_again)
+    writer.start()
+    while not is_over.is_set():
+        assert path.read_bytes() in texts
+    writer.join()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
