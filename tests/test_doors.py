@@ -700,6 +700,9 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
     (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
     assert record["requests_at_once"]["level"] == record["requests_at_once"]["ceiling"] == 3
     assert (record["requests_at_once"]["reason"], record["options"]["fixed_workers"]) == ("fixed", True)
+    stated = {"code_timeout": 10.0, "code_memory_mb": 2048, "request_timeout_seconds": 600.0}
+    stated |= {"turn_timeout_seconds": 1800.0, "sample_timeout_seconds": 7200.0, "max_outage_seconds": 1800.0}
+    assert record["options"] | stated == record["options"], "the defaults that --help states"
     timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
     assert sorted(line["sample_index"] for line in timings) == [0, 1, 2, 3, 4]
     for line in timings:

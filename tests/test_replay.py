@@ -291,15 +291,23 @@ def test_the_format_is_named(traces: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second_box", "restores"), [([200, 200, 600, 600], True), ([600, 600, 900, 900], False)]
+    ("boxes", "restores"),
+    [
+        ([[100, 200, 700, 700], [200, 300, 600, 600], [250, 400, 500, 500]], True),
+        ([[100, 200, 700, 700], [600, 300, 800, 600]], False),  # beyond its right edge
+        ([[100, 200, 700, 500], [200, 300, 600, 600]], False),  # beyond its bottom
+        ([[100, 200, 700, 700], [50, 300, 600, 600]], False),
+        ([[100, 200, 700, 700], [200, 100, 600, 600]], False),
+    ],
 )
 def test_a_trace_says_whether_the_recipe_as_written_restores_it(
-    second_box: list[int], restores: bool, photos: Path, tmp_path: Path, run_door: RunDoor
+    boxes: list[list[int]], restores: bool, photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:
     def script(request: dict[str, Any]) -> Any:
-        boxes = ([100, 100, 700, 700], second_box)
         turn = 0 if is_probe(request) else num_turns(request)
-        return calls(("image_zoom_in_tool", {"bbox_2d": boxes[turn]})) if turn < 2 else says("\\boxed{1, 2}")
+        if turn == len(boxes):
+            return says("\\boxed{1, 2}")
+        return calls(("image_zoom_in_tool", {"bbox_2d": boxes[turn]}))
 
     with ScriptedTeacher(script) as server:
         result = run_door(
@@ -310,13 +318,12 @@ def test_a_trace_says_whether_the_recipe_as_written_restores_it(
     trace = load(tmp_path / "trace_00000.json")
     assert trace["metadata"]["recipe_restores"] is restores
     photo = image = datasets.load_from_disk(trace["dataset_path"])[0]["image"]
-    for call in trace["tool_calls_log"]:
+    for call, (x1, y1, x2, y2) in zip(trace["tool_calls_log"], boxes, strict=True):
         is_of_photo = call["tool_arguments"].get("crop_from") == "original"
         image = (photo if is_of_photo else image).crop(call["tool_arguments"]["bbox_2d"])
-    assert picture_facts(image).pixel_sha256 == trace["tool_calls_log"][-1]["result"]["pixel_sha256"]
-    assert [call["tool_arguments"].get("crop_from") for call in trace["tool_calls_log"]] == [
-        None, None if restores else "original"
-    ]  # fmt: skip
+        meant = photo.crop((x1 * 64 // 100, y1 * 48 // 100, x2 * 64 // 100, y2 * 48 // 100))
+        assert picture_facts(image) == picture_facts(meant)
+        assert picture_facts(image).pixel_sha256 == call["result"]["pixel_sha256"]
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "9"}])
