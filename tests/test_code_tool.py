@@ -285,3 +285,14 @@ def test_code_is_never_run_without_a_sandbox(photos: Path) -> None:
         assert (
             tool.apply({"code": "result_image = image"}, Scene.start(image)).scene.current.size == image.size
         )
+
+
+def test_the_memory_of_a_call_is_what_the_flag_says(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    code = "block = bytearray(700 * 2**20)\nresult_image = image.rotate(90)"
+    for memory_mb, succeeds in ((512, False), (1536, True)):
+        replies = [calls((CODE, {"code": code})), says("no")]
+        folder = tmp_path / str(memory_mb)
+        trace, _, _ = run(run_door, photos, folder, replies, "--code_memory_mb", memory_mb)
+        (call,) = trace["tool_calls_log"]
+        assert call["success"] is succeeds, call["message"]
+        assert succeeds or "MemoryError" in call["message"]

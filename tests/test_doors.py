@@ -252,6 +252,7 @@ def test_bad_rows_are_failed_samples_with_their_reasons(run_door: RunDoor, tmp_p
     result, requests = run_against(run_door, "demo_concurrent.py", tmp_path / "data", tmp_path / "out")
     assert result.returncode == 1
     assert list(contents(tmp_path / "out")) == ["trace_00000.json"]
+    assert f"reasons: {tmp_path / 'out' / 'failed_samples.jsonl'}" in result.stdout
     lines = [
         json.loads(line) for line in (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
     ]
@@ -622,3 +623,131 @@ def test_the_box_warning_names_the_likely_setting(
 
     result, _ = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
     assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "output_dir", "tools", "max_turns", "max_workers"),
+    [
+        ("run", "traces_concurrent", "zoom,rotate", 10, 4),
+        ("code", "traces_python_code", "python_code", 10, 4),
+        ("with-tools", "traces_with_tools", "zoom,rotate", 10, 1),
+        ("one-turn", "traces_demo", "none", 1, 1),
+    ],
+)
+def test_each_door_says_its_own_defaults(
+    command: str,
+    output_dir: str,
+    tools: str,
+    max_turns: int,
+    max_workers: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.partition("samples:")[2].split())
+    stated = {"output_dir": output_dir, "tools": tools, "max_turns": max_turns, "max_workers": max_workers}
+    for flag, value in stated.items():
+        assert f"(default: {value})" in text.partition(f"--{flag} ")[2].partition(" --")[0], flag
+
+
+def test_an_attempt_that_takes_too_long_is_made_again(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    is_over, is_first = threading.Event(), threading.Semaphore(1)
+
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and is_first.acquire(blocking=False):
+            is_over.wait(60)
+        return policy(request)
+
+    flags = ("--num_samples", 1, "--request_timeout_seconds", 2)
+    started = time.monotonic()
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
+    is_over.set()
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 50
+    states = [json.loads(line)["state"] for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
+    assert (states.count("answered"), states.count("retried")) == (3, 1)
+    assert len(requests) == 4
+
+
+def test_a_sample_that_takes_too_long_fails_and_keeps_its_turns(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if not is_probe(request):
+            time.sleep(0.5)
+        return calls(("image_rotate_tool", {"angle": 90}))
+
+    flags = ("--num_samples", 1, "--sample_timeout_seconds", 1.7, "--max_turns", 40)
+    result, requests = run_against(run_door, "demo_concurrent.py", photos, tmp_path, *flags, teacher=script)
+    assert result.returncode == 1, result.stderr
+    (failure,) = map(json.loads, (tmp_path / "failed_samples.jsonl").read_text().splitlines())
+    assert failure["kind"] == "deadline" and "sample's 1.7 s are over" in failure["message"]
+    assert 1 <= failure["turns_spent"] < len(requests) < 10
+    assert not contents(tmp_path)
+
+
+def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
+    result, _ = run_against(
+        run_door, "demo_concurrent.py", photos, tmp_path, "--num_samples", 5, "--max_workers", 3,
+        "--fixed_workers",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "3/3 at once" in result.stderr, "the progress line"
+    (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
+    assert record["requests_at_once"]["level"] == record["requests_at_once"]["ceiling"] == 3
+    assert (record["requests_at_once"]["reason"], record["options"]["fixed_workers"]) == ("fixed", True)
+    stated = {"code_timeout": 10.0, "code_memory_mb": 2048, "request_timeout_seconds": 600.0}
+    stated |= {"turn_timeout_seconds": 1800.0, "sample_timeout_seconds": 7200.0, "max_outage_seconds": 1800.0}
+    assert record["options"] | stated == record["options"], "the defaults that --help states"
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert sorted(line["sample_index"] for line in timings) == [0, 1, 2, 3, 4]
+    for line in timings:
+        assert len(line["turn_seconds"]) == 2
+        assert line["seconds"] >= sum(line["turn_seconds"]) - 0.001
+    spending = [json.loads(line) for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
+    assert [line["state"] for line in spending].count("sent") == 11, "with the probe"
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "trace_"))} == {
+        "run_record.json", "spending.jsonl", "timings.jsonl"
+    }  # fmt: skip
+
+
+def test_no_secret_is_in_any_file_or_line_whatever_the_server_quotes(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    key, password = "sk-quoted-0123456789", "hunter2-in-the-url"
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return policy(request)
+        return 400, {"error": {"message": f"nothing for Bearer {key}"}}
+
+    with ScriptedTeacher(script) as server:
+        url = server.api_base.replace("//", f"//user:{password}@")
+        result = run_door(
+            "demo_concurrent.py", "--api_base", url, "--dataset_path", photos, "--output_dir", tmp_path,
+            "--num_samples", 2, env={"OPENAI_API_KEY": key},
+        )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    files = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "nothing for Bearer [key]" in files[tmp_path / "failed_samples.jsonl"]
+    assert server.api_base in files[tmp_path / "run_record.json"]
+    for text in (*files.values(), result.stdout, result.stderr):
+        assert key not in text and password not in text
+
+
+def test_a_second_run_asks_nothing_anew_about_the_server(
+    run_door: RunDoor, photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(policy) as server:
+        flags = ("--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path)
+        for num_samples in (1, 3):
+            server.requests.clear()
+            result = run_door("demo_concurrent.py", *flags, "--num_samples", num_samples)
+            assert result.returncode == 0, result.stderr
+    assert len(server.requests) == 4 and not any(map(is_probe, server.requests))
+    runs = json.loads((tmp_path / "run_record.json").read_text())["runs"]
+    assert [run["probe"]["tool_mode"] for run in runs] == ["native", "native"]

@@ -663,3 +663,11 @@ def test_boxes_without_a_place_take_nothing_away(lat: float, lon: float, others:
 @given(st.lists(st.from_regex(r"[+-]?\d{1,3}(\.\d{1,5})?", fullmatch=True), min_size=1, max_size=5))
 def test_only_two_numbers_are_a_place(numbers: list[str]) -> None:
     assert (parse_answer(boxed(" ".join(numbers))) is None) or len(numbers) == 2
+
+
+@pytest.mark.parametrize(("num_spaces", "is_read"), [(200, True), (300, False), (3000, False)])
+@pytest.mark.parametrize("before", ["", "It is far away. " * 100])
+def test_a_box_of_more_than_300_characters_is_prose(before: str, num_spaces: int, is_read: bool) -> None:
+    for form in ("\\boxed{{48.8,{}2.3}}", "<answer>48.8,{}2.3</answer>"):
+        place = parse_answer(before + form.format(" " * num_spaces))
+        assert place == (Place(48.8, 2.3) if is_read else None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PACKAGE, RunDoor
+from conftest import PACKAGE, RunDoor, photo_bytes, save_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
@@ -24,6 +24,7 @@ from warm_door import start_door
 
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, SampleId, ToolMode
+from distil.store.atomic import write_bytes
 from distil.store.journal import FOLDER, Journals, JournalState, SampleJournal, unfinished_samples
 
 HEADER = {"sample_index": 3, "settings_sha256": "s", "file_sha256": "f"}
@@ -101,6 +102,16 @@ def test_a_journal_torn_anywhere_gives_its_whole_turns_and_goes_on(tmp_path: Pat
         assert ask_turns(journal, asked, 3) == whole
         assert len(asked.requests) == 3 - max(0, lines_before[cut] - 1)
         assert path.read_bytes() == data, "repaired"
+
+
+def test_nothing_is_left_behind_a_bad_line_that_is_longer_than_what_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "sample_00003.jsonl"
+    whole = ask_turns(SampleJournal(path, HEADER), Asked(), 3)
+    data = path.read_bytes()
+    header, first, *_ = data.splitlines(keepends=True)
+    path.write_bytes(header + first + b"x" * len(data) + b"\n" + first)
+    assert ask_turns(SampleJournal(path, HEADER), Asked(), 3) == whole
+    assert path.read_bytes() == data
 
 
 @pytest.mark.parametrize("name", HEADER)
@@ -347,6 +358,28 @@ def test_a_redone_sample_that_fails_is_not_taken_for_done(
     assert not ledger(out)
 
 
+def test_a_redone_sample_that_fails_late_keeps_its_turns_beside_the_old_trace(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
+        if not is_probe(request) and num_turns(request) == 2:
+            return 400, {"error": {"message": "picture refused"}}
+        return three_turns(request)
+
+    two, out = ("--num_samples", "2"), tmp_path / "out"
+    redo = (*two, "--temperature", "0.2", "--on_change", "redo")
+    with ScriptedTeacher(three_turns) as server:
+        run_door(*command(server.api_base, photos, out, *two)[1:])
+        server.script = breaks_at_the_answer
+        assert run_door(*command(server.api_base, photos, out, *redo)[1:]).returncode == 1
+        server.script = three_turns
+        server.requests.clear()
+        result = run_door(*command(server.api_base, photos, out, *redo)[1:])
+    assert result.returncode == 0, result.stderr
+    assert [num_turns(request) for request in server.requests if not is_probe(request)] == [2, 2]
+    assert {json.loads(data)["settings"]["temperature"] for data in contents(out).values()} == {0.2}
+
+
 def test_paid_turns_of_other_settings_are_not_thrown_away_unasked(
     photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:
@@ -454,3 +487,46 @@ def test_a_full_disk_stops_the_run_before_more_is_paid(
     assert "timings.jsonl cannot be written: No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(server.requests) <= 1 + 2 * 3
+
+
+def test_a_failure_is_on_disk_as_soon_as_it_is_known(tmp_path: Path, run_door: RunDoor) -> None:
+    data, out = save_photos(tmp_path / "data", [b"broken", photo_bytes(1)]), tmp_path / "out"
+    is_over = threading.Event()
+
+    def hangs(request: dict[str, Any]) -> Any:
+        if not is_probe(request):
+            is_over.wait(90)
+        return three_turns(request)
+
+    with ScriptedTeacher(hangs) as server:
+        child = start_door(*command(server.api_base, data, out)[1:], cwd=PACKAGE)
+        ledger = out / "failed_samples.jsonl"
+        until = time.monotonic() + 60
+        while not (ledger.exists() and ledger.read_text().endswith("\n")) and time.monotonic() < until:
+            time.sleep(0.02)
+        child.kill()
+        child.communicate()
+        is_over.set()
+    (failure,) = map(json.loads, ledger.read_text().splitlines())
+    assert (failure["sample_index"], failure["kind"], failure["turns_spent"]) == (0, "sample", 0)
+    with ScriptedTeacher(three_turns) as server:
+        result = run_door(*command(server.api_base, data, out)[1:], "--retry_failed")
+    assert (result.returncode, list(out.glob("trace_*.json"))) == (1, []), "only what had failed was tried"
+
+
+def test_a_file_that_is_written_anew_is_whole_to_a_reader(tmp_path: Path) -> None:
+    path, texts = tmp_path / "trace_00000.json", (b"a" * 2_000_000, b"b" * 2_000_000)
+    write_bytes(path, texts[0])
+    is_over = threading.Event()
+
+    def write_again_and_again() -> None:
+        for number in range(20):
+            write_bytes(path, texts[number % 2])
+        is_over.set()
+
+    writer = threading.Thread(target=write_again_and_again)
+    writer.start()
+    while not is_over.is_set():
+        assert path.read_bytes() in texts
+    writer.join()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -613,3 +613,23 @@ def test_the_palette_of_a_png_is_hashed_as_its_file_has_it() -> None:
     assert stored.image.mode == "P"
     expected = hashlib.sha256(f"P 4x3\n{palette}".encode() + indices.tobytes()).hexdigest()
     assert stored.facts.pixel_sha256 == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "shown"),
+    [
+        ("RGB", (200, 30, 90), (200, 30, 90)),
+        ("RGBA", (200, 30, 90, 255), (200, 30, 90)),
+        ("RGBA", (200, 30, 90, 128), (227, 142, 172)),  # half of it on white
+        ("RGBa", (100, 15, 45, 128), (227, 142, 172)),  # the same, multiplied already
+        ("LA", (100, 255), (100, 100, 100)),
+        ("LA", (100, 128), (177, 177, 177)),
+        ("La", (50, 128), (177, 177, 177)),
+        ("CMYK", (0, 255, 0, 0), (255, 0, 255)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_colours_are_sent_as_they_are_on_white(mode: str, value: Any, shown: tuple[int, int, int]) -> None:
+    picture = Image.new(mode, (40, 40), value)
+    sent = np.asarray(decoded(encode_sent(picture, ViewRule())).convert("RGB"), dtype=int)
+    assert np.abs(sent - np.array(shown)).max() <= 4, (sent[20, 20], shown)

@@ -288,3 +288,64 @@ def test_the_with_tools_door_keeps_the_pictures(photos: Path, tmp_path: Path, ru
 
 def test_the_format_is_named(traces: Path) -> None:
     assert load(trace_paths(traces)[0])["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("boxes", "restores"),
+    [
+        ([[100, 200, 700, 700], [200, 300, 600, 600], [250, 400, 500, 500]], True),
+        ([[100, 200, 700, 700], [600, 300, 800, 600]], False),  # beyond its right edge
+        ([[100, 200, 700, 500], [200, 300, 600, 600]], False),  # beyond its bottom
+        ([[100, 200, 700, 700], [50, 300, 600, 600]], False),
+        ([[100, 200, 700, 700], [200, 100, 600, 600]], False),
+    ],
+)
+def test_a_trace_says_whether_the_recipe_as_written_restores_it(
+    boxes: list[list[int]], restores: bool, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        turn = 0 if is_probe(request) else num_turns(request)
+        if turn == len(boxes):
+            return says("\\boxed{1, 2}")
+        return calls(("image_zoom_in_tool", {"bbox_2d": boxes[turn]}))
+
+    with ScriptedTeacher(script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 1,
+            "--output_dir", tmp_path, "--crop_from", "original",
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    trace = load(tmp_path / "trace_00000.json")
+    assert trace["metadata"]["recipe_restores"] is restores
+    photo = image = datasets.load_from_disk(trace["dataset_path"])[0]["image"]
+    for call, (x1, y1, x2, y2) in zip(trace["tool_calls_log"], boxes, strict=True):
+        is_of_photo = call["tool_arguments"].get("crop_from") == "original"
+        image = (photo if is_of_photo else image).crop(call["tool_arguments"]["bbox_2d"])
+        meant = photo.crop((x1 * 64 // 100, y1 * 48 // 100, x2 * 64 // 100, y2 * 48 // 100))
+        assert picture_facts(image) == picture_facts(meant)
+        assert picture_facts(image).pixel_sha256 == call["result"]["pixel_sha256"]
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "9"}])
+def test_tokens_that_one_turn_does_not_report_are_null_and_never_0(
+    usage: Any, photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request) or num_turns(request) == 0:
+            return calls(("image_rotate_tool", {"angle": 90}))
+        return says("\\boxed{1, 2}") | {"usage": usage}
+
+    with ScriptedTeacher(script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 1,
+            "--output_dir", tmp_path,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    trace = load(tmp_path / "trace_00000.json")
+    assert trace["metadata"]["tokens"] == {"prompt_tokens": None, "completion_tokens": None}
+    assert trace["conversation_log"][0]["usage"]["prompt_tokens"] == 100
+    (record,) = load(tmp_path / "run_record.json")["runs"]
+    assert record["spent"]["answered"]["without_tokens"] == 1
+    assert record["spent"]["answered"]["tokens"]["prompt"] == 200, "of those that report them, the probe too"
+    assert "1 request without figures" in result.stdout
+    assert "not reported in, not reported out" in result.stdout

@@ -341,3 +341,16 @@ def test_traces_are_the_same_for_any_replicas_and_level(
     assert fixed["requests_at_once"] == {
         "level": 8, "ceiling": 8, "highest": 8, "reason": "fixed", "changes": {}
     }  # fmt: skip
+
+
+def test_a_dead_replica_beside_a_live_one_is_no_outage() -> None:
+    lines: list[str] = []
+    with ScriptedTeacher(script) as dead, ScriptedTeacher(script) as alive:
+        dead._server.shutdown()
+        dead._server.server_close()
+        with replicated(dead.api_base, alive.api_base) as teacher:
+            teacher.tell_by(lines.append)
+            assert solve_all(teacher, 8) == []
+    assert len(alive.requests) == 24
+    (line,) = lines
+    assert line.startswith("A replica is left for the others"), "and nobody waits for a server"

@@ -735,3 +735,24 @@ def test_results_are_plain_data(sandbox: Sandbox, photo: Image.Image) -> None:
     assert type(result.picture) is Image.Image
     with pytest.raises(AttributeError):
         result.kind = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("machine", sorted(jail.ALLOWED))
+def test_no_call_opens_a_way_to_files_network_or_processes(machine: str) -> None:
+    ways = ("open", "socket", "connect", "bind", "send", "recv", "fork", "clone", "exec", "kill", "ptrace")
+    allowed = set(jail.ALLOWED[machine])
+    assert not [name for name in allowed for way in ways if name.startswith((way, "v" + way))]
+    files = {
+        "creat",
+        "unlink",
+        "rename",
+        "link",
+        "mkdir",
+        "stat",
+        "truncate",
+        "mount",
+        "chmod",
+        "dup",
+        "pipe",
+    }
+    assert not allowed & (files | {f"{name}at" for name in files})

@@ -230,3 +230,30 @@ def test_the_probe_stops_where_nothing_can_be_asked(status: int) -> None:
     with ScriptedTeacher(lambda _: (status, {"error": {"message": "no"}})) as server:
         with pytest.raises(TeacherRefused):
             probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited())
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503])
+def test_a_refused_request_is_free(status: int) -> None:
+    budget = Budget.unlimited()
+    with ScriptedTeacher(lambda _: (status, {"error": {"message": "no"}})) as server:
+        with Teacher(settings(server.api_base), budget=budget) as teacher, pytest.raises(TeacherError):
+            teacher.ask(MESSAGES, seed=0)
+    assert len(server.requests) == 1
+    assert (budget.spent.refused, budget.spent.calls) == (1, 0)
+
+
+@pytest.mark.parametrize("answer", [(408, {}), (504, {}), (200, b"<html>"), (200, b"")])
+def test_a_request_that_the_server_may_have_worked_on_is_perhaps_billed(answer: tuple[int, Any]) -> None:
+    budget = Budget.unlimited()
+    with ScriptedTeacher(lambda _: answer) as server:
+        with Teacher(settings(server.api_base), budget=budget) as teacher, pytest.raises(TeacherError):
+            teacher.ask(MESSAGES, seed=0)
+    assert (budget.spent.refused, budget.spent.retried.requests) == (0, 1)
+
+
+def test_a_request_that_did_not_connect_is_free() -> None:
+    budget = Budget.unlimited()
+    nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1")
+    with Teacher(nowhere, budget=budget) as teacher, pytest.raises(TeacherError):
+        teacher.ask(MESSAGES, seed=0)
+    assert (budget.spent.refused, budget.spent.calls) == (1, 0)

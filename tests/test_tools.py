@@ -361,9 +361,10 @@ def test_slanted_rotations_cannot_grow_a_picture_without_bound() -> None:
     assert calls[0].observation.success
 
 
-def test_a_quarter_turn_of_a_large_picture_is_no_growth() -> None:
+@pytest.mark.parametrize("angle", [90, 360])
+def test_a_quarter_turn_of_a_large_picture_is_no_growth(angle: int) -> None:
     picture = Image.new("1", (9000, 8000))
-    (call,), _ = run_calls(toolbox(rule=ViewRule(max_area_px=10_000)), picture, [rotate(90)])
+    (call,), _ = run_calls(toolbox(rule=ViewRule(max_area_px=10_000)), picture, [rotate(angle)])
     assert call.observation.success
 
 

@@ -156,3 +156,51 @@ def test_teacher_text_is_never_markup(tmp_path: Path, run_door: RunDoor) -> None
     assert result.returncode == 0, result.stderr
     assert "[bold]not bold[/bold] [/nonsense]" in result.stdout
     assert "\x1b[31m" not in result.stdout
+
+
+def reward(distance_km: float, score: float, parse_success: bool = True) -> dict[str, Any]:
+    return {"score": score, "distance@km": distance_km, "parse_success": parse_success}
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Three traces that are all different: near with two turns, far with one call failed, and no answer."""
+    failed = {"turn": 1, "tool_name": "image_rotate_tool", "arguments": {}, "success": False}
+    changes: tuple[dict[str, Any], ...] = (
+        {"reward_score": reward(10.0, 0.9)},
+        {"reward_score": reward(300.0, 0.8), "tool_calls": [failed, failed], "metadata": {"total_turns": 5}},
+        {"reward_score": reward(20000.0, 0.0, False), "tool_calls": [], "metadata": {"total_turns": 1}},
+    )
+    for index, change in zip((4, 7, 123456), changes, strict=True):
+        (tmp_path / f"trace_{index:05d}.json").write_text(json.dumps(old_trace(index, **change)))
+    return tmp_path
+
+
+def test_a_listing_has_a_line_of_figures_for_each_trace(uneven: Path, run_door: RunDoor) -> None:
+    lines = [line.split()[:6] for line in run_door(VIEWER, uneven).stdout.splitlines()]
+    assert ["4", "10.0", "0.900", "2", "1", "0"] in lines
+    assert ["7", "300.0", "0.800", "5", "2", "2"] in lines
+    assert ["123456", "no", "answer", "0.000", "1", "0"] in lines
+
+
+def test_totals_are_over_all_traces_and_distances_over_answers(uneven: Path, run_door: RunDoor) -> None:
+    text = " ".join(run_door(VIEWER, uneven, "--batch").stdout.replace("│", " ").split())
+    for words in (
+        "traces 3", "with an answer 2 (67%)", "mean score 0.567", "median 155.0 km, mean 155.0 km",
+        "within 1 km 0%", "within 25 km 33%", "within 200 km 33%", "within 750 km 67%", "within 2500 km 67%",
+        "turns a trace 2.67", "traces with tool calls 2 (67%)", "tool calls 3 (1.00 a trace)",
+        "image_rotate_tool 2, 2 failed", "image_zoom_in_tool 1, 0 failed", "33 in, 15 out",
+    ):  # fmt: skip
+        assert words in text, (words, text)
+
+
+def test_truth_and_answer_that_a_trace_does_not_state_are_those_of_its_row_and_response(
+    tmp_path: Path, run_door: RunDoor
+) -> None:
+    path = tmp_path / "trace_00000.json"
+    path.write_text(json.dumps(old_trace(0, sample_data={"latitude": 3, "lon": "4.5"})))
+    text = " ".join(run_door(VIEWER, path).stdout.replace("│", " ").split())
+    assert "truth 3.00000, 4.50000" in text and "answer 1.00000, 2.00000" in text
+    path.write_text(json.dumps(old_trace(0, final_response="I do not know.", sample_data={})))
+    text = " ".join(run_door(VIEWER, path).stdout.replace("│", " ").split())
+    assert "truth not stated" in text and "answer not stated" in text

@@ -288,6 +288,14 @@ def test_a_word_that_does_not_come_with_the_call_is_asked_for_alone_and_paid_by_
     assert budget.spent.calls == 2
 
 
+def test_no_server_is_asked_more_than_three_questions() -> None:
+    result, server = probed(
+        lambda request: (400, {"error": {"message": "no"}}) if "tools" in request else says("A cat.")
+    )
+    assert result.tool_mode is ToolMode.TEXT
+    assert ["tools" in request for request in server.requests] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
