@@ -40,7 +40,7 @@ from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import _parsed
 from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.slots import Slots
 from distil.terminal.progress import Solved
 from distil.terminal.traces import view
 
@@ -158,8 +158,8 @@ class Bench:
         self._served = bodies
         settings = replace(run.teacher, retry=RetryPolicy(0))
         budget = open_budget(run.job.options, settings, run.folder.spending)
-        level, offered = Level.unlimited(), offered_natively(run.rollout.prompt)
-        with ReplicatedTeacher(settings, run.api_bases, offered, level, budget) as teacher:
+        slots, offered = Slots.unlimited(), offered_natively(run.rollout.prompt)
+        with ReplicatedTeacher(settings, run.api_bases, offered, slots, budget) as teacher:
             outcome = self._outcome(run, row, teacher)
         self._served = ()
         return outcome

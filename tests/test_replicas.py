@@ -23,7 +23,7 @@ from distil.teacher.attempts import RetryPolicy
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings
 from distil.teacher.replicas import Replicas, ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.slots import Slots
 
 QUICK = RetryPolicy(max_retries=40, first_pause_seconds=0.01, max_pause_seconds=0.05)
 SHORT = OutagePolicy(probe_pause_seconds=0.05, max_probe_pause_seconds=0.1, max_outage_seconds=0.5)
@@ -113,9 +113,9 @@ def sample_of(request: dict[str, Any]) -> str:
 
 
 @contextmanager
-def replicated(*api_bases: str, level: Level | None = None) -> Iterator[ReplicatedTeacher]:
+def replicated(*api_bases: str, slots: Slots | None = None) -> Iterator[ReplicatedTeacher]:
     settings = TeacherSettings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
-    with ReplicatedTeacher(settings, api_bases, (), level or Level(4), Budget.unlimited()) as teacher:
+    with ReplicatedTeacher(settings, api_bases, (), slots or Slots(4), Budget.unlimited()) as teacher:
         yield teacher
 
 
@@ -176,7 +176,7 @@ def test_a_turn_has_one_deadline_whatever_replicas_it_meets() -> None:
         )
         started = time.monotonic()
         with ReplicatedTeacher(
-            settings, (a.api_base, b.api_base), (), Level(4), Budget.unlimited()
+            settings, (a.api_base, b.api_base), (), Slots(4), Budget.unlimited()
         ) as teacher:
             with teacher.asking() as ask, pytest.raises(DeadlinePassed):
                 ask(message(0, 0), 0)
@@ -252,7 +252,7 @@ def test_a_server_that_says_no_is_not_left() -> None:
 def test_closing_ends_those_who_wait_for_a_slot() -> None:
     release = threading.Event()
     with ScriptedTeacher(lambda _: release.wait(20) and says("turn 0")) as a:
-        with replicated(a.api_base, level=Level(1)) as teacher:
+        with replicated(a.api_base, slots=Slots(1)) as teacher:
             errors: list[str] = []
             solver = threading.Thread(target=lambda: errors.extend(solve_all(teacher, 4)))
             solver.start()
@@ -280,14 +280,14 @@ def test_refusals_lower_the_level_although_the_client_retries_them() -> None:
             return 429, {"error": {"message": "slow down"}}
         return says(f"turn {num_turns(request)}")
 
-    level = Level(12)
-    level._climber.level = 12
+    slots = Slots(12)
+    slots._climber.level = 12
     with ScriptedTeacher(busy) as server:
         settings = TeacherSettings(server.api_base, "k" * 8, "m", timeout_seconds=20, retry=QUICK)
-        with ReplicatedTeacher(settings, (server.api_base,), (), level, Budget.unlimited()) as teacher:
+        with ReplicatedTeacher(settings, (server.api_base,), (), slots, Budget.unlimited()) as teacher:
             assert solve_all(teacher, 40, num_threads=12) == []
-    assert level.state().level < 12
-    assert level.state().changes["refused"] >= 1
+    assert slots.state().level < 12
+    assert slots.state().changes["refused"] >= 1
 
 
 def test_several_urls_are_told_apart_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:

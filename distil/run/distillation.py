@@ -36,7 +36,7 @@ from distil.teacher.address import find_teacher, started
 from distil.teacher.attempts import Deadline
 from distil.teacher.models import AnsweredModels
 from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.slots import Slots
 from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
 from distil.tools.base import CropFrom
 
@@ -51,10 +51,10 @@ def run_distillation(options: Options, console: Console) -> int:
         job = read_job(options, sandbox, console)
         address = stack.enter_context(started(named, console))
         run = set_up(job, address, console)
-        level = Level(options.max_workers, options.fixed_workers)
+        slots = Slots(options.max_workers, options.fixed_workers)
         offered = offered_natively(run.rollout.prompt)
         budget = open_budget(options, run.teacher, run.folder.spending)
-        with ReplicatedTeacher(run.teacher, run.api_bases, offered, level, budget) as teacher:
+        with ReplicatedTeacher(run.teacher, run.api_bases, offered, slots, budget) as teacher:
             return _run_samples(run, teacher, console)
 
 
@@ -197,7 +197,7 @@ def _measured(
 
 def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
     """Solve the rows; `got` grows with each that ends, whatever ends the run."""
-    with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
+    with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
 
@@ -228,7 +228,7 @@ def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mappi
         seconds=time.monotonic() - got.started,
         spent=teacher.budget.spent,
         stopped_by=got.stopped_by,
-        level=teacher.level.state(),
+        level=teacher.slots.state(),
         models=solver.models.counts,
         warnings=_warnings(solver, got),
     )

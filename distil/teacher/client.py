@@ -35,7 +35,7 @@ from distil.teacher.attempts import (
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
-from distil.teacher.slots import OVERLOAD_STATUSES, Level
+from distil.teacher.slots import OVERLOAD_STATUSES, Slots
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
@@ -98,16 +98,16 @@ class Teacher:
         self,
         settings: TeacherSettings,
         tools: Sequence[Mapping[str, Json]] = (),
-        level: Level | None = None,
+        slots: Slots | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """`level` says how many requests may be in flight; None for as many as there are threads.
+        """`slots` say how many requests may be in flight; None for as many as there are threads.
 
         `budget` counts every request for a reply and may end the run.
         """
         self.settings = settings
         self.availability = Availability(settings.outage, base_url_text(settings))
-        self._level = level or Level.unlimited()
+        self._slots = slots or Slots.unlimited()
         self._budget = budget or Budget.unlimited()
         self._tools = tools
         self._local = threading.local()
@@ -174,7 +174,7 @@ class Teacher:
 
         def attempt_in_slot(seconds: float) -> ResultT:
             asked = time.monotonic()
-            with reserve() as request, self._level.slot() as slot:
+            with reserve() as request, self._slots.slot() as slot:
                 for deadline in deadlines:
                     deadline.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
                 try:

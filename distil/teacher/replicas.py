@@ -20,7 +20,7 @@ from distil.spending.budget import Budget
 from distil.teacher.attempts import Deadline, Timing
 from distil.teacher.availability import NEVER, Availability, Sign
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text
-from distil.teacher.slots import Level
+from distil.teacher.slots import Slots
 
 _REPLICA_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
@@ -100,15 +100,15 @@ class ReplicatedTeacher:
         settings: TeacherSettings,
         api_bases: Sequence[str],
         tools: Sequence[Mapping[str, Json]],
-        level: Level,
+        slots: Slots,
         budget: Budget,
     ) -> None:
-        self.level, self.budget = level, budget
+        self.slots, self.budget = slots, budget
         self._settings = settings
         self._replicas = Replicas(api_bases)
         of_replica = _of_several(settings) if len(api_bases) > 1 else settings
         self._teachers = {
-            url: Teacher(replace(of_replica, api_base=url), tools, level, budget) for url in api_bases
+            url: Teacher(replace(of_replica, api_base=url), tools, slots, budget) for url in api_bases
         }
         names = ", ".join(base_url_text(teacher.settings) for teacher in self._teachers.values())
         self._all = Availability(replace(settings.outage, num_failures=1), names)
@@ -133,7 +133,7 @@ class ReplicatedTeacher:
     def close(self) -> None:
         """Close every connection; requests in flight, pauses and waits for a slot end at once."""
         self._all.close()
-        self.level.close()
+        self.slots.close()
         for teacher in self._teachers.values():
             teacher.close()
 
