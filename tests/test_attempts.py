@@ -38,7 +38,7 @@ from test_teacher import closed_port
 
 from distil.doctor.interview import list_models
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherRefused
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy, Timing, is_retried_status
+from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy, Timing
 from distil.teacher.availability import Availability, OutagePolicy, Sign
 from distil.teacher.client import Teacher, TeacherSettings, load_model_names
 from distil.teacher.refusals import (
@@ -48,6 +48,7 @@ from distil.teacher.refusals import (
     parse_retry_after,
     parse_span,
 )
+from distil.teacher.statuses import Means, meaning
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = RetryPolicy(12, first_pause_seconds=0.01, max_pause_seconds=0.05)
@@ -449,7 +450,7 @@ def test_a_pause_is_at_least_the_advice_and_at_most_a_ceiling_more(
 
 @given(st.integers(100, 599))
 def test_statuses_that_are_retried(status: int) -> None:
-    assert is_retried_status(status) == (status in (408, 409, 429) or status >= 500)
+    assert (Means.RETRIED in meaning(status)) == (status in (408, 409, 429) or status >= 500)
 
 
 # --- headers

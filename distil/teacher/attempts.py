@@ -17,9 +17,6 @@ from distil.teacher.availability import Availability, Sign
 
 ResultT = TypeVar("ResultT")
 
-_RETRIED_STATUSES = (408, 409, 429)  # and every 5xx
-_GATEWAY_STATUSES = (502, 503, 504)  # from a proxy, where there is no server behind it
-
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -78,21 +75,6 @@ class AttemptFailed(Exception):
         self.is_retried = is_retried
         self.sign = sign
         self.advised_seconds = advised_seconds
-
-
-def is_retried_status(status: int) -> bool:
-    """Whether a request that was refused with this status may do better later."""
-    return status in _RETRIED_STATUSES or status >= 500
-
-
-def sign_of_status(status: int) -> Sign:
-    """What a status tells about the server: one whose engine has died says 500 to everything."""
-    return Sign.BROKEN if status >= 500 else Sign.ALIVE
-
-
-def is_gateway_status(status: int) -> bool:
-    """Whether a status is a proxy's, which answers for servers that are down."""
-    return status in _GATEWAY_STATUSES
 
 
 @dataclass(eq=False)

@@ -28,19 +28,15 @@ from distil.teacher.attempts import (
     Deadline,
     RetryPolicy,
     Timing,
-    is_gateway_status,
-    is_retried_status,
-    sign_of_status,
 )
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
-from distil.teacher.slots import OVERLOAD_STATUSES, Slots
+from distil.teacher.slots import Slots
+from distil.teacher.statuses import Means, meaning
 
 OPENAI_URL = "https://api.openai.com/v1"
-_REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
-_PERHAPS_BILLED_STATUSES = (408, 504)  # a time-out on the server's side: the reply may have been made
-_NO_CREDIT_STATUS, _NO_CREDIT_CODE = 402, "insufficient_quota"  # OpenAI says the latter with a 429
+_NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
@@ -73,10 +69,11 @@ class TeacherSettings:
     sends_seed: bool = True
     may_adapt: bool = False
 
-    def without_field(self, error_text: str) -> TeacherSettings | None:
+    def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
         text = error_text.lower()
-        if not any(word in text for word in _UNKNOWN_FIELD_WORDS):
+        is_told = any(word in text for word in _UNKNOWN_FIELD_WORDS)
+        if not is_told or Means.FIELD_REFUSED not in meaning(status):
             return None
         if self.token_field in text:
             other = {"max_tokens": "max_completion_tokens"}.get(self.token_field, "max_tokens")
@@ -180,7 +177,7 @@ class Teacher:
                 try:
                     return attempt(seconds, request)
                 except AttemptFailed as failed:
-                    if failed.error.status in OVERLOAD_STATUSES:
+                    if Means.OVERLOAD in meaning(failed.error.status):
                         slot.refused()
                     raise
 
@@ -206,11 +203,9 @@ class Teacher:
                     request.refused()
                 raise
             except openai.APIStatusError as error:
-                if error.status_code not in _PERHAPS_BILLED_STATUSES:
+                if Means.PERHAPS_BILLED not in meaning(error.status_code):
                     request.refused()
-                adapted = (
-                    settings.without_field(_error_text(error)) if error.status_code in (400, 422) else None
-                )
+                adapted = settings.adapted_to(error.status_code, _error_text(error))
                 if adapted is None or _is_overflow(error):
                     raise self._status_failure(error) from None
                 if not settings.may_adapt:
@@ -260,12 +255,13 @@ class Teacher:
     def _status_failure(self, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
         text = f"HTTP {status} from {base_url_text(self.settings)}{path}: {_error_text(error)}"
-        is_broke = status == _NO_CREDIT_STATUS or error.code == _NO_CREDIT_CODE
+        means = meaning(status)
+        is_broke = Means.NO_CREDIT in means or error.code == _NO_CREDIT_CODE
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return AttemptFailed(
             _status_error(error, without_key(text, self.settings.api_key), is_broke),
-            is_retried_status(status) and not is_broke,
-            sign_of_status(status),
+            Means.RETRIED in means and not is_broke,
+            Sign.BROKEN if Means.BROKEN in means else Sign.ALIVE,
             advised_seconds(status, headers, time.time()),
         )
 
@@ -325,7 +321,7 @@ def load_model_names(settings: TeacherSettings, tell: Callable[[str], None] = la
             return teacher.model_names()
         except TeacherError as error:
             text = str(error)
-            if error.status == 404:
+            if Means.NOT_FOUND in meaning(error.status):
                 text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
             raise TeacherRefused(text, error.status, error.attempts) from None
         except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
@@ -356,7 +352,7 @@ def first_reachable(
             check_reachable(settings, tell)
             return settings
         except TeacherRefused as error:
-            if error.status is not None and not is_gateway_status(error.status):
+            if error.status is not None and Means.GATEWAY not in meaning(error.status):
                 raise
             tell(f"A replica is not there: {error}")
     return replace(settings, api_base=api_bases[-1])
@@ -372,7 +368,7 @@ def check_reachable(
     try:
         return load_model_names(settings, tell)
     except TeacherRefused as error:
-        if error.status is None or is_gateway_status(error.status) or error.status == 401:
+        if error.status is None or meaning(error.status) & (Means.GATEWAY | Means.WRONG_KEY):
             raise
         return None
 
@@ -403,9 +399,10 @@ def _status_error(error: openai.APIStatusError, text: str, is_broke: bool) -> Te
     status = error.status_code
     if _is_overflow(error):
         return ContextOverflow(text, status)
-    if sign_of_status(status) is Sign.BROKEN:
+    means = meaning(status)
+    if Means.BROKEN in means:
         return TeacherUnreachable(text, status=status)
-    is_general = status in _REFUSED_STATUSES and not is_moderation(status, _error_text(error))
+    is_general = Means.FATAL in means and not is_moderation(status, _error_text(error))
     return TeacherRefused(text, status) if is_broke or is_general else TeacherError(text, status)
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from distil.errors import TeacherError
 from distil.teacher.climber import Climber, LevelState, Ticket
 
-OVERLOAD_STATUSES = (429, 503, 504)  # 504: a proxy that gave up waiting for a server that queues
-
 _WAKE_SECONDS = 0.5
 _UNLIMITED = 2**30
 
