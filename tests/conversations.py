@@ -38,8 +38,7 @@ from distil.store.folder import OutputFolder, RunFolder
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
-from distil.teacher.client import _parsed
-from distil.teacher.replicas import ReplicatedTeacher
+from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
 from distil.terminal.progress import Solved
 from distil.terminal.traces import view
@@ -65,18 +64,19 @@ class Bodies:
     )  # by turn, from 1: raised instead of its answer
     requests: list[list[bytes]] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    turn_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.budget = open_budget(self.run.job.options, self.run.teacher, self.run.folder.spending)
 
     @contextmanager
-    def asking(self) -> Iterator[Any]:
-        yield self._ask
+    def asking(self, *_: Deadline) -> Iterator[Any]:
+        yield self
 
     def close(self) -> None:
         pass
 
-    def _ask(self, messages: Sequence[bytes], seed: int, deadline: Deadline) -> Reply:
+    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
         turn = sum(message.startswith(ASSISTANT) for message in messages)
         self.requests.append(list(messages))
         with self.budget.request() as request:
@@ -151,7 +151,7 @@ class Bench:
     ) -> tuple[Outcome[Solved] | FolderError, Bodies]:
         """What becomes of a row whose teacher gives these bodies, and what was asked."""
         teacher = Bodies(run, bodies, breaks or {})
-        return self._outcome(run, row, cast(ReplicatedTeacher, teacher)), teacher
+        return self._outcome(run, row, cast(Teacher, teacher)), teacher
 
     def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
         """The same with a server and the client in between."""
@@ -159,12 +159,12 @@ class Bench:
         settings = replace(run.teacher, retry=RetryPolicy(0))
         budget = open_budget(run.job.options, settings, run.folder.spending)
         slots, offered = Slots.unlimited(), offered_natively(run.rollout.prompt)
-        with ReplicatedTeacher(settings, run.api_bases, offered, slots, budget) as teacher:
+        with Teacher(settings, offered, slots, budget, run.api_bases) as teacher:
             outcome = self._outcome(run, row, teacher)
         self._served = ()
         return outcome
 
-    def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
+    def _outcome(self, run: Run, row: int, teacher: Teacher) -> Outcome[Solved] | FolderError:
         try:
             (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1, lambda _: None)
             return outcome

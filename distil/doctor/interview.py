@@ -17,7 +17,6 @@ from PIL import Image
 from distil.doctor.findings import (
     Examination,
     Finding,
-    ModelList,
     Result,
     problems_of,
     suggestions_of,
@@ -30,8 +29,8 @@ from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.messages.tags import text_outside
 from distil.pictures import Frame, encode_sent
 from distil.records import Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
-from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
-from distil.teacher.models import nearest_names
+from distil.teacher.client import Teacher, TeacherSettings, without_key
+from distil.teacher.models import ModelList, ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.teacher.statuses import Means, meaning
@@ -52,15 +51,10 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 
-def list_models(settings: TeacherSettings) -> ModelList:
-    """The server's models; raises TeacherRefused where nothing answers or the key is wrong."""
+def ask_models_soon(settings: TeacherSettings) -> ModelList:
+    """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
     settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
-    try:
-        return ModelList(tuple(load_model_names(settings)))
-    except TeacherRefused as error:
-        if error.status is None or meaning(error.status) & (Means.WRONG_KEY | Means.FORBIDDEN):
-            raise
-        return ModelList((), str(error))
+    return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
 def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = None) -> Examination:

@@ -32,10 +32,10 @@ from distil.spending.estimate import Measured, SampleSpending, Selection, choose
 from distil.spending.prices import read_tokens
 from distil.store.folder import RunFolder
 from distil.store.summary import trace_facts
-from distil.teacher.address import find_teacher, started
+from distil.teacher.address import find_teacher, served
 from distil.teacher.attempts import Deadline
+from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels
-from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.slots import Slots
 from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
 from distil.tools.base import CropFrom
@@ -49,19 +49,19 @@ def run_distillation(options: Options, console: Console) -> int:
     named = find_teacher(options.api_base)  # before anything is opened or drawn
     with code_sandbox(options, console) as sandbox, ExitStack() as stack:
         job = read_job(options, sandbox, console)
-        address = stack.enter_context(started(named, console))
+        address = stack.enter_context(served(named, console))
         run = set_up(job, address, console)
         slots = Slots(options.max_workers, options.fixed_workers)
         offered = offered_natively(run.rollout.prompt)
         budget = open_budget(options, run.teacher, run.folder.spending)
-        with ReplicatedTeacher(run.teacher, run.api_bases, offered, slots, budget) as teacher:
+        with Teacher(run.teacher, offered, slots, budget, run.api_bases) as teacher:
             return _run_samples(run, teacher, console)
 
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
-    def __init__(self, run: Run, teacher: ReplicatedTeacher) -> None:
+    def __init__(self, run: Run, teacher: Teacher) -> None:
         self.run, self.teacher, self.folder = run, teacher, run.folder
         self.models = AnsweredModels()
         self.spending: list[SampleSpending] = []
@@ -73,20 +73,12 @@ class RolloutSolver:
         if self.halt is not None:
             raise RunHalted(self.halt)
         started = time.perf_counter()
-        turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.run.job.options.sample_timeout_seconds)
         sample = self.run.job.source.load(index, self.run.job.task)
         journal = self.folder.journals.of(index, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
-        with self.teacher.asking() as ask_teacher:
-
-            def ask(messages: Sequence[bytes], seed: int) -> Reply:
-                asked = time.perf_counter()
-                reply = ask_teacher(messages, seed, deadline)
-                turn_seconds.append(round(time.perf_counter() - asked, 4))
-                return reply
-
-            ask_or_recall = journal.journaled(ask)
+        with self.teacher.asking(deadline) as teacher:
+            ask_or_recall = journal.journaled(teacher.ask)
 
             def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:
                 reply = ask_or_recall(messages, seed)
@@ -97,7 +89,7 @@ class RolloutSolver:
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
-        self.folder.write_timing(index, seconds, turn_seconds)
+        self.folder.write_timing(index, seconds, teacher.turn_seconds)
         self.spending.append(self._spending(trace, seconds))
         self.tally.add(signs_of(trace), is_resumed)
         return solved_from_trace(trace, trace_facts(trace))
@@ -132,7 +124,7 @@ class _Collected:
     started: float = field(default_factory=time.monotonic)
 
 
-def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
+def _run_samples(run: Run, teacher: Teacher, console: Console) -> int:
     options, folder = run.job.options, run.folder
     done = folder.finished(run.job.indices)
     left = [index for index in run.job.indices if index not in done]

@@ -24,17 +24,14 @@ from distil.store.folder import OnChange, OutputFolder, RunFolder, first_free, o
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, versions_now
 from distil.tasks import TASKS, Task
-from distil.teacher.address import Address, only_model
+from distil.teacher.address import Address
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import (
     OPENAI_URL,
     TeacherSettings,
     base_url_text,
-    check_reachable,
-    first_reachable,
-    load_model_names,
 )
-from distil.teacher.models import unlisted_warning
+from distil.teacher.models import ask_first_replica, unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
 from distil.tools.base import BoxFrame, CropFrom, Tool
@@ -178,10 +175,10 @@ def set_up(job: Job, address: Address, console: Console) -> Run:
         turn_timeout_seconds=options.turn_timeout_seconds,
         outage=OutagePolicy(max_outage_seconds=options.max_outage_seconds),
     )
-    teacher = first_reachable(teacher, address.api_bases, tell)
-    teacher, names = _with_model(teacher, options.model, tell)
+    teacher, models = ask_first_replica(teacher, address.api_bases, tell)
+    teacher = replace(teacher, model=options.model or models.only(teacher))
     profile = _profile(teacher.model, options)
-    unlisted = unlisted_warning(teacher.model, names, profile)
+    unlisted = unlisted_warning(teacher.model, models.names, profile)
     if unlisted is not None:
         console.print(Text(f"Warning: {unlisted}", style="yellow"), soft_wrap=True)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
@@ -223,19 +220,6 @@ def open_budget(options: Options, teacher: TeacherSettings, spending: SpendingFi
 def _profile(model: str, options: Options) -> Profile:
     frame = None if options.coordinates == "auto" else Frame(options.coordinates)
     return with_max_area(with_frame(find_profile(model), frame), options.image_max_pixels)
-
-
-def _with_model(
-    teacher: TeacherSettings, model: str | None, tell: Callable[[str], None]
-) -> tuple[TeacherSettings, Sequence[str]]:
-    """The settings with the model to ask, and the models that the server lists: none where it has no list.
-
-    Raises TeacherRefused or UsageError.
-    """
-    if model is not None:
-        return replace(teacher, model=model), check_reachable(teacher, tell) or ()
-    names = load_model_names(teacher, tell)
-    return replace(teacher, model=only_model(names, teacher)), names
 
 
 def _settle_asking(

@@ -185,7 +185,7 @@ def _ask(
     tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
     with Teacher(for_setup(settings), tools, budget=budget) as teacher:
-        teacher.availability.tell = tell
+        teacher.tell_by(tell)
         reply = teacher.ask(messages, _PROBE_SEED)
         adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
         return reply, replace(settings, **adapted)

@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from distil.doctor.findings import Examination
-from distil.doctor.interview import examine, list_models
+from distil.doctor.interview import ask_models_soon, examine
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
 from distil.pictures import Frame
 from distil.sandbox.sandbox import Sandbox
-from distil.teacher.address import find_teacher, only_model, started
+from distil.teacher.address import find_teacher, served
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
 
@@ -67,7 +67,7 @@ def show_teacher(options: DoctorOptions, console: Console) -> int:
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
     TeacherRefused or UsageError where none can be asked.
     """
-    with started(find_teacher(options.api_base), console) as address:
+    with served(find_teacher(options.api_base), console) as address:
         settings = TeacherSettings(
             address.api_base,
             address.api_key,
@@ -88,10 +88,10 @@ def show_teacher(options: DoctorOptions, console: Console) -> int:
 
 
 def _show_server(settings: TeacherSettings, options: DoctorOptions, console: Console) -> int:
-    models = list_models(settings)
+    models = ask_models_soon(settings)
     if options.model is None and models.problem is not None:
         raise UsageError(models.problem)
-    settings = replace(settings, model=options.model or only_model(models.names, settings))
+    settings = replace(settings, model=options.model or models.only(settings))
     frame = None if options.coordinates == "auto" else Frame(options.coordinates)
     with console.status("Asking the teacher"):
         examination = examine(settings, models, frame)
