@@ -28,7 +28,8 @@ from distil.flags import TeacherFlags
 from distil.run.plan import teacher_settings
 from distil.teacher.attempts import RetryPolicy
 from distil.teacher.client import Teacher
-from distil.teacher.slots import Level, LevelState
+from distil.teacher.climber import LevelState
+from distil.teacher.slots import Slots
 
 FIXED_LEVELS = (1, 2, 4, 8, 16, 32, 64)
 MESSAGES = [b'{"role": "user", "content": "x"}']
@@ -68,12 +69,12 @@ def main() -> None:
     options = parser.parse_args()
     for capacity in CAPACITIES:
         fixed = {
-            level: _measure(capacity, Level(level, is_fixed=True), options.seconds)[1]
+            level: _measure(capacity, Slots(level, is_fixed=True), options.seconds)[1]
             for level in FIXED_LEVELS
         }
-        level = Level(options.ceiling)
-        whole, late = _measure(capacity, level, 2 * options.seconds)
-        _print(capacity, fixed, level.state(), whole, late)
+        slots = Slots(options.ceiling)
+        whole, late = _measure(capacity, slots, 2 * options.seconds)
+        _print(capacity, fixed, slots.state(), whole, late)
 
 
 def _print(capacity: Capacity, fixed: dict[int, float], state: LevelState, whole: float, late: float) -> None:
@@ -88,7 +89,7 @@ def _print(capacity: Capacity, fixed: dict[int, float], state: LevelState, whole
     sys.stdout.flush()
 
 
-def _measure(capacity: Capacity, level: Level, seconds: float) -> tuple[float, float]:
+def _measure(capacity: Capacity, slots: Slots, seconds: float) -> tuple[float, float]:
     """Replies a second over the whole time, and over its second half."""
     ended: list[float] = []
     with _served(capacity) as api_base:
@@ -98,10 +99,10 @@ def _measure(capacity: Capacity, level: Level, seconds: float) -> tuple[float, f
             retry=RetryPolicy(max_retries=20),
         )
         started = time.monotonic()
-        with Teacher(settings, (), level) as teacher:
+        with Teacher(settings, (), slots) as teacher:
             threads = [
                 threading.Thread(target=_ask_until, args=(teacher, started + seconds, ended))
-                for _ in range(level.state().ceiling)
+                for _ in range(slots.state().ceiling)
             ]
             for thread in threads:
                 thread.start()

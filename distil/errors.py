@@ -61,14 +61,7 @@ class TeacherError(DistilError):
 
 
 class TeacherUnreachable(TeacherError):
-    """No reply of use came: connection refused or broken, time-out, or an error of the server's own (5xx).
-
-    `has_connected` is False where there was not even a connection; `status` is the error's.
-    """
-
-    def __init__(self, message: str, has_connected: bool = True, status: int | None = None) -> None:
-        super().__init__(message, status)
-        self.has_connected = has_connected
+    """No reply of use came: connection refused or broken, time-out, or an error of the server's own (5xx)."""
 
 
 class TeacherRefused(TeacherError):

@@ -41,9 +41,8 @@ from distil.store.folder import OutputFolder, RunFolder
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
-from distil.teacher.client import _parsed
-from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.client import Teacher, _parsed
+from distil.teacher.slots import Slots
 from distil.terminal.progress import Solved
 from distil.terminal.traces import view
 
@@ -79,6 +78,7 @@ class Bodies:
     )  # by turn, from 1: raised instead of its answer
     requests: list[list[bytes]] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    turn_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.budget = open_budget(
@@ -86,13 +86,13 @@ class Bodies:
         )
 
     @contextmanager
-    def asking(self) -> Iterator[Any]:
-        yield self._ask
+    def asking(self, *_: Deadline) -> Iterator[Any]:
+        yield self
 
     def close(self) -> None:
         pass
 
-    def _ask(self, messages: Sequence[bytes], seed: int, deadline: Deadline) -> Reply:
+    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
         turn = sum(message.startswith(ASSISTANT) for message in messages)
         self.requests.append(list(messages))
         with self.budget.request() as request:
@@ -170,20 +170,20 @@ class Bench:
     ) -> tuple[Outcome[Solved] | FolderError, Bodies]:
         """What becomes of a row whose teacher gives these bodies, and what was asked."""
         teacher = Bodies(run, bodies, breaks or {})
-        return self._outcome(run, row, cast(ReplicatedTeacher, teacher)), teacher
+        return self._outcome(run, row, cast(Teacher, teacher)), teacher
 
     def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
         settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
         budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
-        level, offered = Level.unlimited(), offered_natively(run.plan.settings.prompt())
-        with ReplicatedTeacher(settings, run.plan.api_bases, offered, level, budget) as teacher:
+        slots, offered = Slots.unlimited(), offered_natively(run.plan.settings.prompt())
+        with Teacher(settings, offered, slots, budget, run.plan.api_bases) as teacher:
             outcome = self._outcome(run, row, teacher)
         self._served = ()
         return outcome
 
-    def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
+    def _outcome(self, run: Run, row: int, teacher: Teacher) -> Outcome[Solved] | FolderError:
         try:
             solver = RolloutSolver(run.plan, run.source, run.folder, teacher, run.sandbox)
             (outcome,) = run_samples([SampleId(row)], solver, 1, lambda _: None)

@@ -37,11 +37,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_teacher import closed_port
 
-from distil.doctor.interview import list_models
+from distil.doctor.interview import ask_models_soon
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherRefused
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy, Timing, is_retried_status
+from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import Availability, OutagePolicy, Sign
-from distil.teacher.client import Teacher, TeacherSettings, load_model_names
+from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.models import ask_models
 from distil.teacher.refusals import (
     advised_seconds,
     is_context_overflow,
@@ -49,6 +50,8 @@ from distil.teacher.refusals import (
     parse_retry_after,
     parse_span,
 )
+from distil.teacher.replicas import Replicas, SampleReplica
+from distil.teacher.statuses import Means, meaning
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = RetryPolicy(12, first_pause_seconds=0.01, max_pause_seconds=0.05)
@@ -197,18 +200,18 @@ def test_a_turn_ends_at_its_deadline(fault: Fault) -> None:
 
 def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
     with asking(ok, stall) as (server, teacher):
-        deadline = Deadline.after("sample", 0.5)
-        assert teacher.ask(MESSAGES, 0, (deadline,)).content == "hi"
-        for _ in range(2):
-            with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
-                teacher.ask(MESSAGES, 0, (deadline,))
+        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+            assert sample.ask(MESSAGES, 0).content == "hi"
+            for _ in range(2):
+                with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
+                    sample.ask(MESSAGES, 0)
         assert len(server.requests) == 2
 
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
-    with asking(Status(429, "retry-after: 0.8\r\n"), ok) as (_, teacher):
-        deadlines = (Deadline.after("turn", 0.5), Deadline.after("sample", 0.5))
-        assert teacher.ask(MESSAGES, 0, deadlines).content == "hi"
+    with asking(Status(429, "retry-after: 0.8\r\n"), ok, turn_timeout_seconds=0.5) as (_, teacher):
+        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+            assert sample.ask(MESSAGES, 0).content == "hi"
 
 
 # --- outages
@@ -258,7 +261,7 @@ def test_a_server_that_goes_and_comes_back_costs_no_sample() -> None:
     lines: list[str] = []
     port = closed_port()
     with Teacher(settings(f"http://127.0.0.1:{port}/v1")) as teacher:
-        teacher.availability.tell = lines.append
+        teacher.tell_by(lines.append)
         with FaultServer(ok, port=port):
             Crowd(teacher, 8).join()
         crowd = Crowd(teacher, 8, num_asks=3)
@@ -276,7 +279,7 @@ def test_a_server_that_goes_and_comes_back_costs_no_sample() -> None:
 def test_while_it_is_down_one_request_at_a_time_goes_out() -> None:
     lines: list[str] = []
     with asking(*[Status(503)] * 20, ok) as (server, teacher):
-        teacher.availability.tell = lines.append
+        teacher.tell_by(lines.append)
         crowd = Crowd(teacher, 12)
         crowd.join()
     assert (crowd.num_done, crowd.errors) == (12, [])
@@ -302,6 +305,14 @@ def test_a_server_whose_engine_has_died_is_down_although_it_answers() -> None:
     assert [type(error) for error in crowd.errors] == [TeacherRefused] * 4
 
 
+def test_an_outage_is_seen_although_little_of_the_samples_time_is_left() -> None:
+    outage = OutagePolicy(5, 0.02, 0.1, max_outage_seconds=0.6)
+    nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1", outage=outage, timeout_seconds=600)
+    with Teacher(nowhere) as teacher, teacher.asking(Deadline.after("sample", 60)) as sample:
+        with pytest.raises(TeacherRefused, match="--max_outage_seconds"):
+            sample.ask(MESSAGES, 0)
+
+
 def test_one_request_that_breaks_each_time_stops_no_other() -> None:
     lines: list[str] = []
 
@@ -309,7 +320,7 @@ def test_one_request_that_breaks_each_time_stops_no_other() -> None:
         (reset if b"poison" in exchange.request else ok)(exchange)
 
     with asking(picky, retry=RetryPolicy(8, 0.01, 0.02)) as (server, teacher):
-        teacher.availability.tell = lines.append
+        teacher.tell_by(lines.append)
         with pytest.raises(TeacherError, match="after 9 attempts"):
             teacher.ask([b'{"role": "user", "content": "poison"}'], 0)
         assert teacher.ask(MESSAGES, 0).content == "hi"
@@ -350,7 +361,7 @@ def test_closing_lets_the_server_drop_what_it_generates() -> None:
 def test_a_long_pause_is_told_once() -> None:
     lines: list[str] = []
     with asking(Status(429, "retry-after: 3600\r\n")) as (server, teacher):
-        teacher.availability.tell = lines.append
+        teacher.tell_by(lines.append)
         crowd = Crowd(teacher, 4)
         wait_for(lambda: len(server.requests) == 4)
         time.sleep(0.1)
@@ -365,7 +376,7 @@ def test_a_long_pause_is_told_once() -> None:
 def test_a_dead_address_is_told_quickly() -> None:
     started = time.monotonic()
     with pytest.raises(TeacherRefused, match="no reply from"):
-        load_model_names(teacher_settings(f"http://127.0.0.1:{closed_port()}/v1", "k"))
+        ask_models(teacher_settings(f"http://127.0.0.1:{closed_port()}/v1", "k"))
     assert time.monotonic() - started < 4
 
 
@@ -374,13 +385,13 @@ def test_a_server_that_says_when_to_come_back_is_waited_for_before_a_run_too(sta
     busy = Status(status, "retry-after: 0.3\r\n")
     models = lambda exchange: exchange.reply(200, b'{"data": [{"id": "m"}]}')
     with FaultServer(busy, busy, busy, busy, models) as server:
-        assert load_model_names(teacher_settings(server.api_base, "k")) == ["m"]
+        assert ask_models(teacher_settings(server.api_base, "k")).names == ("m",)
     assert min(late - early for early, late in itertools.pairwise(server.arrivals)) >= 0.3
 
 
 def test_the_doctor_waits_for_nobody_long() -> None:
     with FaultServer(Status(429, "retry-after: 3600\r\n")) as server:
-        assert "429" in str(list_models(teacher_settings(server.api_base, "k")).problem)
+        assert "429" in str(ask_models_soon(teacher_settings(server.api_base, "k")).problem)
 
 
 # --- the loop without a server
@@ -392,15 +403,28 @@ class FakeTime:
     def __init__(self, chance: float = 1.0) -> None:
         self.now = 0.0
         self.pauses: list[float] = []
-        self.timing = Timing(self.sleep, lambda: self.now, lambda: chance)
+        self.chance = chance
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def attempts(self, policy: RetryPolicy, turn_seconds: float = 1e9) -> Attempts:
+    def run(
+        self,
+        policy: RetryPolicy,
+        attempt: Callable[[float], Any],
+        turn_seconds: float = 1e9,
+        at_most: float = 600,
+    ) -> Any:
+        """What the first attempt that succeeds, given its seconds, returns."""
         deadline = Deadline.after("turn", turn_seconds, lambda: self.now)
-        return Attempts(policy, Availability(OUTAGE, "here"), (deadline,), self.timing)
+        replica = SampleReplica(Replicas(["http://here"]))
+        limits, availability = (policy, at_most), Availability(OUTAGE, "here")
+        timing = (self.sleep, lambda: self.now, lambda: self.chance)
+        attempts = Attempts(*limits, availability, replica, (deadline,), *timing)
+        while True:
+            with attempts as seconds:
+                return attempt(seconds)
 
 
 def failing(error: str = "busy", advised: float | None = None) -> Callable[[float], Any]:
@@ -413,29 +437,29 @@ def failing(error: str = "busy", advised: float | None = None) -> Callable[[floa
 def test_pauses_double_up_to_a_ceiling() -> None:
     fake = FakeTime()
     with pytest.raises(TeacherError, match="after 7 attempts"):
-        fake.attempts(RetryPolicy(6, 1.0, 8.0)).run(failing(), 600)
+        fake.run(RetryPolicy(6, 1.0, 8.0), failing())
     assert fake.pauses == [1, 2, 4, 8, 8, 8]
 
 
 def test_jitter_comes_on_top_of_advice() -> None:
     fake = FakeTime(chance=0.5)
     with pytest.raises(TeacherError):
-        fake.attempts(RetryPolicy(2, 1.0, 8.0), turn_seconds=10).run(failing(advised=5000.0), 600)
+        fake.run(RetryPolicy(2, 1.0, 8.0), failing(advised=5000.0), turn_seconds=10)
     assert fake.pauses == [5000.5, 5001.0], "of any length, and not counted against the deadline"
 
 
 def test_no_one_sleeps_beyond_a_deadline() -> None:
     fake = FakeTime()
     with pytest.raises(DeadlinePassed, match=r"turn's 6 s are over after 3 attempts; the last: busy"):
-        fake.attempts(RetryPolicy(9, 1.0, 60.0), turn_seconds=6).run(failing(), 600)
+        fake.run(RetryPolicy(9, 1.0, 60.0), failing(), turn_seconds=6)
     assert fake.pauses == [1, 2]
 
 
 def test_an_attempt_gets_no_more_time_than_is_left() -> None:
     given: list[float] = []
     fake = FakeTime()
-    fake.attempts(RetryPolicy(), turn_seconds=6).run(given.append, 600)
-    fake.attempts(RetryPolicy(), turn_seconds=600).run(given.append, 6)
+    fake.run(RetryPolicy(), given.append, turn_seconds=6)
+    fake.run(RetryPolicy(), given.append, turn_seconds=600, at_most=6)
     assert given == [6, 6]
 
 
@@ -450,7 +474,7 @@ def test_a_pause_is_at_least_the_advice_and_at_most_a_ceiling_more(
 
 @given(st.integers(100, 599))
 def test_statuses_that_are_retried(status: int) -> None:
-    assert is_retried_status(status) == (status in (408, 409, 429) or status >= 500)
+    assert (Means.RETRIED in meaning(status)) == (status in (408, 409, 429) or status >= 500)
 
 
 # --- headers

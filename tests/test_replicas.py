@@ -22,8 +22,9 @@ from distil.spending.budget import Budget
 from distil.teacher.address import find_teacher
 from distil.teacher.attempts import RetryPolicy
 from distil.teacher.availability import OutagePolicy
-from distil.teacher.replicas import Replicas, ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.client import Teacher
+from distil.teacher.replicas import Replicas
+from distil.teacher.slots import Slots
 
 QUICK = RetryPolicy(max_retries=40, first_pause_seconds=0.01, max_pause_seconds=0.05)
 SHORT = OutagePolicy(probe_pause_seconds=0.05, max_probe_pause_seconds=0.1, max_outage_seconds=0.5)
@@ -77,7 +78,7 @@ def message(sample: int, turn: int) -> list[bytes]:
     return [b'{"role": "system", "content": "s"}', user] + [b'{"role": "assistant", "content": "x"}'] * turn
 
 
-def solve_all(teacher: ReplicatedTeacher, num_samples: int, num_threads: int = 4) -> list[str]:
+def solve_all(teacher: Teacher, num_samples: int, num_threads: int = 4) -> list[str]:
     """Three turns of each sample in some threads; what failed."""
     waiting, errors = iter(range(num_samples)), list[str]()
     lock = threading.Lock()
@@ -89,9 +90,9 @@ def solve_all(teacher: ReplicatedTeacher, num_samples: int, num_threads: int = 4
             if sample is None:
                 return
             try:
-                with teacher.asking() as ask:
+                with teacher.asking() as asked:
                     for turn in range(3):
-                        assert ask(message(sample, turn), 0).content == f"turn {turn}"
+                        assert asked.ask(message(sample, turn), 0).content == f"turn {turn}"
             except TeacherError as error:
                 errors.append(str(error))
 
@@ -113,9 +114,9 @@ def sample_of(request: dict[str, Any]) -> str:
 
 
 @contextmanager
-def replicated(*api_bases: str, level: Level | None = None) -> Iterator[ReplicatedTeacher]:
+def replicated(*api_bases: str, slots: Slots | None = None) -> Iterator[Teacher]:
     settings = teacher_settings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
-    with ReplicatedTeacher(settings, api_bases, (), level or Level(4), Budget.unlimited()) as teacher:
+    with Teacher(settings, (), slots or Slots(4), Budget.unlimited(), api_bases) as teacher:
         yield teacher
 
 
@@ -175,19 +176,17 @@ def test_a_turn_has_one_deadline_whatever_replicas_it_meets() -> None:
             a.api_base, "k" * 8, "m", timeout_seconds=0.4, turn_timeout_seconds=0.6, retry=QUICK, outage=SHORT
         )
         started = time.monotonic()
-        with ReplicatedTeacher(
-            settings, (a.api_base, b.api_base), (), Level(4), Budget.unlimited()
-        ) as teacher:
-            with teacher.asking() as ask, pytest.raises(DeadlinePassed):
-                ask(message(0, 0), 0)
+        with Teacher(settings, api_bases=(a.api_base, b.api_base)) as teacher:
+            with pytest.raises(DeadlinePassed):
+                teacher.ask(message(0, 0), 0)
         assert time.monotonic() - started < 2
 
 
 def test_a_failure_counts_the_requests_to_every_replica() -> None:
     with FaultServer(hang_up) as a, FaultServer(hang_up) as b:
-        with replicated(a.api_base, b.api_base) as teacher, teacher.asking() as ask:
+        with replicated(a.api_base, b.api_base) as teacher, teacher.asking() as asked:
             with pytest.raises(TeacherError) as caught:
-                ask(message(0, 0), 0)
+                asked.ask(message(0, 0), 0)
         assert caught.value.attempts == len(a.requests) + len(b.requests)
 
 
@@ -242,9 +241,9 @@ def test_one_request_that_breaks_every_connection_stops_no_other() -> None:
 
 def test_a_server_that_says_no_is_not_left() -> None:
     with ScriptedTeacher(lambda _: (400, {"error": {"message": "no"}})) as a, ScriptedTeacher(script) as b:
-        with replicated(a.api_base, b.api_base) as teacher, teacher.asking() as ask:
+        with replicated(a.api_base, b.api_base) as teacher, teacher.asking() as asked:
             with pytest.raises(TeacherError, match="no") as caught:
-                ask(message(0, 0), 0)
+                asked.ask(message(0, 0), 0)
     assert not isinstance(caught.value, TeacherUnreachable)
     assert b.requests == []
 
@@ -252,7 +251,7 @@ def test_a_server_that_says_no_is_not_left() -> None:
 def test_closing_ends_those_who_wait_for_a_slot() -> None:
     release = threading.Event()
     with ScriptedTeacher(lambda _: release.wait(20) and says("turn 0")) as a:
-        with replicated(a.api_base, level=Level(1)) as teacher:
+        with replicated(a.api_base, slots=Slots(1)) as teacher:
             errors: list[str] = []
             solver = threading.Thread(target=lambda: errors.extend(solve_all(teacher, 4)))
             solver.start()
@@ -280,14 +279,14 @@ def test_refusals_lower_the_level_although_the_client_retries_them() -> None:
             return 429, {"error": {"message": "slow down"}}
         return says(f"turn {num_turns(request)}")
 
-    level = Level(12)
-    level._climber.level = 12
+    slots = Slots(12)
+    slots._climber.level = 12
     with ScriptedTeacher(busy) as server:
         settings = teacher_settings(server.api_base, "k" * 8, "m", timeout_seconds=20, retry=QUICK)
-        with ReplicatedTeacher(settings, (server.api_base,), (), level, Budget.unlimited()) as teacher:
+        with Teacher(settings, (), slots) as teacher:
             assert solve_all(teacher, 40, num_threads=12) == []
-    assert level.state().level < 12
-    assert level.state().changes["refused"] >= 1
+    assert slots.state().level < 12
+    assert slots.state().changes["refused"] >= 1
 
 
 def test_several_urls_are_told_apart_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:

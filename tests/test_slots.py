@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distil.errors import TeacherError
-from distil.teacher.slots import Climber, Level, Reason, Ticket
+from distil.teacher.climber import Climber, Reason, Ticket
+from distil.teacher.slots import Slots
 
 SERVICE_SECONDS = 0.05
 Noise = Callable[[random.Random], float]
@@ -248,14 +249,14 @@ def test_a_fixed_level_never_moves() -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 32), st.integers(0, 1000))
 def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threads: int, seed: int) -> None:
-    level, lock = Level(ceiling), threading.Lock()
+    slots, lock = Slots(ceiling), threading.Lock()
     in_flight = highest = done = 0
 
     def work(number: int) -> None:
         nonlocal in_flight, highest, done
         generator = random.Random(seed * 1000 + number)
         for _ in range(12):
-            with level.slot() as slot:
+            with slots.slot() as slot:
                 with lock:
                     in_flight += 1
                     highest = max(highest, in_flight)
@@ -272,19 +273,19 @@ def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threa
     for thread in threads:
         thread.join(30)
     assert done == 12 * num_threads
-    assert highest <= level.state().highest <= ceiling
+    assert highest <= slots.state().highest <= ceiling
 
 
 def test_slots_are_given_in_the_order_they_were_asked_for() -> None:
-    level = Level(1)
+    slots = Slots(1)
     order: list[int] = []
 
     def work(number: int) -> None:
-        with level.slot():
+        with slots.slot():
             order.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(10)]
-    with level.slot():
+    with slots.slot():
         for thread in threads:
             thread.start()
             time.sleep(0.02)
@@ -294,32 +295,32 @@ def test_slots_are_given_in_the_order_they_were_asked_for() -> None:
 
 
 def test_closing_wakes_all_who_wait_and_lets_nobody_in() -> None:
-    level = Level(1)
+    slots = Slots(1)
     errors: list[TeacherError] = []
 
     def work() -> None:
         try:
-            with level.slot():
+            with slots.slot():
                 pass
         except TeacherError as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(5)]
-    with level.slot():
+    with slots.slot():
         for thread in threads:
             thread.start()
         time.sleep(0.05)
-        level.close()
+        slots.close()
         for thread in threads:
             thread.join(10)
         assert len(errors) == 5
-    with pytest.raises(TeacherError, match="given up"), level.slot():
+    with pytest.raises(TeacherError, match="given up"), slots.slot():
         pass
 
 
 def test_a_failure_gives_its_slot_back() -> None:
-    level = Level(1)
-    with pytest.raises(ZeroDivisionError), level.slot():
+    slots = Slots(1)
+    with pytest.raises(ZeroDivisionError), slots.slot():
         raise ZeroDivisionError
-    with level.slot():
-        assert level.state().level == 1
+    with slots.slot():
+        assert slots.state().level == 1

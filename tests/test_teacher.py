@@ -15,7 +15,8 @@ from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
 from distil.spending.budget import Budget
 from distil.teacher.attempts import RetryPolicy
-from distil.teacher.client import Teacher, TeacherSettings, check_reachable, load_model_names
+from distil.teacher.client import Teacher, TeacherSettings
+from distil.teacher.models import ask_models
 from distil.teacher.tool_mode import probe_tool_mode, recalled_probe
 from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
@@ -148,9 +149,7 @@ def test_no_server_is_one_clear_error() -> None:
     with Teacher(nowhere) as teacher, pytest.raises(TeacherError, match="no reply from"):
         teacher.ask(MESSAGES, seed=0)
     with pytest.raises(TeacherRefused, match="no reply from"):
-        load_model_names(nowhere)
-    with pytest.raises(TeacherRefused):
-        check_reachable(nowhere)
+        ask_models(nowhere)
 
 
 def test_a_closed_teacher_asks_no_more() -> None:
@@ -170,7 +169,7 @@ def test_loopback_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 def test_models_are_listed() -> None:
     with ScriptedTeacher(lambda _: says("hi"), models=("a", "b")) as server:
-        assert load_model_names(settings(server.api_base)) == ["a", "b"]
+        assert ask_models(settings(server.api_base)).names == ("a", "b")
 
 
 def test_the_probe_finds_native_calls() -> None:

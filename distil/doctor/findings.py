@@ -30,14 +30,6 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelList:
-    """The models that a server offers, or why it names none."""
-
-    names: tuple[str, ...]
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Suggestion:
     """A flag for the main job and why; `is_needed` where the main job would go wrong without it."""
 

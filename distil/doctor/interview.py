@@ -17,7 +17,6 @@ from PIL import Image
 from distil.doctor.findings import (
     Examination,
     Finding,
-    ModelList,
     Result,
     problems_of,
     suggestions_of,
@@ -30,22 +29,20 @@ from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.messages.tags import text_outside
 from distil.pictures import encode_sent
 from distil.records import Frame, Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
-from distil.teacher.client import Teacher, TeacherSettings, load_model_names, without_key
-from distil.teacher.models import nearest_names
+from distil.teacher.client import Teacher, TeacherSettings, without_key
+from distil.teacher.models import ModelList, ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
+from distil.teacher.statuses import Means, meaning
 from distil.tools.base import BoxFrame, finite_number
 from distil.tools.zoom import BOX_ARGUMENT, ZoomTool
 
 MAX_REQUESTS = 15
 _SEED = 0
 _SYSTEM = "You are a helpful assistant."
-_PASSING = (408, 409, 429, 502, 503, 504)  # asked once more: a busy server says nothing about the probe
-_PASSING_WAIT_SECONDS = 2.0
+_PASSING_WAIT_SECONDS = 2.0  # before a busy server is asked once more
 _MAX_WAIT_SECONDS = 10.0  # someone is looking on
-_NOTHING_ELSE_WORKS = (None, 400, 401, 403, 404, 405, 415, 422)  # of the plainest request there is
 _MAX_UNANSWERED = 2  # each may take the whole time-out
-_KEY_REFUSED = (None, 401, 403)
 _LIMIT_TOKENS = 16
 _MAX_QUOTED_CHARS = 80
 _MAX_LISTED_MODELS = 5
@@ -54,15 +51,10 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 
-def list_models(settings: TeacherSettings) -> ModelList:
-    """The server's models; raises TeacherRefused where nothing answers or the key is wrong."""
+def ask_models_soon(settings: TeacherSettings) -> ModelList:
+    """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
     settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
-    try:
-        return ModelList(tuple(load_model_names(settings)))
-    except TeacherRefused as error:
-        if error.status in _KEY_REFUSED:
-            raise
-        return ModelList((), str(error))
+    return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
 def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = None) -> Examination:
@@ -124,7 +116,7 @@ class _Interview:
         try:
             return self._ask(messages, tools, changes)
         except TeacherError as error:
-            if error.status not in _PASSING:
+            if Means.PASSING not in meaning(error.status):
                 raise
         time.sleep(_PASSING_WAIT_SECONDS)
         return self._ask(messages, tools, changes)
@@ -178,7 +170,7 @@ def _probe_text(interview: _Interview) -> Finding:
     try:
         reply = interview.ask(_text_messages("Reply with the one word: ready"))
     except TeacherError as error:
-        if error.status in _NOTHING_ELSE_WORKS:
+        if error.status is None or Means.PLAINLY_REFUSED in meaning(error.status):
             raise TeacherRefused(str(error), error.status) from None
         return _failed("plain text", error)
     if not _said(reply):

@@ -28,10 +28,10 @@ from distil.spending.estimate import Measured, SampleSpending, Selection, choose
 from distil.spending.prices import read_tokens
 from distil.store.folder import RunFolder
 from distil.store.summary import trace_facts
-from distil.teacher.address import find_teacher, started
+from distil.teacher.address import find_teacher, served
 from distil.teacher.attempts import Deadline
+from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels
-from distil.teacher.replicas import ReplicatedTeacher
 from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
 
 
@@ -44,7 +44,7 @@ def run_distillation(flags: RunFlags, console: Console) -> int:
     with open_sandbox(flags, console) as sandbox, ExitStack() as stack:
         user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
         source, indices = open_rows(flags.samples, chosen_task(), console)
-        address = stack.enter_context(started(named, console))
+        address = stack.enter_context(served(named, console))
         plan, output = settle(flags, user_prompt, source, address, console)
         folder = RunFolder(output, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
@@ -60,7 +60,7 @@ class RolloutSolver:
         plan: Plan,
         source: Source,
         folder: RunFolder,
-        teacher: ReplicatedTeacher,
+        teacher: Teacher,
         sandbox: Sandbox | None = None,
     ) -> None:
         self.plan, self.source, self.folder = plan, source, folder
@@ -75,20 +75,12 @@ class RolloutSolver:
         if self.halt is not None:
             raise RunHalted(self.halt)
         started = time.perf_counter()
-        turn_seconds: list[float] = []
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
         sample = self.source.load(sample_id)
         journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
-        with self.teacher.asking() as ask_teacher:
-
-            def ask(messages: Sequence[bytes], seed: int) -> Reply:
-                asked = time.perf_counter()
-                reply = ask_teacher(messages, seed, deadline)
-                turn_seconds.append(round(time.perf_counter() - asked, 4))
-                return reply
-
-            ask_or_recall = journal.journaled(ask)
+        with self.teacher.asking(deadline) as teacher:
+            ask_or_recall = journal.journaled(teacher.ask)
 
             def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:
                 reply = ask_or_recall(messages, seed)
@@ -99,7 +91,7 @@ class RolloutSolver:
         trace = self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
-        self.folder.write_timing(sample_id, seconds, turn_seconds)
+        self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         self.spending.append(self._spending(trace, seconds))
         self.tally.add(signs_of(trace), is_resumed)
         return solved_from_trace(trace, trace_facts(trace))
@@ -204,7 +196,7 @@ def _measured(
 
 def _solve(todo: Sequence[SampleId], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
     """Solve the samples; `got` grows with each that ends, whatever ends the run."""
-    with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
+    with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
 
@@ -235,7 +227,7 @@ def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mappi
         seconds=time.monotonic() - got.started,
         spent=teacher.budget.spent,
         stopped_by=got.stopped_by,
-        level=teacher.level.state(),
+        level=teacher.slots.state(),
         models=solver.models.counts,
         warnings=_warnings(solver, got),
     )

@@ -20,9 +20,9 @@ from distil.source.rows import Source
 from distil.store.folder import OutputFolder, first_free
 from distil.store.trace_settings import TraceSettings
 from distil.tasks.base import Task
-from distil.teacher.address import Address, only_model
-from distil.teacher.client import TeacherSettings, check_reachable, first_reachable, load_model_names
-from distil.teacher.models import unlisted_warning
+from distil.teacher.address import Address
+from distil.teacher.client import TeacherSettings
+from distil.teacher.models import ask_first_replica, unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
 from distil.tools.base import BoxFrame
@@ -59,10 +59,10 @@ def settle(
     output = OutputFolder(Path(flags.samples.output_dir))
     tell = partial(console.print, highlight=False, soft_wrap=True)
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
-    teacher = first_reachable(teacher, address.api_bases, tell)
-    teacher, names = _with_model(teacher, flags.teacher.model, tell)
+    teacher, models = ask_first_replica(teacher, address.api_bases, tell)
+    teacher = replace(teacher, model=flags.teacher.model or models.only(teacher))
     profile = _profile(teacher.model, flags.tools)
-    unlisted = unlisted_warning(teacher.model, names, profile)
+    unlisted = unlisted_warning(teacher.model, models.names, profile)
     if unlisted is not None:
         console.print(Text(f"Warning: {unlisted}", style="yellow"), soft_wrap=True)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
@@ -92,19 +92,6 @@ def settle(
 def _profile(model: str, flags: ToolFlags) -> Profile:
     frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
     return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
-
-
-def _with_model(
-    teacher: TeacherSettings, model: str | None, tell: Callable[[str], None]
-) -> tuple[TeacherSettings, Sequence[str]]:
-    """The settings with the model to ask, and the models that the server lists: none where it has no list.
-
-    Raises TeacherRefused or UsageError.
-    """
-    if model is not None:
-        return replace(teacher, model=model), check_reachable(teacher, tell) or ()
-    names = load_model_names(teacher, tell)
-    return replace(teacher, model=only_model(names, teacher)), names
 
 
 def _unasked_settings(

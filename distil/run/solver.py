@@ -22,9 +22,8 @@ from distil.store.spending import SpendingFile
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
-from distil.teacher.client import OPENAI_URL, TeacherSettings
-from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
@@ -69,11 +68,11 @@ def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: Spending
     return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.append)
 
 
-def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> ReplicatedTeacher:
+def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> Teacher:
     """The teacher of a plan, asked with `plan.teacher(key)`; a context manager."""
-    level = Level(plan.flags.samples.max_workers, plan.flags.samples.fixed_workers)
+    slots = Slots(plan.flags.samples.max_workers, plan.flags.samples.fixed_workers)
     budget = open_budget(plan.flags.budget, teacher, spending)
-    return ReplicatedTeacher(teacher, plan.api_bases, offered_natively(plan.settings.prompt()), level, budget)
+    return Teacher(teacher, offered_natively(plan.settings.prompt()), slots, budget, plan.api_bases)
 
 
 def offered_natively(prompt: Prompt) -> Sequence[Json]:

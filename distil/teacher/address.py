@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,10 @@ from rich.console import Console
 
 from distil.embedded.launch import TEACHER_NOTE, check_installed, embedded_teacher
 from distil.errors import UsageError
-from distil.teacher.client import OPENAI_URL, TeacherSettings, base_url_text
+from distil.teacher.client import OPENAI_URL
 
 EMBEDDED = "embedded"
 _NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
-_MAX_LISTED_MODELS = 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def find_teacher(api_base: str | None) -> Address:
 
 
 @contextmanager
-def started(address: Address, console: Console) -> Iterator[Address]:
+def served(address: Address, console: Console) -> Iterator[Address]:
     """The address with a server at it: the embedded teacher is started, and ended afterwards."""
     if address.api_base != EMBEDDED:
         yield address
@@ -61,19 +60,6 @@ def started(address: Address, console: Console) -> Iterator[Address]:
     )
     with embedded_teacher() as api_base:
         yield replace(address, api_bases=(api_base,))
-
-
-def only_model(names: Sequence[str], teacher: TeacherSettings) -> str:
-    """The one model that a server offers; raises UsageError, naming them, where it offers none or several."""
-    if len(names) == 1:
-        return names[0]
-    listed = ", ".join(sorted(names)[:_MAX_LISTED_MODELS]) or "none"
-    if len(names) > _MAX_LISTED_MODELS:
-        listed += f", … ({len(names)} in all)"
-    raise UsageError(
-        f"--model is missing; {base_url_text(teacher)} offers: {listed}\n"
-        f"(for the embedded teacher: --api_base {EMBEDDED})"
-    )
 
 
 def _read_key() -> str:

@@ -10,15 +10,10 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherUnreachable
+from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
 from distil.teacher.availability import Availability, Sign
-
-ResultT = TypeVar("ResultT")
-
-_RETRIED_STATUSES = (408, 409, 429)  # and every 5xx
-_GATEWAY_STATUSES = (502, 503, 504)  # from a proxy, where there is no server behind it
+from distil.teacher.replicas import SampleReplica
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class RetryPolicy:
     first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
     max_pause_seconds: float = 60.0
     max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
-    max_unreachable_retries: float = math.inf  # of them, after attempts without a reply
+    max_unreachable_retries: float = math.inf  # of them, where no replica gave a reply
 
     def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
         """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
@@ -58,15 +53,6 @@ class Deadline:
         self.at += seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Clock, sleep and chance of a retry loop."""
-
-    sleep: Callable[[float], None]
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random  # the jitter reaches no trace
-
-
 class AttemptFailed(Exception):
     """One attempt came to nothing; `error` is what to raise if it is the last one."""
 
@@ -80,90 +66,98 @@ class AttemptFailed(Exception):
         self.advised_seconds = advised_seconds
 
 
-def is_retried_status(status: int) -> bool:
-    """Whether a request that was refused with this status may do better later."""
-    return status in _RETRIED_STATUSES or status >= 500
-
-
-def sign_of_status(status: int) -> Sign:
-    """What a status tells about the server: one whose engine has died says 500 to everything."""
-    return Sign.BROKEN if status >= 500 else Sign.ALIVE
-
-
-def is_gateway_status(status: int) -> bool:
-    """Whether a status is a proxy's, which answers for servers that are down."""
-    return status in _GATEWAY_STATUSES
-
-
 @dataclass(eq=False)
 class Attempts:
-    """The attempts of one turn, up to the first that succeeds."""
+    """The attempts of one turn, up to the first that succeeds, each at the sample's replica of then.
+
+    In a loop, `with attempts as seconds:` is one attempt, which may take so long. A failure that another one
+    may mend is swallowed, after the pause that is due. Raises TeacherError, with the number of attempts,
+    where there is no other one, and DeadlinePassed where the time is over.
+    """
 
     policy: RetryPolicy
+    max_seconds: float  # of one attempt
     availability: Availability
+    replica: SampleReplica
     deadlines: tuple[Deadline, ...]
-    timing: Timing
+    sleep: Callable[[float], None]
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random  # the jitter reaches no trace
     count: int = field(default=0, init=False)
-    retries: int = field(default=0, init=False)
-    unreachable: int = field(default=0, init=False)  # attempts without a reply
+    retries: int = field(default=0, init=False)  # at this replica
+    rounds: int = field(default=0, init=False)  # in which no replica replied
 
-    def run(self, attempt: Callable[[float], ResultT], max_seconds: float) -> ResultT:
-        """What `attempt`, given the seconds it may take, returns.
+    def __enter__(self) -> float:
+        self.extend(self.availability.wait_until_up(self))
+        try:
+            seconds = min(self.max_seconds, self._seconds_left())
+        except DeadlinePassed:
+            self.availability.note(self, Sign.NOTHING)  # it may be the one that tries
+            raise
+        self.count += 1
+        return seconds
 
-        Raises TeacherError with the number of attempts, DeadlinePassed where the time is over.
-        """
-        while True:
-            self._extend(self.availability.wait_until_up(self))
-            sign, reason = Sign.NOTHING, ""
-            try:
-                left = self._seconds_left()
-                self.count += 1
-                result = attempt(min(max_seconds, left))
-                sign = Sign.ALIVE
-                return result
-            except AttemptFailed as failed:
-                # An attempt that was cut short by the turn's end says nothing about the server.
-                sign = failed.sign if left >= max_seconds or failed.sign is Sign.ALIVE else Sign.NOTHING
-                reason, last = str(failed), failed
-            finally:
-                is_down = self.availability.note(self, sign, reason)
-            self._prepare_next(last, is_down)
+    def __exit__(self, error_class: object, error: BaseException | None, traceback: object) -> bool:
+        failed = error if isinstance(error, AttemptFailed) else None
+        sign = self._sign(failed) if error is not None else Sign.ALIVE
+        is_down = self.availability.note(self, sign, str(failed or ""))
+        if error is None:
+            self.replica.note_reply()
+        if failed is None:
+            return False
+        self._prepare_next(failed, sign, is_down)
+        return True
 
-    def _prepare_next(self, failed: AttemptFailed, is_down: bool) -> None:
+    def extend(self, seconds: float) -> None:
+        """Move the deadlines on by time that is not the teacher's."""
+        for deadline in self.deadlines:
+            deadline.extend(seconds)
+
+    def _sign(self, failed: AttemptFailed | None) -> Sign:
+        """What the end of an attempt tells about all replicas together."""
+        if failed is None:
+            return Sign.NOTHING
+        if failed.sign is Sign.ALIVE:
+            return Sign.ALIVE
+        if self.clock() >= self._soonest().at:
+            return Sign.NOTHING  # cut short by the turn's end
+        is_advised = failed.advised_seconds is not None and self.retries < self.policy.max_retries
+        return self.replica.note_silence(failed.sign, str(failed), is_advised)
+
+    def _prepare_next(self, failed: AttemptFailed, sign: Sign, is_down: bool) -> None:
         """Wait as long as the next attempt has to; raises where there is none."""
         self.availability.check_open()
         if not failed.is_retried:
             raise self._ended(failed.error)
-        if is_down:
+        if sign is Sign.OTHERS:
+            self.retries = 0
+        if is_down or sign is Sign.OTHERS:
             return
         # One that says when to come back is there.
-        self.unreachable += isinstance(failed.error, TeacherUnreachable) and failed.advised_seconds is None
-        if self.retries >= self.policy.max_retries or self.unreachable > self.policy.max_unreachable_retries:
+        self.rounds += sign in (Sign.NO_CONNECTION, Sign.BROKEN) and failed.advised_seconds is None
+        if self.retries >= self.policy.max_retries or self.rounds > self.policy.max_unreachable_retries:
             raise self._ended(failed.error)
         advised = failed.advised_seconds or 0.0
         if advised > self.policy.max_advised_seconds:
             raise self._ended(failed.error)
-        pause = self.policy.pause_seconds(self.retries, advised, self.timing.chance())
+        num_pauses = max(self.retries, self.rounds - 1)
+        pause = self.policy.pause_seconds(num_pauses, advised, self.chance())
         self.retries += 1
         if pause - advised >= self._seconds_left(failed):
             raise self._passed(self._soonest(), failed)
-        self.availability.note_advice(advised)
-        self.timing.sleep(pause)
-        self._extend(advised)
+        self.availability.note_advice(self.replica.name, advised)
+        self.sleep(pause)
+        self.extend(advised)
 
     def _seconds_left(self, failed: AttemptFailed | None = None) -> float:
         soonest = self._soonest()
-        left = soonest.at - self.timing.clock()
+        left = soonest.at - self.clock()
         if left <= 0:
             raise self._passed(soonest, failed)
         return left
 
     def _soonest(self) -> Deadline:
         return min(self.deadlines, key=lambda deadline: deadline.at)
-
-    def _extend(self, seconds: float) -> None:
-        for deadline in self.deadlines:
-            deadline.extend(seconds)
 
     def _passed(self, deadline: Deadline, failed: AttemptFailed | None) -> DeadlinePassed:
         text = f"the {deadline.name}'s {deadline.seconds:g} s are over after {self.count} attempts"

@@ -1,4 +1,7 @@
-"""Whether the server is there: while it is down threads wait, and one at a time tries its own request."""
+"""Whether the server is there: while it is down threads wait, and one at a time tries its own request.
+
+Of several replicas, it takes all of them to be gone.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ class Sign(Enum):
     ALIVE = auto()  # it replied, if only to refuse
     NO_CONNECTION = auto()
     BROKEN = auto()  # connected, but no whole reply, or a 5xx: perhaps only this request's fault
+    OTHERS = auto()  # no whole reply, and other replicas are left, which this caller goes on to ask
     NOTHING = auto()
 
 
@@ -50,7 +54,7 @@ class Availability:
         self._clock = clock
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._told_until = 0.0
+        self._told_until: dict[str, float] = {}  # by server
         self._reset()
 
     def _reset(self) -> None:
@@ -58,12 +62,12 @@ class Availability:
         self._since = self._give_up_at = 0.0
         self._since_text = ""
         self._num_failures = self._num_probes = 0
-        self._failed_turns: set[object] = set()
+        self._failed_callers: set[object] = set()
         self._prober: object = None
         self._next_probe = 0.0
 
-    def wait_until_up(self, turn: object) -> float:
-        """Wait while the server is down, unless it is for this turn to try; returns the seconds waited.
+    def wait_until_up(self, caller: object) -> float:
+        """Wait while the server is down, unless it is for this caller to try; returns the seconds waited.
 
         Raises TeacherRefused when it has been down for too long.
         """
@@ -72,7 +76,7 @@ class Availability:
             if not self._is_down:
                 return 0.0
             started = self._clock()
-            while self._is_down and not self._may_probe(turn):
+            while self._is_down and not self._may_probe(caller):
                 self._wait(
                     self._next_probe - self._clock() if self._prober is None else _LONGEST_WAIT_SECONDS
                 )
@@ -86,21 +90,23 @@ class Availability:
             self._closed.wait(min(left, _LONGEST_WAIT_SECONDS))
         self.check_open()
 
-    def note_advice(self, seconds: float) -> None:
-        """Tell of a long pause that the server asks for, once for all threads."""
+    def note_advice(self, server: str, seconds: float) -> None:
+        """Tell of a long pause that a server asks for, once for all threads."""
         with self._changed:
             now = self._clock()
-            is_news = seconds >= _TOLD_ADVICE_SECONDS and now >= self._told_until
+            is_news = seconds >= _TOLD_ADVICE_SECONDS and now >= self._told_until.get(server, now)
             if is_news:
-                self._told_until = now + seconds
+                self._told_until[server] = now + seconds
         if is_news:
-            self.tell(f"The teacher at {self._name} asks to wait {seconds:.0f} s before the next request.")
+            self.tell(f"The teacher at {server} asks to wait {seconds:.0f} s before the next request.")
 
-    def note(self, turn: object, sign: Sign, reason: str = "") -> bool:
-        """Take in how an attempt of a turn ended; returns whether the server is down."""
+    def note(self, caller: object, sign: Sign, reason: str = "") -> bool:
+        """Take in how an attempt of a caller ended; returns whether the server is down."""
+        if sign is Sign.OTHERS:
+            return False
         line = ""
         with self._changed:
-            if turn is self._prober:
+            if caller is self._prober:
                 self._prober = None
                 self._num_probes += 1
             if sign is Sign.ALIVE:
@@ -108,7 +114,7 @@ class Availability:
                     line = f"The teacher answers again after {self._clock() - self._since:.0f} s."
                 self._reset()
             elif sign is not Sign.NOTHING:
-                line = self._count_failure(turn, sign, reason)
+                line = self._count_failure(caller, sign, reason)
             is_down = self._is_down
             self._changed.notify_all()  # those who wait, if the server was down
         if line:
@@ -126,17 +132,17 @@ class Availability:
         if self._closed.is_set():
             raise TeacherError("the run was given up")
 
-    def _count_failure(self, turn: object, sign: Sign, reason: str) -> str:
+    def _count_failure(self, caller: object, sign: Sign, reason: str) -> str:
         """Count one more failure in a row; returns the line that tells of an outage when it begins."""
         if self._num_failures == 0:
             self._since, self._since_text = self._clock(), time.strftime("%H:%M:%S")
         self._num_failures += 1
         if self._num_failures <= self._policy.num_failures:
-            self._failed_turns.add(turn)
+            self._failed_callers.add(caller)
         pause = self._policy.probe_pause_seconds * 2.0 ** min(self._num_probes, 30)
         self._next_probe = self._clock() + min(pause, self._policy.max_probe_pause_seconds)
         # One request that breaks its connection each time must not stop the others: it takes two to tell.
-        is_general = sign is Sign.NO_CONNECTION or len(self._failed_turns | {turn}) > 1
+        is_general = sign is Sign.NO_CONNECTION or len(self._failed_callers | {caller}) > 1
         if self._is_down or self._num_failures < self._policy.num_failures or not is_general:
             return ""
         self._is_down = True
@@ -146,18 +152,17 @@ class Availability:
             f"up to {self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
         )
 
-    def _may_probe(self, turn: object) -> bool:
-        """Make this turn the prober if it is time for one; raises where waiting has lasted too long."""
+    def _may_probe(self, caller: object) -> bool:
+        """Whether this caller is the prober, or becomes it; raises where waiting has lasted too long."""
         self.check_open()
         if self._clock() >= self._give_up_at:
             raise TeacherRefused(
                 f"the teacher at {self._name} does not answer since {self._since_text}: given up after "
                 f"{self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
             )
-        if self._prober is not None or self._clock() < self._next_probe:
-            return False
-        self._prober = turn
-        return True
+        if self._prober is None and self._clock() >= self._next_probe:
+            self._prober = caller
+        return self._prober is caller
 
     def _wait(self, seconds: float) -> None:
         left = self._give_up_at - self._clock()

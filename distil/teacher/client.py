@@ -1,8 +1,8 @@
 """Asking the teacher: one chat completion per call, over the `openai` client.
 
 A conversation only grows, so a request's body is joined from message parts that were encoded once, and
-`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`. The client makes
-one attempt; `retry` decides on the next one.
+`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`. What is here makes
+one attempt; `attempts` decides on the next one, and `replicas` where it goes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TypeVar
 
 import openai
 
@@ -22,32 +20,22 @@ from distil.errors import ContextOverflow, TeacherError, TeacherRefused, Teacher
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
-from distil.teacher.attempts import (
-    AttemptFailed,
-    Attempts,
-    Deadline,
-    RetryPolicy,
-    Timing,
-    is_gateway_status,
-    is_retried_status,
-    sign_of_status,
-)
+from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
-from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog
+from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
-from distil.teacher.slots import OVERLOAD_STATUSES, Level
+from distil.teacher.replicas import Replicas, SampleReplica
+from distil.teacher.slots import Slots
+from distil.teacher.statuses import Means, meaning
 
+_PATH = "/chat/completions"
 OPENAI_URL = "https://api.openai.com/v1"
-_REFUSED_STATUSES = (401, 403, 404)  # the same for every request of a run
-_PERHAPS_BILLED_STATUSES = (408, 504)  # a time-out on the server's side: the reply may have been made
-_NO_CREDIT_STATUS, _NO_CREDIT_CODE = 402, "insufficient_quota"  # OpenAI says the latter with a 429
+_NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
+_MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
 _MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
-_NO_MODEL_LIST = 200  # the status of an answer that is no list of models
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +62,11 @@ class TeacherSettings:
     sends_seed: bool = True
     may_adapt: bool = False
 
-    def without_field(self, error_text: str) -> TeacherSettings | None:
+    def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
         text = error_text.lower()
-        if not any(word in text for word in _UNKNOWN_FIELD_WORDS):
+        is_told = any(word in text for word in _UNKNOWN_FIELD_WORDS)
+        if not is_told or Means.FIELD_REFUSED not in meaning(status):
             return None
         if self.token_field in text:
             other = {"max_tokens": "max_completion_tokens"}.get(self.token_field, "max_tokens")
@@ -90,37 +79,38 @@ class TeacherSettings:
 
 
 class Teacher:
-    """A teacher that many threads may ask at once; a context manager that closes its connections.
-
-    `availability.tell` gets a line when the server goes and when it is back.
-    """
+    """A teacher that many threads may ask at once; a context manager that closes its connections."""
 
     def __init__(
         self,
         settings: TeacherSettings,
         tools: Sequence[Mapping[str, Json]] = (),
-        level: Level | None = None,
+        slots: Slots | None = None,
         budget: Budget | None = None,
+        api_bases: Sequence[str] = (),
     ) -> None:
-        """`level` says how many requests may be in flight; None for as many as there are threads.
+        """`slots` are those of requests in flight; None for as many as there are threads.
 
-        `budget` counts every request for a reply and may end the run.
+        `budget` counts every request for a reply and may end the run. `api_bases` are replicas of one server,
+        in place of the settings' own.
         """
-        self.settings = settings
-        self.availability = Availability(settings.outage, base_url_text(settings))
-        self._level = level or Level.unlimited()
-        self._budget = budget or Budget.unlimited()
+        urls = tuple(api_bases) or (settings.api_base or OPENAI_URL,)
+        self.settings = settings if len(urls) == 1 else _of_several(settings)
+        self.slots = slots or Slots.unlimited()
+        self.budget = budget or Budget.unlimited()
+        self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
+        self._replicas = Replicas(urls)
         self._tools = tools
         self._local = threading.local()
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
-        self._num_field_refusals = 0  # since the last reply
+        self._num_field_refusals = dict.fromkeys(urls, 0)  # since the last reply
 
     @property
     def refuses_fields(self) -> bool:
-        """Whether the last that the server said was that it does not know a request field it was to take."""
-        return self._num_field_refusals > 0
+        """Whether the last that a server said was that it does not know a request field it was to take."""
+        return any(self._num_field_refusals.values())
 
     def __enter__(self) -> Teacher:
         return self
@@ -128,114 +118,106 @@ class Teacher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def tell_by(self, tell: Callable[[str], None]) -> None:
+        """Have lines on servers that go and come back told this way."""
+        self._availability.tell = self._replicas.tell = tell
+
     def close(self) -> None:
-        """Close every connection and wake every thread: requests in flight and pauses end at once."""
-        self.availability.close()
+        """Close every connection and wake every thread: requests in flight, pauses and waits end at once."""
+        self._availability.close()
+        self.slots.close()
         with self._lock:
             connections, self._connections = self._connections, []
         for connection in connections:
             connection.close()
         self._watchdog.close()
 
-    def ask(self, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...] = ()) -> Reply:
-        """Send the messages, each an encoded JSON object, and read the reply; without deadlines, a turn's.
+    @contextmanager
+    def asking(self, *deadlines: Deadline) -> Iterator[SampleTeacher]:
+        """What asks for one sample, until the deadlines."""
+        with closing(SampleReplica(self._replicas)) as replica:
+            yield SampleTeacher(self, replica, deadlines)
 
-        Raises TeacherRefused where every request would fail alike, BudgetExceeded, ContextOverflow,
-        DeadlinePassed, or else TeacherError.
-        """
-        return self._retried(
-            lambda seconds, request: self._attempt(messages, seed, seconds, request),
-            self._budget.request,
-            deadlines,
-        )
+    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
+        """Ask once, as for a sample of its own; raises as `SampleTeacher.ask` does."""
+        with self.asking() as sample:
+            return sample.ask(messages, seed)
 
-    def model_names(self) -> list[str]:
-        """The models that the server offers; raises as `ask` does."""
+    def fetch(self, path: str) -> bytes:
+        """A document of the server, unread; raises as `SampleTeacher.ask` does."""
+        with closing(SampleReplica(self._replicas)) as replica:
+            attempts = self._attempts(replica, ())
+            while True:
+                with attempts as seconds:
+                    try:
+                        return self._sent(replica.url, path, None, seconds)
+                    except openai.APIStatusError as error:
+                        raise self._status_failure(replica.url, error, path) from None
 
-        def attempt(seconds: float, _: Request) -> list[str]:
+    def _attempts(self, replica: SampleReplica, deadlines: tuple[Deadline, ...]) -> Attempts:
+        """The attempts of one turn."""
+        settings, availability = self.settings, self._availability
+        deadlines = (Deadline.after("turn", settings.turn_timeout_seconds), *deadlines)
+        limits = (settings.retry, settings.timeout_seconds)
+        return Attempts(*limits, availability, replica, deadlines, availability.sleep)
+
+    def _attempt(self, attempts: Attempts, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
+        """One attempt, as soon as the budget has room for it and a slot is free."""
+        asked = time.monotonic()
+        with self.budget.request() as request, self.slots.slot() as slot:
+            attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
+            request.sent()
             try:
-                return _model_names(
-                    self._sent(lambda connection: connection.get("/models", seconds), seconds)
-                )
-            except openai.APIStatusError as error:
-                raise self._status_failure(error, "/models") from None
+                return self._answered(attempts.replica.url, messages, seed, seconds, request)
+            except AttemptFailed as failed:
+                if failed.sign is Sign.NO_CONNECTION:
+                    request.refused()
+                if Means.OVERLOAD in meaning(failed.error.status):
+                    slot.refused()
+                raise
 
-        return self._retried(attempt, lambda: nullcontext(Request()), ())
-
-    def _retried(
-        self,
-        attempt: Callable[[float, Request], ResultT],
-        reserve: Callable[[], AbstractContextManager[Request]],
-        deadlines: tuple[Deadline, ...],
-    ) -> ResultT:
-        deadlines = deadlines or (Deadline.after("turn", self.settings.turn_timeout_seconds),)
-        attempts = Attempts(
-            self.settings.retry, self.availability, deadlines, Timing(self.availability.sleep)
-        )
-
-        def attempt_in_slot(seconds: float) -> ResultT:
-            asked = time.monotonic()
-            with reserve() as request, self._level.slot() as slot:
-                for deadline in deadlines:
-                    deadline.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
-                try:
-                    return attempt(seconds, request)
-                except AttemptFailed as failed:
-                    if failed.error.status in OVERLOAD_STATUSES:
-                        slot.refused()
-                    raise
-
-        return attempts.run(attempt_in_slot, self.settings.timeout_seconds)
-
-    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float, request: Request) -> Reply:
-        """One attempt; where it may adapt, sent again at once without each field that the server refuses."""
-        request.sent()
+    def _answered(
+        self, url: str, messages: Sequence[bytes], seed: int, seconds: float, request: Request
+    ) -> Reply:
+        """The reply; where it may adapt, asked for again at once without each field that is refused."""
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
             body = b"".join((self._head(settings, seed), b",".join(messages), b"]}"))
-            left = max(0.001, until - time.monotonic())
             try:
-                reply_body = self._sent(
-                    lambda connection: connection.post("/chat/completions", body, left),  # noqa: B023
-                    left,
-                )
-                self._num_field_refusals = 0
-                return _parsed(reply_body, request)
-            except AttemptFailed as failed:
-                if failed.sign is Sign.NO_CONNECTION:
-                    request.refused()
-                raise
+                reply_body = self._sent(url, _PATH, body, max(0.001, until - time.monotonic()))
             except openai.APIStatusError as error:
-                if error.status_code not in _PERHAPS_BILLED_STATUSES:
+                if Means.PERHAPS_BILLED not in meaning(error.status_code):
                     request.refused()
-                adapted = (
-                    settings.without_field(_error_text(error)) if error.status_code in (400, 422) else None
-                )
+                adapted = settings.adapted_to(error.status_code, _error_text(error))
                 if adapted is None or _is_overflow(error):
-                    raise self._status_failure(error) from None
+                    raise self._status_failure(url, error) from None
                 if not settings.may_adapt:
-                    raise self._field_failure(error) from None
+                    raise self._field_failure(url, error) from None
                 self.settings = adapted
+            else:
+                self._num_field_refusals[url] = 0
+                return _parsed(reply_body, request)
         raise AttemptFailed(
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
         )
 
-    def _sent(self, send: Callable[[Connection], bytes], seconds: float) -> bytes:
+    def _sent(self, url: str, path: str, body: bytes | None, seconds: float) -> bytes:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
-        connection = self._connection()
+        connection = self._connection(url)
         try:
             with self._watchdog.watching(connection, seconds) as watch:
-                return send(connection)
+                if body is None:
+                    return connection.get(path, seconds)
+                return connection.post(path, body, seconds)
         except openai.APIStatusError:
             raise
         except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
             cause = error.__cause__ or error  # older clients wrap whatever is raised while they read
             if isinstance(cause, ReplyTooLarge):
-                text = f"{base_url_text(self.settings)}: {cause}"
-                raise AttemptFailed(TeacherError(text), False, Sign.ALIVE) from None
-            self.availability.check_open()  # a closed client raises RuntimeError
-            raise self._connection_failure(error, seconds if watch.has_passed else None) from None
+                raise AttemptFailed(TeacherError(f"{shown_url(url)}: {cause}"), False, Sign.ALIVE) from None
+            self._availability.check_open()  # a closed client raises RuntimeError
+            raise self._connection_failure(url, error, seconds if watch.has_passed else None) from None
 
     def _head(self, settings: TeacherSettings, seed: int) -> bytes:
         request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
@@ -247,52 +229,86 @@ class Teacher:
             request["tools"] = list(self._tools)
         return json.dumps(request)[:-1].encode() + b', "messages": ['
 
-    def _connection(self) -> Connection:
-        """This thread's own connection: one shared pool becomes a lock above 100 threads."""
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = Connection(self.settings.api_base, self.settings.api_key)
-            self._local.connection = connection
+    def _connection(self, url: str) -> Connection:
+        """This thread's own connection to a server: one shared pool becomes a lock above 100 threads."""
+        connections: dict[str, Connection] = self._local.__dict__
+        if url not in connections:
+            connections[url] = Connection(url, self.settings.api_key)
             with self._lock:
-                self._connections.append(connection)
-        self.availability.check_open()  # after it is listed, so that `close` misses none
-        return connection
+                self._connections.append(connections[url])
+        self._availability.check_open()  # after it is listed, so that `close` misses none
+        return connections[url]
 
-    def _status_failure(self, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
+    def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
-        text = f"HTTP {status} from {base_url_text(self.settings)}{path}: {_error_text(error)}"
-        is_broke = status == _NO_CREDIT_STATUS or error.code == _NO_CREDIT_CODE
+        text = f"HTTP {status} from {shown_url(url)}{path}: {_error_text(error)}"
+        means = meaning(status)
+        is_broke = Means.NO_CREDIT in means or error.code == _NO_CREDIT_CODE
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return AttemptFailed(
             _status_error(error, without_key(text, self.settings.api_key), is_broke),
-            is_retried_status(status) and not is_broke,
-            sign_of_status(status),
+            Means.RETRIED in means and not is_broke,
+            Sign.BROKEN if Means.BROKEN in means else Sign.ALIVE,
             advised_seconds(status, headers, time.time()),
         )
 
-    def _field_failure(self, error: openai.APIStatusError) -> AttemptFailed:
+    def _field_failure(self, url: str, error: openai.APIStatusError) -> AttemptFailed:
         """The failure of a sample, or of the run where the sample before met the same."""
-        self._num_field_refusals += 1
-        failed = self._status_failure(error)
-        if self._num_field_refusals <= _MAX_FIELD_REFUSALS:
+        self._num_field_refusals[url] += 1
+        failed = self._status_failure(url, error)
+        if self._num_field_refusals[url] <= _MAX_FIELD_REFUSALS:
             return failed
         text = (
-            f"{base_url_text(self.settings)} refuses a request field that was taken before the first sample, "
+            f"{shown_url(url)} refuses a request field that was taken before the first sample, "
             f"so traces would not say what was sent ({failed}). Run again: it is asked anew which it takes"
         )
         return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
 
-    def _connection_failure(self, error: Exception, passed_seconds: float | None) -> AttemptFailed:
+    def _connection_failure(self, url: str, error: Exception, passed_seconds: float | None) -> AttemptFailed:
         cause = error.__cause__ or error
         sign = Sign.NO_CONNECTION if type(cause).__name__ in _NO_CONNECTION_ERRORS else Sign.BROKEN
         reason = f"{type(cause).__name__}: {cause}"
         if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
             reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
-        text = f"no reply from {base_url_text(self.settings)}: {reason}"
-        unreachable = TeacherUnreachable(
-            without_key(text, self.settings.api_key), has_connected=sign is not Sign.NO_CONNECTION
-        )
-        return AttemptFailed(unreachable, True, sign)
+        text = without_key(f"no reply from {shown_url(url)}: {reason}", self.settings.api_key)
+        return AttemptFailed(TeacherUnreachable(text), True, sign)
+
+
+@dataclass(eq=False, slots=True)
+class SampleTeacher:
+    """What asks for one sample: the same replica for as long as that replies; used by one thread.
+
+    `turn_seconds` are what each reply took, waits and all.
+    """
+
+    _teacher: Teacher
+    _replica: SampleReplica
+    _deadlines: tuple[Deadline, ...]
+    turn_seconds: list[float] = field(default_factory=list, init=False)
+
+    def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
+        """Send the messages, each an encoded JSON object, and read the reply.
+
+        Raises TeacherRefused where every request would fail alike, BudgetExceeded, ContextOverflow,
+        DeadlinePassed, or else TeacherError.
+        """
+        started = time.perf_counter()
+        attempts = self._teacher._attempts(self._replica, self._deadlines)
+        while True:
+            with attempts as seconds:
+                reply = self._teacher._attempt(attempts, messages, seed, seconds)
+                self.turn_seconds.append(round(time.perf_counter() - started, 4))
+                return reply
+
+
+def _of_several(settings: TeacherSettings) -> TeacherSettings:
+    """The settings for replicas: it takes all of them to make an outage, and one round of them to see it."""
+    retries = min(settings.retry.max_retries, settings.retry.max_unreachable_retries, _MAX_MORE_ROUNDS)
+    return replace(
+        settings,
+        retry=replace(settings.retry, max_unreachable_retries=retries),
+        outage=replace(settings.outage, num_failures=1),
+    )
 
 
 _SETUP_RETRIES, _SETUP_UNREACHABLE_RETRIES = 5, 2
@@ -315,74 +331,9 @@ def for_setup(settings: TeacherSettings) -> TeacherSettings:
     return replace(settings, retry=retry, outage=outage, may_adapt=True)
 
 
-def load_model_names(settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None) -> list[str]:
-    """The models that the server offers; raises TeacherRefused where it cannot be asked at all.
-
-    `tell` gets a line where the server asks to be waited for.
-    """
-    with Teacher(for_setup(settings)) as teacher:
-        teacher.availability.tell = tell
-        try:
-            return teacher.model_names()
-        except TeacherError as error:
-            text = str(error)
-            if error.status == 404:
-                text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
-            raise TeacherRefused(text, error.status, error.attempts) from None
-        except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
-            text = (
-                f"{base_url_text(settings)}/models gave no list of models: is this an OpenAI-compatible API?"
-            )
-            raise TeacherRefused(text, _NO_MODEL_LIST) from None
-
-
-def _model_names(body: bytes) -> list[str]:
-    models = json.loads(body)["data"]
-    names = [model["id"] for model in models]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError
-    return names
-
-
-def first_reachable(
-    settings: TeacherSettings, api_bases: Sequence[str], tell: Callable[[str], None]
-) -> TeacherSettings:
-    """The settings with the first of several replicas that is there; `tell` gets a line for each that is not.
-
-    Raises TeacherRefused where none is, or where one refuses the key.
-    """
-    for api_base in api_bases[:-1]:
-        settings = replace(settings, api_base=api_base)
-        try:
-            check_reachable(settings, tell)
-            return settings
-        except TeacherRefused as error:
-            if error.status is not None and not is_gateway_status(error.status):
-                raise
-            tell(f"A replica is not there: {error}")
-    return replace(settings, api_base=api_bases[-1])
-
-
-def check_reachable(
-    settings: TeacherSettings, tell: Callable[[str], None] = lambda _: None
-) -> list[str] | None:
-    """The models that the server offers, None where it has no list that this key may read.
-
-    Raises TeacherRefused where no server answers or the key is wrong.
-    """
-    try:
-        return load_model_names(settings, tell)
-    except TeacherRefused as error:
-        if error.status is None or is_gateway_status(error.status) or error.status == 401:
-            raise
-        return None
-
-
 def base_url_text(settings: TeacherSettings) -> str:
-    """The server's address as it may be shown and stored: without user name, password and query."""
-    parts = urllib.parse.urlsplit(settings.api_base or OPENAI_URL)
-    host = parts.netloc.rpartition("@")[2]
-    return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+    """The server's address as it may be shown and stored."""
+    return shown_url(settings.api_base or OPENAI_URL)
 
 
 def without_key(text: str, api_key: str) -> str:
@@ -404,9 +355,10 @@ def _status_error(error: openai.APIStatusError, text: str, is_broke: bool) -> Te
     status = error.status_code
     if _is_overflow(error):
         return ContextOverflow(text, status)
-    if sign_of_status(status) is Sign.BROKEN:
-        return TeacherUnreachable(text, status=status)
-    is_general = status in _REFUSED_STATUSES and not is_moderation(status, _error_text(error))
+    means = meaning(status)
+    if Means.BROKEN in means:
+        return TeacherUnreachable(text, status)
+    is_general = Means.FATAL in means and not is_moderation(status, _error_text(error))
     return TeacherRefused(text, status) if is_broke or is_general else TeacherError(text, status)
 
 

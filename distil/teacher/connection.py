@@ -30,7 +30,7 @@ class ReplyTooLarge(openai.OpenAIError):
 class Connection:
     """An openai client that one thread uses, and that any thread may cut off."""
 
-    def __init__(self, api_base: str | None, api_key: str) -> None:
+    def __init__(self, api_base: str, api_key: str) -> None:
         http_client = openai.DefaultHttpxClient(
             trust_env=not is_loopback(api_base),  # requests to this very machine never go through a proxy
             event_hooks={"request": [self._watch_socket], "response": [_limit_size]},
@@ -156,9 +156,16 @@ class Watchdog:
                 self._changed.wait(max(0.0, min(self._wakes_at - now, _IDLE_SECONDS)))
 
 
-def is_loopback(api_base: str | None) -> bool:
+def shown_url(api_base: str) -> str:
+    """A server's address as it may be shown and stored: without user name, password and query."""
+    parts = urllib.parse.urlsplit(api_base)
+    host = parts.netloc.rpartition("@")[2]
+    return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def is_loopback(api_base: str) -> bool:
     """Whether an address is on this very machine."""
-    host = urllib.parse.urlsplit(api_base or "").hostname or ""
+    host = urllib.parse.urlsplit(api_base).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 

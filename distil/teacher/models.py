@@ -1,15 +1,98 @@
-"""The names of models: one that a server does not list, and those that its replies give."""
+"""The names of models: the list of a server, one that it does not list, and those that its replies give."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
+from distil.errors import TeacherError, TeacherRefused, UsageError
+from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
 from distil.teacher.profile import Profile
+from distil.teacher.statuses import Means, meaning
 
+_PATH = "/models"
 _MAX_NEAREST = 3
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """The models that a server offers, or why it names none."""
+
+    names: tuple[str, ...]
+    problem: str | None = None
+
+    def only(self, settings: TeacherSettings) -> str:
+        """The one model that is offered, where none is named.
+
+        Raises TeacherRefused where there is no list, UsageError, naming them, for no model or several.
+        """
+        if self.problem is not None:
+            raise TeacherRefused(self.problem)
+        if len(self.names) == 1:
+            return self.names[0]
+        listed = ", ".join(sorted(self.names)[:_MAX_LISTED]) or "none"
+        if len(self.names) > _MAX_LISTED:
+            listed += f", … ({len(self.names)} in all)"
+        raise UsageError(
+            f"--model is missing; {base_url_text(settings)} offers: {listed}\n"
+            f"(for the embedded teacher: --api_base embedded)"
+        )
+
+
+def ask_models(
+    settings: TeacherSettings,
+    tell: Callable[[str], None] = lambda _: None,
+    fatal: Means = Means.GATEWAY | Means.WRONG_KEY,
+) -> ModelList:
+    """Ask a server for its models; raises TeacherRefused where none answers, or with a `fatal` status.
+
+    `tell` gets a line where the server asks to be waited for.
+    """
+    with Teacher(for_setup(settings)) as teacher:
+        teacher.tell_by(tell)
+        try:
+            return ModelList(_parse_names(teacher.fetch(_PATH)))
+        except TeacherError as error:
+            text = str(error)
+            if Means.NOT_FOUND in meaning(error.status):
+                text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
+            if error.status is None or meaning(error.status) & fatal:
+                raise TeacherRefused(text, error.status, error.attempts) from None
+            return ModelList((), text)
+        except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
+            where = f"{base_url_text(settings)}{_PATH}"
+            return ModelList((), f"{where} gave no list of models: is this an OpenAI-compatible API?")
+
+
+def _parse_names(body: bytes) -> tuple[str, ...]:
+    names = tuple(model["id"] for model in json.loads(body)["data"])
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError
+    return names
+
+
+def ask_first_replica(
+    settings: TeacherSettings, api_bases: Sequence[str], tell: Callable[[str], None]
+) -> tuple[TeacherSettings, ModelList]:
+    """The settings with the first of several replicas that is there, and its models.
+
+    `tell` gets a line for each that is not; raises TeacherRefused where none is, or one refuses the key.
+    """
+    for api_base in api_bases[:-1]:
+        settings = replace(settings, api_base=api_base)
+        try:
+            return settings, ask_models(settings, tell)
+        except TeacherRefused as error:
+            if error.status is not None and Means.GATEWAY not in meaning(error.status):
+                raise
+            tell(f"A replica is not there: {error}")
+    settings = replace(settings, api_base=api_bases[-1])
+    return settings, ask_models(settings, tell)
 
 
 def nearest_names(model: str, names: Sequence[str]) -> list[str]:

@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from distil.teacher.statuses import Means, meaning
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _LONGEST_SPAN_SECONDS = 1e8  # a larger number is a date in seconds, not a span
@@ -46,7 +48,7 @@ def advised_seconds(status: int, headers: Mapping[str, str], now: float) -> floa
     told = parse_retry_after(headers.get("retry-after"), now if server_now is None else server_now)
     if told is not None:
         return told
-    return _limit_reset_seconds(headers) if status == 429 else None
+    return _limit_reset_seconds(headers) if Means.RATE_LIMIT in meaning(status) else None
 
 
 def parse_retry_after(text: str | None, now: float) -> float | None:
@@ -104,12 +106,12 @@ def _limit_reset_seconds(headers: Mapping[str, str]) -> float | None:
 
 def is_moderation(status: int, text: str) -> bool:
     """Whether a refusal is of this conversation's content, not of the key."""
-    return status == 403 and any(words in text.lower() for words in _MODERATION_WORDS)
+    return Means.FORBIDDEN in meaning(status) and any(words in text.lower() for words in _MODERATION_WORDS)
 
 
 def is_context_overflow(status: int, code: str, text: str) -> bool:
     """Whether a refusal means that the conversation is longer than the model takes."""
-    if status != 400:
+    if Means.BAD_REQUEST not in meaning(status):
         return False
     if code in _OVERFLOW_CODES or any(name in text for name in _OVERFLOW_CODES):
         return True

@@ -2,28 +2,20 @@
 
 A replica keeps the prefix cache of the conversations it has seen. A sample moves on only where its
 replica gives no reply; the replies so far stay good, as every request carries the whole conversation.
-With one URL an outage is that teacher's own affair; of several, it takes all of them to make one.
+A single server is the only replica: it is never left.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
-from distil.errors import TeacherError, TeacherUnreachable
-from distil.records import Json, Reply
-from distil.spending.budget import Budget
-from distil.teacher.attempts import Deadline, Timing
-from distil.teacher.availability import NEVER, Availability, Sign
-from distil.teacher.client import Teacher, TeacherSettings, base_url_text
-from distil.teacher.slots import Level
+from distil.teacher.availability import Sign
+from distil.teacher.connection import shown_url
 
-_REPLICA_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
-_MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
+_RETRIES = 1  # of one replica that gives no reply: an idle connection breaks once
 
 _FIRST_REST_SECONDS, _MAX_REST_SECONDS = 5.0, 300.0  # before a dead replica is given samples again
 
@@ -38,9 +30,13 @@ class _Replica:
 
 
 class Replicas:
-    """Which replica a sample goes to: the live one with the fewest; safe for many threads."""
+    """Which replica a sample goes to: the live one with the fewest; safe for many threads.
+
+    `tell` gets a line when one dies.
+    """
 
     def __init__(self, urls: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.tell: Callable[[str], None] = lambda _: None
         self._clock = clock
         self._lock = threading.Lock()
         self._replicas = {url: _Replica(url) for url in urls}
@@ -71,19 +67,22 @@ class Replicas:
         with self._lock:
             self._replicas[url].num_samples -= 1
 
-    def mark_dead(self, url: str) -> bool:
-        """A replica gave no reply: no samples for it until it has rested, longer each time.
+    def is_dead(self, url: str) -> bool:
+        """Whether a replica has given no reply since it was marked dead."""
+        with self._lock:
+            return self._replicas[url].rest_seconds > 0
 
-        Returns whether that is news.
-        """
+    def mark_dead(self, url: str, reason: str = "") -> None:
+        """A replica gave no reply: no samples for it until it has rested, longer each time."""
         with self._lock:
             replica, now = self._replicas[url], self._clock()
             if now < replica.retry_at:
-                return False  # many requests meet one death
+                return  # many requests meet one death
             rest = min(max(_FIRST_REST_SECONDS, 2 * replica.rest_seconds), _MAX_REST_SECONDS)
             is_news = replica.rest_seconds == 0
             replica.rest_seconds, replica.retry_at = rest, now + rest
-            return is_news
+        if is_news:
+            self.tell(f"A replica is left for the others: {reason}")
 
     def mark_alive(self, url: str) -> None:
         """A replica replied."""
@@ -92,154 +91,58 @@ class Replicas:
             replica.rest_seconds = replica.retry_at = 0.0
 
 
-class ReplicatedTeacher:
-    """A teacher at one or more URLs; a context manager that closes all connections."""
-
-    def __init__(
-        self,
-        settings: TeacherSettings,
-        api_bases: Sequence[str],
-        tools: Sequence[Mapping[str, Json]],
-        level: Level,
-        budget: Budget,
-    ) -> None:
-        self.level, self.budget = level, budget
-        self._settings = settings
-        self._replicas = Replicas(api_bases)
-        of_replica = _of_several(settings) if len(api_bases) > 1 else settings
-        self._teachers = {
-            url: Teacher(replace(of_replica, api_base=url), tools, level, budget) for url in api_bases
-        }
-        names = ", ".join(base_url_text(teacher.settings) for teacher in self._teachers.values())
-        self._all = Availability(replace(settings.outage, num_failures=1), names)
-
-    def __enter__(self) -> ReplicatedTeacher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def tell_by(self, tell: Callable[[str], None]) -> None:
-        """Have lines on servers that go and come back told this way."""
-        self._all.tell = tell
-        for teacher in self._teachers.values():
-            teacher.availability.tell = tell
-
-    @property
-    def refuses_fields(self) -> bool:
-        """Whether a server has come to refuse a request field that it was found to take."""
-        return any(teacher.refuses_fields for teacher in self._teachers.values())
-
-    def close(self) -> None:
-        """Close every connection; requests in flight, pauses and waits for a slot end at once."""
-        self._all.close()
-        self.level.close()
-        for teacher in self._teachers.values():
-            teacher.close()
-
-    @contextmanager
-    def asking(self) -> Iterator[_SampleTurns]:
-        """What asks for one sample, always the same replica for as long as that replies."""
-        turns = _SampleTurns(self._replicas, self._ask_replica, self._all, self._settings)
-        try:
-            yield turns
-        finally:
-            turns.close()
-
-    def _ask_replica(
-        self, url: str, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...]
-    ) -> Reply:
-        teacher = self._teachers[url]
-        try:
-            reply = teacher.ask(messages, seed, deadlines)
-        except TeacherUnreachable as error:
-            self._all.check_open()  # else it is we who broke the connection
-            if self._replicas.mark_dead(url) and self._replicas.num_replicas > 1:
-                self._all.tell(f"A replica is left for the others: {error}")
-            raise
-        self._replicas.mark_alive(url)
-        return reply
-
-
-def _of_several(settings: TeacherSettings) -> TeacherSettings:
-    """The settings of one replica: left soon where it gives no reply, and never waited for."""
-    retries = min(settings.retry.max_unreachable_retries, _REPLICA_RETRIES)
-    return replace(
-        settings,
-        retry=replace(settings.retry, max_unreachable_retries=retries),
-        outage=replace(settings.outage, num_failures=NEVER),  # not an outage while there are others,
-    )
-
-
 @dataclass(eq=False, slots=True)
-class _SampleTurns:
-    """One sample's replica, taken at its first request; used by one thread."""
+class SampleReplica:
+    """The replica that one sample is at, from its first request on; used by one thread."""
 
     _replicas: Replicas
-    _ask_replica: Callable[[str, Sequence[bytes], int, tuple[Deadline, ...]], Reply]
-    _all: Availability
-    _settings: TeacherSettings
     _url: str | None = field(default=None, init=False)
+    _num_silences: int = field(default=0, init=False)  # of this replica, since its last reply
+    _has_connected: bool = field(default=False, init=False)  # any of those that were left
+    _left: list[str] = field(default_factory=list, init=False)  # one after another, since the last reply
 
-    def __call__(self, messages: Sequence[bytes], seed: int, deadline: Deadline | None = None) -> Reply:
-        """Ask the sample's replica, and where it gives no reply each other one.
+    @property
+    def url(self) -> str:
+        """Its address; one is taken where the sample has none."""
+        if self._url is None:
+            self._url = self._replicas.take(self._left)
+        return self._url
 
-        Where none replies it waits as for one server; raises as `Teacher.ask` does.
+    @property
+    def name(self) -> str:
+        """Its address as it may be shown."""
+        return shown_url(self.url)
+
+    def note_reply(self) -> None:
+        """It replied: those that were left may be asked again."""
+        self._replicas.mark_alive(self.url)
+        self._num_silences, self._has_connected = 0, False
+        self._left.clear()
+
+    def note_silence(self, sign: Sign, reason: str, is_advised: bool) -> Sign:
+        """Take in an attempt without a reply; returns what it tells about all replicas together.
+
+        The replica is left for the next one where it gives none again, or had given none to others before.
+        `is_advised`: it said when to come back, and is waited for.
         """
-        turn = Deadline.after("turn", self._settings.turn_timeout_seconds)
-        deadlines = (turn, deadline) if deadline is not None else (turn,)
         if self._replicas.num_replicas == 1:
-            return self._ask_each(messages, seed, deadlines)
-        timing = Timing(self._all.sleep)
-        num_attempts = 0
-        for num_rounds in itertools.count():
-            waited = self._all.wait_until_up(self)
-            for one in deadlines:
-                one.extend(waited)
-            sign, reason = Sign.NOTHING, ""
-            try:
-                reply = self._ask_each(messages, seed, deadlines)
-                sign = Sign.ALIVE
-                return reply
-            except TeacherUnreachable as error:
-                # Perhaps it is this request that breaks every connection: it takes two samples to tell.
-                sign, reason, last = Sign.BROKEN, str(error), error
-                num_attempts += error.attempts
-                error.attempts = num_attempts
-                if not error.has_connected:
-                    sign = Sign.NO_CONNECTION
-            except TeacherError as error:
-                sign = Sign.ALIVE if error.status is not None else Sign.NOTHING
-                raise
-            finally:
-                is_down = self._all.note(self, sign, reason)
-            if not is_down:
-                retry = self._settings.retry
-                if num_rounds >= min(retry.max_retries, _MAX_MORE_ROUNDS):
-                    raise last
-                timing.sleep(retry.pause_seconds(num_rounds, None, timing.chance()))
-        raise AssertionError("not reached")
-
-    def _ask_each(self, messages: Sequence[bytes], seed: int, deadlines: tuple[Deadline, ...]) -> Reply:
-        """Ask one replica after another; raises the last error, as connected if any was."""
-        tried: list[str] = []
-        num_attempts, has_connected = 0, False
-        while True:
-            if self._url is None:
-                self._url = self._replicas.take(tried)
-            try:
-                return self._ask_replica(self._url, messages, seed, deadlines)
-            except TeacherUnreachable as error:
-                has_connected = has_connected or error.has_connected
-                num_attempts += error.attempts
-                tried.append(self._url)
-                self.close()
-                if self._replicas.num_replicas == len(tried):
-                    error.has_connected, error.attempts = has_connected, num_attempts
-                    raise
+            return sign
+        self._num_silences += not is_advised
+        if not self._replicas.is_dead(self.url) and (is_advised or self._num_silences <= _RETRIES):
+            return Sign.NOTHING
+        self._replicas.mark_dead(self.url, reason)
+        self._has_connected |= sign is not Sign.NO_CONNECTION
+        self._left.append(self.url)
+        self.close()
+        if len(self._left) < self._replicas.num_replicas:
+            return Sign.OTHERS
+        sign = Sign.BROKEN if self._has_connected else Sign.NO_CONNECTION
+        self._left.clear()
+        self._has_connected = False
+        return sign
 
     def close(self) -> None:
         """Give the replica back."""
         if self._url is not None:
             self._replicas.give_back(self._url)
-        self._url = None
+        self._url, self._num_silences = None, 0

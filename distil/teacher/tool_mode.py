@@ -16,12 +16,10 @@ from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
+from distil.teacher.statuses import Means, meaning
 
 _PROBE_SEED = 0
 _ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
-# What servers without a tool parser say to `tools` (llama.cpp: 500, OpenRouter: 404); too many requests
-# or a time-out say nothing about tools.
-_TOOLS_REFUSED = (400, 404, 405, 415, 422, 500, 501)
 _MAX_QUOTED_CHARS = 60
 
 
@@ -85,7 +83,7 @@ def probe_tool_mode(
         reply, settings = ask(settings, native)
         tool_mode, reason = _judge(reply)
     except TeacherError as error:
-        if error.status not in _TOOLS_REFUSED:
+        if Means.TOOLS_REFUSED not in meaning(error.status):
             raise TeacherRefused(str(error), error.status) from None
         tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
         reply, settings = _ask_or_refuse(ask, settings, replace(native, tool_mode=ToolMode.TEXT))
@@ -182,7 +180,7 @@ def _ask(
     tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
     with Teacher(for_setup(settings), tools, budget=budget) as teacher:
-        teacher.availability.tell = tell
+        teacher.tell_by(tell)
         reply = teacher.ask(messages, _PROBE_SEED)
         adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
         return reply, replace(settings, **adapted)

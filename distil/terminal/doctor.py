@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from distil.doctor.findings import Examination
-from distil.doctor.interview import examine, list_models
+from distil.doctor.interview import ask_models_soon, examine
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
 from distil.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
-from distil.teacher.address import Address, find_teacher, only_model, started
+from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
@@ -57,7 +57,7 @@ def show_teacher(flags: DoctorFlags, console: Console) -> int:
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
     TeacherRefused or UsageError where none can be asked.
     """
-    with started(find_teacher(flags.api_base), console) as address:
+    with served(find_teacher(flags.api_base), console) as address:
         settings = _settings(flags, address)
         exit_codes, refusals = [], []
         for api_base in address.api_bases:
@@ -87,10 +87,10 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
 
 
 def _show_server(settings: TeacherSettings, flags: DoctorFlags, console: Console) -> int:
-    models = list_models(settings)
+    models = ask_models_soon(settings)
     if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
-    settings = replace(settings, model=flags.model or only_model(models.names, settings))
+    settings = replace(settings, model=flags.model or models.only(settings))
     frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
     with console.status("Asking the teacher"):
         examination = examine(settings, models, frame)

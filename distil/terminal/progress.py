@@ -14,7 +14,8 @@ from tqdm import tqdm
 from distil.records import CropFrom, Failure, Frame, Json, Outcome
 from distil.spending.budget import Bill, Spent
 from distil.store.summary import TraceFacts, add_up
-from distil.teacher.slots import Level, LevelState
+from distil.teacher.climber import LevelState
+from distil.teacher.slots import Slots
 from distil.terminal.traces import totals_table
 from distil.tools.toolbox import find_tool
 
@@ -108,8 +109,8 @@ class Progress:
     A narrow terminal cuts off its end.
     """
 
-    def __init__(self, total: int, already_done: int, level: Level) -> None:
-        self._level = level
+    def __init__(self, total: int, already_done: int, slots: Slots) -> None:
+        self._slots = slots
         self._bar = tqdm(
             total=total, initial=already_done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR_FORMAT
         )
@@ -147,7 +148,7 @@ class Progress:
         minutes = (time.monotonic() - self._started) / 60
         score = f"{sum(self._scores) / finished:.3f}" if finished else "–"
         rate = f"{(finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
-        state = self._level.state()
+        state = self._slots.state()
         self._bar.set_postfix_str(
             f"{self._failed} failed, {rate}, {state.level}/{state.ceiling} at once ({state.reason}), "
             f"score {score}, {self._calls} calls, {self._tokens / 1000:.0f}k tokens",
