@@ -297,6 +297,19 @@ def test_a_trace_of_deep_grey_keeps_the_range_and_its_pictures_their_depth(tmp_p
     assert verify_trace(tmp_path / "trace_00000.json", Sources()).verdict is Verdict.MATCHED
 
 
+def test_an_old_trace_of_deep_grey_says_why_it_differs_and_is_not_called_inconsistent(tmp_path: Path) -> None:
+    """Where its pictures are the same bytes all the same, the range alone is missing."""
+    (trace,) = traces_of([file_bytes(noise(96, 96, "I;16"), "PNG")], tmp_path)
+    for entry in (trace["image"], *(call["result"] for call in trace["tool_calls_log"])):
+        del entry["sent"]["grey_range"]
+    del trace["integrity_sha256"]
+    path = tmp_path / "trace_00000.json"
+    path.write_text(json.dumps({**trace, "integrity_sha256": json_sha256(trace)}), encoding="utf-8")
+    verification = verify_trace(path, Sources())
+    assert verification.verdict is Verdict.CHANGED_RESULT
+    assert "each picture was scaled by itself" in verification.detail
+
+
 # --- fuzz: whatever the file, what is cut draws the same picture
 
 
