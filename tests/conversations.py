@@ -166,7 +166,7 @@ class Bench:
 
     def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
         try:
-            (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1, lambda _: None)
+            (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1)
             return outcome
         except FolderError as error:
             return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 
 import datasets
@@ -201,18 +201,20 @@ def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Coll
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
 
-        def on_done(outcome: Outcome[Solved]) -> None:
-            if outcome.result is not None:
-                got.solved[outcome.sample_index] = outcome.result
-            if outcome.failure is not None:
-                got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
-            if outcome.stopped is not None:
-                got.stopped_by = got.stopped_by or outcome.stopped
-            else:
-                progress.count(outcome)
+        outcomes = run_samples(todo, solver, solver.run.job.options.max_workers)
+        with closing(outcomes):  # at once where an outcome cannot be written
+            for outcome in outcomes:
+                _count(outcome, solver, got)
+                if outcome.stopped is None:
+                    progress.count(outcome)
 
-        for _ in run_samples(todo, solver, solver.run.job.options.max_workers, on_done):
-            pass
+
+def _count(outcome: Outcome[Solved], solver: RolloutSolver, got: _Collected) -> None:
+    if outcome.result is not None:
+        got.solved[outcome.sample_index] = outcome.result
+    if outcome.failure is not None:
+        got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
+    got.stopped_by = got.stopped_by or outcome.stopped
 
 
 def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
