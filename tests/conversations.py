@@ -35,13 +35,13 @@ from distil.run.preparation import Options, Run, offered_natively, open_budget, 
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.store.folder import OutputFolder, RunFolder
+from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import _parsed
 from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.slots import Level
-from distil.terminal.progress import Solved
 from distil.terminal.traces import view
 
 Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
@@ -148,12 +148,14 @@ class Bench:
 
     def solve(
         self, run: Run, row: int, bodies: Sequence[Body], breaks: dict[int, Exception] | None = None
-    ) -> tuple[Outcome[Solved] | FolderError, Bodies]:
+    ) -> tuple[Outcome[TraceSummary] | FolderError, Bodies]:
         """What becomes of a row whose teacher gives these bodies, and what was asked."""
         teacher = Bodies(run, bodies, breaks or {})
         return self._outcome(run, row, cast(ReplicatedTeacher, teacher)), teacher
 
-    def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
+    def solve_over_http(
+        self, run: Run, row: int, bodies: Sequence[Body]
+    ) -> Outcome[TraceSummary] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
         settings = replace(run.teacher, retry=RetryPolicy(0))
@@ -164,7 +166,7 @@ class Bench:
         self._served = ()
         return outcome
 
-    def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[Solved] | FolderError:
+    def _outcome(self, run: Run, row: int, teacher: ReplicatedTeacher) -> Outcome[TraceSummary] | FolderError:
         try:
             (outcome,) = run_samples([row], RolloutSolver(run, teacher), 1)
             return outcome

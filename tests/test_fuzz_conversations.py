@@ -27,7 +27,7 @@ from distil.errors import FolderError, TeacherUnreachable
 from distil.records import Failure, Outcome
 from distil.run.preparation import Run
 from distil.sandbox.sandbox import Sandbox
-from distil.terminal.progress import Solved
+from distil.store.summary import TraceSummary
 
 KINDS = ("sample", "teacher", "context_overflow")  # what may become of a sample; never "unexpected"
 MODELS = ("Qwen3-VL", "qwen2.5-vl", "gemini-3", "claude-5", "gpt-5", "gpt-4o", "pixel-reasoner", "unheard-of")
@@ -177,7 +177,7 @@ def _check_over_http(bench: Bench, case: Case, whole: bytes) -> None:
     assert run.folder.trace_path(case.row).read_bytes() == whole
 
 
-def _kind(outcome: Outcome[Solved] | FolderError) -> str | None:
+def _kind(outcome: Outcome[TraceSummary] | FolderError) -> str | None:
     assert isinstance(outcome, Outcome), outcome
     failure: Failure | None = outcome.failure
     return None if failure is None else failure.kind

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 
 import datasets
 import openai
 from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
-from distil.records import Failure, Json, Outcome, Reply
+from distil.records import Json, Reply
 from distil.rollout import run_rollout
+from distil.run.boxes import BoxTally
+from distil.run.finished import summary_of
 from distil.run.preparation import (
     Options,
     Run,
@@ -25,19 +27,19 @@ from distil.run.preparation import (
     set_up,
     urls_text,
 )
-from distil.run.suspicion import Tally, signs_of
+from distil.run.suspicion import Tally
 from distil.run.threads import run_samples
-from distil.spending.budget import Spent
-from distil.spending.estimate import Measured, SampleSpending, Selection, choose_samples, print_estimate
-from distil.spending.prices import read_tokens
+from distil.spending.estimate import Measured, Selection, choose_samples, print_estimate
 from distil.store.folder import RunFolder
-from distil.store.summary import trace_facts
+from distil.store.run_totals import RunTotals
+from distil.store.summary import TraceSummary
 from distil.teacher.address import find_teacher, started
 from distil.teacher.attempts import Deadline
 from distil.teacher.models import AnsweredModels
 from distil.teacher.replicas import ReplicatedTeacher
 from distil.teacher.slots import Level
-from distil.terminal.progress import BoxTally, Progress, RunTotals, Solved, print_summary, solved_from_trace
+from distil.terminal.progress import Progress
+from distil.terminal.summary import print_summary
 from distil.tools.base import CropFrom
 
 
@@ -64,11 +66,11 @@ class RolloutSolver:
     def __init__(self, run: Run, teacher: ReplicatedTeacher) -> None:
         self.run, self.teacher, self.folder = run, teacher, run.folder
         self.models = AnsweredModels()
-        self.spending: list[SampleSpending] = []
         options = run.job.options
         self.tally = Tally(options.max_tokens, options.max_turns, run.probe.seems_blind)
+        self.boxes = BoxTally(run.profile.frame, CropFrom(options.crop_from))
 
-    def solve(self, index: int) -> Solved:
+    def solve(self, index: int) -> TraceSummary:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
         if self.halt is not None:
             raise RunHalted(self.halt)
@@ -94,81 +96,75 @@ class RolloutSolver:
                 return reply
 
             rollout = run_rollout(sample, ask_noted, self.run.rollout)
-        trace = self.folder.write_trace(rollout)
+        self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(index, seconds, turn_seconds)
-        self.spending.append(self._spending(trace, seconds))
-        self.tally.add(signs_of(trace), is_resumed)
-        return solved_from_trace(trace, trace_facts(trace))
+        summary = summary_of(rollout, self.run.rollout.prompt, self.teacher.budget.cost_usd)
+        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
+        self.tally.add(summary)
+        return summary
+
+    def warnings(self) -> list[str]:
+        """All that is suspicious about the run, a line each."""
+        probe = self.run.probe
+        found = [probe.sight_warning, self.models.warning(), *self.tally.warnings(), self.boxes.warning()]
+        return [warning for warning in found if warning is not None]
 
     @property
     def halt(self) -> str | None:
         """Why no further sample should be started, or None."""
         return None if self.run.job.options.keep_going else self.tally.halt
 
-    def _spending(self, trace: Json, seconds: float) -> SampleSpending:
-        tokens = [read_tokens(turn["usage"]) for turn in trace["conversation_log"]]
-        costs = [self.teacher.budget.cost_usd(item) for item in tokens]
-        return SampleSpending(seconds, _sum([item.total for item in tokens]), _sum(costs))
-
     def abort(self) -> None:
         """Close the teacher: requests in flight, pauses and waits for it end at once."""
         self.teacher.close()
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-@dataclass
-class _Collected:
-    """What has come of the samples so far."""
-
-    solved: dict[int, Solved] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    stopped_by: str | None = None
-    started: float = field(default_factory=time.monotonic)
-
-
 def _run_samples(run: Run, teacher: ReplicatedTeacher, console: Console) -> int:
-    options, folder = run.job.options, run.folder
+    folder = run.folder
     done = folder.finished(run.job.indices)
+    todo, num_resumed = _to_do(run, done)
+    for note in folder.resume_notes(todo):
+        console.print(note, highlight=False, soft_wrap=True)
+    spent = teacher.budget.spent  # the probe, and earlier runs
+    record = _start_record(run, len(done))
+    folder.write_run_record(record)
+    solver = RolloutSolver(run, teacher)
+    measured = Measured(spent, spent, num_resumed)
+    totals = RunTotals(folder.path, len(done), measured, teacher.level.state())
+    try:
+        _solve(todo, solver, totals)
+    except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
+        totals.stopped_by = str(error) or "interrupted"
+        with suppress(FolderError):
+            _end(solver, totals, record)
+            if totals.traces.num_traces and not isinstance(error, KeyboardInterrupt):
+                print_summary(totals, console)
+                console.print("The same command goes on from here.")
+        raise
+    _end(solver, totals, record)
+    folder.close()  # not where threads may still write
+    print_summary(totals, console)
+    if run.job.options.estimate_samples is not None:
+        num_samples = len(run.job.indices)
+        selection = Selection(num_samples, num_samples - len(done), run.job.options.max_workers)
+        print_estimate(measured, selection, console)
+    return 1 if measured.num_failed or totals.stopped_by else 0
+
+
+def _to_do(run: Run, done: Collection[int]) -> tuple[Sequence[int], int]:
+    """The rows to solve; and for an estimate, how many of them go on from turns of an earlier run."""
+    options, folder = run.job.options, run.folder
     left = [index for index in run.job.indices if index not in done]
     if options.retry_failed:
         failed_before = folder.failed()
         left = [index for index in left if index in failed_before]
-    todo, resumed = left, set[int]()
-    if options.estimate_samples is not None:
-        resumed = _resumed(folder, left)
-        todo = choose_samples(left, resumed, options.estimate_samples)
-    for note in folder.resume_notes(todo):
-        console.print(note, highlight=False, soft_wrap=True)
-    spent_before = teacher.budget.spent  # the probe, and earlier runs
-    record = _start_record(run, len(done))
-    folder.write_run_record(record)
-    solver, got = RolloutSolver(run, teacher), _Collected()
-    try:
-        _solve(todo, len(done), solver, got)
-    except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
-        got.stopped_by = str(error) or "interrupted"
-        with suppress(FolderError):
-            totals = _end(solver, got, len(done), record)
-            if got.solved and not isinstance(error, KeyboardInterrupt):
-                print_summary(totals, console)
-                console.print("The same command goes on from here.")
-        raise
-    totals = _end(solver, got, len(done), record)
-    folder.close()  # not where threads may still write
-    print_summary(totals, console)
-    if options.estimate_samples is not None:
-        num_samples, num_resumed = len(run.job.indices), len(resumed.intersection(todo))
-        selection = Selection(num_samples, num_samples - len(done), options.max_workers)
-        is_cut_off = got.stopped_by not in (None, solver.halt)
-        measured = _measured(totals, solver.spending, num_resumed, spent_before, is_cut_off)
-        print_estimate(measured, selection, console)
-    return 1 if got.failures or got.stopped_by else 0
+    if options.estimate_samples is None:
+        return left, 0
+    resumed = _resumed(folder, left)
+    todo = choose_samples(left, resumed, options.estimate_samples)
+    return todo, len(resumed.intersection(todo))
 
 
 def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
@@ -177,76 +173,33 @@ def _resumed(folder: RunFolder, left: Sequence[int]) -> set[int]:
     return {index for index, state in states.items() if state and state.is_ours and state.num_turns}
 
 
-def _measured(
-    totals: RunTotals,
-    finished: Sequence[SampleSpending],
-    num_resumed: int,
-    spent_before: Spent,
-    is_cut_off: bool,
-) -> Measured:
-    return Measured(
-        finished=finished,
-        num_failed=len(totals.failures),
-        num_resumed=num_resumed,
-        is_stopped=is_cut_off,
-        seconds=totals.seconds,
-        spent_before=spent_before,
-        spent_after=totals.spent,
-    )
-
-
-def _solve(todo: Sequence[int], num_done: int, solver: RolloutSolver, got: _Collected) -> None:
-    """Solve the rows; `got` grows with each that ends, whatever ends the run."""
+def _solve(todo: Sequence[int], solver: RolloutSolver, totals: RunTotals) -> None:
+    """Solve the rows; `totals` count each that ends, whatever ends the run."""
+    num_done = totals.num_skipped
     with Progress(len(todo) + num_done, num_done, solver.teacher.level) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = progress.write
-
         outcomes = run_samples(todo, solver, solver.run.job.options.max_workers)
-        with closing(outcomes):  # at once where an outcome cannot be written
+        with closing(outcomes):  # at once where a failure cannot be written
             for outcome in outcomes:
-                _count(outcome, solver, got)
+                if outcome.failure is not None:
+                    solver.folder.write_failure(outcome.failure)
+                if outcome.result is not None:
+                    solver.boxes.add(outcome.result.boxes)
+                totals.add(outcome)
                 if outcome.stopped is None:
                     progress.count(outcome)
 
 
-def _count(outcome: Outcome[Solved], solver: RolloutSolver, got: _Collected) -> None:
-    if outcome.result is not None:
-        got.solved[outcome.sample_index] = outcome.result
-    if outcome.failure is not None:
-        got.failures[outcome.sample_index] = solver.folder.write_failure(outcome.failure)
-    got.stopped_by = got.stopped_by or outcome.stopped
-
-
-def _end(solver: RolloutSolver, got: _Collected, num_skipped: int, record: Mapping[str, Json]) -> RunTotals:
-    """Bring ledger and run record up to date; returns what the run came to."""
-    run, teacher = solver.run, solver.teacher
-    failures = [got.failures[index] for index in sorted(got.failures)]
-    run.folder.write_failures(got.solved.keys(), failures)
-    totals = RunTotals(
-        folder=run.folder.path,
-        facts=[got.solved[index].facts for index in run.job.indices if index in got.solved],
-        failures=failures,
-        num_skipped=num_skipped,
-        seconds=time.monotonic() - got.started,
-        spent=teacher.budget.spent,
-        stopped_by=got.stopped_by,
-        level=teacher.level.state(),
-        models=solver.models.counts,
-        warnings=_warnings(solver, got),
-    )
+def _end(solver: RolloutSolver, totals: RunTotals, record: Mapping[str, Json]) -> None:
+    """Bring ledger, totals and run record up to date."""
+    folder, teacher = solver.folder, solver.teacher
+    folder.write_failures()
+    totals.measured.end(teacher.budget.spent, is_stopped=totals.stopped_by not in (None, solver.halt))
+    totals.level, totals.models = teacher.level.state(), solver.models.counts
+    totals.warnings = solver.warnings()
     probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
-    run.folder.write_run_record({**record, **_end_record(totals), "probe": probe})
-    return totals
-
-
-def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
-    """All that is suspicious about the run, a line each."""
-    run = solver.run
-    boxes = BoxTally(run.profile.frame, CropFrom(run.job.options.crop_from))
-    for solved in got.solved.values():
-        boxes.add(solved)
-    found = [run.probe.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
-    return [warning for warning in found if warning is not None]
+    folder.write_run_record({**record, **totals.as_dict(), "probe": probe})
 
 
 def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
@@ -263,17 +216,4 @@ def _start_record(run: Run, num_skipped: int) -> dict[str, Json]:
         "sandbox": run.job.sandbox.layers.as_dict() if run.job.sandbox is not None else None,
         "num_samples": len(run.job.indices),
         "num_skipped": num_skipped,
-    }
-
-
-def _end_record(totals: RunTotals) -> dict[str, Json]:
-    return {
-        "seconds": round(totals.seconds, 3),
-        "num_finished": len(totals.facts),
-        "num_failed": len(totals.failures),
-        "spent": asdict(totals.spent),
-        "stopped_by": totals.stopped_by,
-        "requests_at_once": totals.level.as_dict(),
-        "models": dict(totals.models),
-        "warnings": list(totals.warnings),
     }

@@ -131,7 +131,7 @@ class RunFolder:
         self.path, self.spending = output.path, output.spending
         self._output, self._run, self._on_change = output, run, on_change
         self._lock = threading.Lock()
-        self._earlier_failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
+        self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
         self.journals = Journals(self.path, run.settings_sha256)
         for index in unfinished_samples(self.path):
             if self._is_ours(index):  # killed between the trace and the removal of its journal
@@ -143,7 +143,7 @@ class RunFolder:
 
     def failed(self) -> set[int]:
         """The rows that an earlier run recorded as failed."""
-        return set(self._earlier_failures)
+        return set(self._failures)
 
     def finished(self, indices: Sequence[int]) -> set[int]:
         """The rows that already have a trace which is to be kept.
@@ -173,12 +173,10 @@ class RunFolder:
             notes.append(f"Repaired {'; '.join(repaired)}.")
         return notes
 
-    def write_trace(self, rollout: Rollout) -> dict[str, Json]:
-        """Write the trace of a finished rollout and return it; raises TraceError if it could not be read."""
-        trace = trace_json(rollout, self._run)
+    def write_trace(self, rollout: Rollout) -> None:
+        """Write the trace of a finished rollout; raises TraceError if it could not be read."""
         path = self.trace_path(rollout.sample.index)
-        write_bytes(path, readable_bytes(path, trace))
-        return trace
+        write_bytes(path, readable_bytes(path, trace_json(rollout, self._run)))
 
     def write_timing(self, sample_index: int, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
@@ -187,27 +185,22 @@ class RunFolder:
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
-        before = self._earlier_failures.get(failure.sample_index)
+        before = self._failures.get(failure.sample_index)
         state = self.journals.state(failure.sample_index)
         failure = replace(
             failure,
             runs=1 if before is None else before.runs + 1,
             turns_spent=state.num_turns if state is not None and state.is_ours else 0,
         )
+        self._failures[failure.sample_index] = failure
         self._append(FAILED_SAMPLES, asdict(failure))
         return failure
 
-    def write_failures(self, solved: Collection[int], failures: Sequence[Failure]) -> None:
-        """Bring the ledger up to date: a line for each row that failed now or before and was not solved."""
+    def write_failures(self) -> None:
+        """Bring the ledger up to date: a line for each row that failed, now or before, and has no trace."""
         path = self.path / FAILED_SAMPLES
-        now = {failure.sample_index: failure for failure in failures}
-        before = {
-            index: failure
-            for index, failure in self._earlier_failures.items()
-            if index not in solved and not self._is_ours(index)  # by a run that was interrupted
-        }
-        kept = before | now
-        lines = [json.dumps(asdict(kept[index]), ensure_ascii=False) + "\n" for index in sorted(kept)]
+        kept = [self._failures[index] for index in sorted(self._failures) if not self._is_ours(index)]
+        lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in kept]
         if lines:
             write_bytes(path, "".join(lines).encode())
         else:

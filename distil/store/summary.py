@@ -7,18 +7,38 @@ from __future__ import annotations
 
 import math
 import statistics
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from distil.errors import DistilError
 from distil.records import Json
 from distil.spending.prices import token_count
 from distil.tasks.geolocation import ACCURACY_RADII_KM, GEOLOCATION, NO_ANSWER_KM
 
+NumberT = TypeVar("NumberT", int, float)
+
+
+class ZoomBox(NamedTuple):
+    """A zoom box as the teacher wrote it, whether it fitted, and whether it is of the photo itself."""
+
+    numbers: tuple[float, ...]
+    fitted: bool
+    is_first_view: bool
+
+
+class TooFewTokens(NamedTuple):
+    """The first turn of a sample whose prompt tokens cannot hold its pictures."""
+
+    turn: int
+    prompt_tokens: int
+    needed: int
+
 
 @dataclass(frozen=True, slots=True)
-class TraceFacts:
+class TraceSummary:
     """One trace's figures; None where the trace does not say."""
 
     sample_index: int
@@ -31,29 +51,83 @@ class TraceFacts:
     failed_calls: Mapping[str, int]
     prompt_tokens: int | None
     completion_tokens: int | None
+    # What follows only the run looks at that makes the trace: it is not read back from a file.
+    seconds: float | None = None
+    billed_tokens: int | None = None  # with reasoning that a server counts in its total alone
+    cost_usd: float | None = None
+    is_resumed: bool = False  # it went on from turns of an earlier run
+    boxes: tuple[ZoomBox, ...] = ()
+    first_failure: str | None = None  # what the teacher was told of its first failed call
+    reports_tokens: bool = False  # of every turn
+    too_few_tokens: TooFewTokens | None = None
+    final_text: str = ""  # shortened, and told apart all the same
+    repeats_itself: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTotals:
-    """The figures of many traces."""
+@dataclass
+class Totals:
+    """The figures of many traces, added up one by one; of a trace only its answer's distance is kept."""
 
-    num_traces: int
-    parse_rate: float
-    mean_score: float
-    mean_distance_km: float | None  # over the traces with an answer
-    median_distance_km: float | None
-    accuracy_at_km: Mapping[int, float]  # over all traces: no answer is not within any radius
-    mean_turns: float
-    stop_reasons: Mapping[str, int]
-    num_with_calls: int
-    calls: Mapping[str, int]
-    failed_calls: Mapping[str, int]
-    prompt_tokens: int | None  # None where any trace does not say
-    completion_tokens: int | None
+    num_traces: int = 0
+    sum_scores: float = 0.0
+    num_turns: int = 0
+    stop_reasons: Counter[str] = field(default_factory=Counter)
+    num_with_calls: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    failed_calls: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int | None = 0  # None where any trace does not say
+    completion_tokens: int | None = 0
+    distances_km: array[float] = field(
+        default_factory=lambda: array("d")
+    )  # 8 bytes each: the median is exact
+
+    def add(self, item: TraceSummary) -> None:
+        """Count a trace."""
+        self.num_traces += 1
+        self.sum_scores += item.score
+        self.num_turns += item.turns
+        self.stop_reasons[item.stop_reason or "not stated"] += 1
+        self.num_with_calls += bool(item.calls)
+        self.calls.update(item.calls)
+        self.failed_calls.update(item.failed_calls)
+        self.prompt_tokens = sum_or_none([self.prompt_tokens, item.prompt_tokens])
+        self.completion_tokens = sum_or_none([self.completion_tokens, item.completion_tokens])
+        if item.parse_success:
+            self.distances_km.append(item.distance_km)
+
+    @property
+    def parse_rate(self) -> float:
+        return len(self.distances_km) / self.num_traces
+
+    @property
+    def mean_score(self) -> float:
+        return self.sum_scores / self.num_traces
+
+    @property
+    def mean_distance_km(self) -> float | None:
+        """Over the traces with an answer."""
+        return statistics.fmean(self.distances_km) if self.distances_km else None
+
+    @property
+    def median_distance_km(self) -> float | None:
+        """Over the traces with an answer."""
+        return statistics.median(self.distances_km) if self.distances_km else None
+
+    @property
+    def accuracy_at_km(self) -> dict[int, float]:
+        """Over all traces: no answer is not within any radius."""
+        return {
+            radius: sum(distance <= radius for distance in self.distances_km) / self.num_traces
+            for radius in ACCURACY_RADII_KM
+        }
+
+    @property
+    def mean_turns(self) -> float:
+        return self.num_turns / self.num_traces
 
     @property
     def num_calls(self) -> int:
-        return sum(self.calls.values())
+        return self.calls.total()
 
 
 def trace_turns(trace: Mapping[str, Json]) -> list[Mapping[str, Json]]:
@@ -100,13 +174,13 @@ def answer_place(trace: Mapping[str, Json]) -> Json:
     return None if place is None else {"lat": place.lat, "lon": place.lon}
 
 
-def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
+def read_summary(trace: Mapping[str, Json]) -> TraceSummary:
     """The figures of one trace of either format."""
     reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
     calls = trace_calls(trace)
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
-    return TraceFacts(
+    return TraceSummary(
         sample_index=_int(trace.get("sample_index")) or 0,
         parse_success=parse_success,
         distance_km=_float(reward.get("distance@km", metadata.get("distance_km")), NO_ANSWER_KM),
@@ -120,31 +194,6 @@ def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
     )
 
 
-def add_up(facts: Sequence[TraceFacts]) -> BatchTotals | None:
-    """The figures of many traces, or None for no traces."""
-    if not facts:
-        return None
-    answered = [item.distance_km for item in facts if item.parse_success]
-    return BatchTotals(
-        num_traces=len(facts),
-        parse_rate=len(answered) / len(facts),
-        mean_score=statistics.fmean(item.score for item in facts),
-        mean_distance_km=statistics.fmean(answered) if answered else None,
-        median_distance_km=statistics.median(answered) if answered else None,
-        accuracy_at_km={
-            radius: sum(distance <= radius for distance in answered) / len(facts)
-            for radius in ACCURACY_RADII_KM
-        },
-        mean_turns=statistics.fmean(item.turns for item in facts),
-        stop_reasons=Counter(item.stop_reason or "not stated" for item in facts),
-        num_with_calls=sum(bool(item.calls) for item in facts),
-        calls=sum((Counter(item.calls) for item in facts), Counter()),
-        failed_calls=sum((Counter(item.failed_calls) for item in facts), Counter()),
-        prompt_tokens=_sum_or_none([item.prompt_tokens for item in facts]),
-        completion_tokens=_sum_or_none([item.completion_tokens for item in facts]),
-    )
-
-
 def _entries(value: Json) -> list[Mapping[str, Json]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
@@ -155,12 +204,13 @@ def mapping_of(value: Json) -> Mapping[str, Json]:
 
 
 def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return _sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+    return sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
 
 
-def _sum_or_none(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+def sum_or_none(values: Sequence[NumberT | None]) -> NumberT | None:
+    """The sum of the values, None where one of them is not known, or there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _int(value: Json) -> int | None:

@@ -19,16 +19,15 @@ from distil.messages.tags import split_thinking
 from distil.records import Json
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
-    BatchTotals,
-    TraceFacts,
-    add_up,
+    Totals,
+    TraceSummary,
     answer_place,
     call_name,
     call_succeeded,
     mapping_of,
+    read_summary,
     row_place,
     trace_calls,
-    trace_facts,
     trace_turns,
     turn_text,
 )
@@ -56,25 +55,31 @@ def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
         console.print(_text(f"broken: {message}", style="red"), soft_wrap=True)
     if verbose or not batch:
         console.print(_list_table(facts))
-    totals = add_up(facts)
-    if batch and totals is not None:
-        console.print(totals_table(totals, title=str(path)))
+    if batch and facts:
+        console.print(totals_table(_added_up(facts), title=str(path)))
     elif not batch:
         console.print(f"{len(facts)} traces. One in full: give its file. Totals: --batch", highlight=False)
     return 1 if broken else 0
 
 
-def _load_facts(files: Sequence[Path]) -> tuple[list[TraceFacts], list[str]]:
+def _load_facts(files: Sequence[Path]) -> tuple[list[TraceSummary], list[str]]:
     facts, broken = [], []
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts.append(trace_facts(load_json(file)))
+            facts.append(read_summary(load_json(file)))
         except TraceError as error:
             broken.append(str(error))
     return facts, broken
 
 
-def totals_table(totals: BatchTotals, title: str) -> RenderableType:
+def _added_up(facts: Sequence[TraceSummary]) -> Totals:
+    totals = Totals()
+    for item in facts:
+        totals.add(item)
+    return totals
+
+
+def totals_table(totals: Totals, title: str) -> RenderableType:
     """The totals of a batch, as a table of names and values."""
     table = _plain_table()
     answered = round(totals.parse_rate * totals.num_traces)
@@ -98,7 +103,7 @@ def totals_table(totals: BatchTotals, title: str) -> RenderableType:
     return Panel(table, title=Text(title), title_align="left", expand=False)
 
 
-def _distance_text(totals: BatchTotals) -> str:
+def _distance_text(totals: Totals) -> str:
     if totals.mean_distance_km is None or totals.median_distance_km is None:
         return "no answer"
     return f"median {totals.median_distance_km:,.1f} km, mean {totals.mean_distance_km:,.1f} km"
@@ -119,7 +124,7 @@ def _plain_table() -> Table:
     return table
 
 
-def _list_table(facts: Sequence[TraceFacts]) -> Table:
+def _list_table(facts: Sequence[TraceSummary]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("sample", "distance km", "score", "turns", "calls", "failed", "ended by"):
         table.add_column(name, justify="left" if name == "ended by" else "right")
@@ -137,7 +142,7 @@ def _list_table(facts: Sequence[TraceFacts]) -> Table:
 
 
 def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
-    facts = trace_facts(trace)
+    facts = read_summary(trace)
     console.print(
         Panel(_sample_table(trace, facts), title=f"sample {facts.sample_index}", title_align="left")
     )
@@ -150,7 +155,7 @@ def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> N
         console.print(Panel(Syntax(settings, "json", word_wrap=True), title="settings", title_align="left"))
 
 
-def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     table = _plain_table()
     table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
@@ -235,7 +240,7 @@ def _call_not_run_line(call: Json) -> Text:
     return _text(f"✗ not run: {call_name(mapping_of(call))} {_short(arguments)}", style="dim")
 
 
-def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     table = _plain_table()
     metadata = mapping_of(trace.get("metadata"))
     table.add_row("truth", _place_text(metadata.get("truth") or row_place(trace)))
