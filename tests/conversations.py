@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -237,3 +237,9 @@ def restore(path: Path) -> Image.Image:
 def _as_stored(reply: Reply) -> Reply:
     """A reply as a trace keeps it: why a call could not be read is told in the call's message alone."""
     return replace(reply, calls=tuple(replace(call, problem=None) for call in reply.calls))
+
+
+def read_figures(summary: TraceSummary) -> dict[str, Any]:
+    """What a summary has in common with one that is read from the trace: all that every trace says."""
+    names = [item.name for item in fields(summary) if item.default is MISSING]
+    return {name: getattr(summary, name) for name in names}

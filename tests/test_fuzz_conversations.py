@@ -19,7 +19,7 @@ from pathlib import Path
 import datasets
 import pytest
 from builders import saved
-from conversations import Bench, Bodies, Body
+from conversations import Bench, Bodies, Body, read_figures
 from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
@@ -27,7 +27,7 @@ from distil.errors import FolderError, TeacherUnreachable
 from distil.records import Failure, Outcome
 from distil.run.preparation import Run
 from distil.sandbox.sandbox import Sandbox
-from distil.store.summary import TraceSummary
+from distil.store.summary import TraceSummary, read_summary
 
 KINDS = ("sample", "teacher", "context_overflow")  # what may become of a sample; never "unexpected"
 MODELS = ("Qwen3-VL", "qwen2.5-vl", "gemini-3", "claude-5", "gpt-5", "gpt-4o", "pixel-reasoner", "unheard-of")
@@ -121,6 +121,8 @@ def check(bench: Bench, case: Case) -> str:
             _check_gone_on(bench, case, path, asked, run)
         return outcome.failure.kind
     trace = bench.check_trace(path, asked, shown=case.chance.random() < VIEW_SHARE)
+    assert outcome.result is not None
+    assert read_figures(outcome.result) == read_figures(read_summary(trace))
     assert not list((run.folder.path / "journal").iterdir())
     _check_resumed(bench, case, path.read_bytes(), len(asked.replies))
     if case.chance.random() < HTTP_SHARE:
