@@ -77,9 +77,8 @@ class Totals:
     failed_calls: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int | None = 0  # None where any trace does not say
     completion_tokens: int | None = 0
-    distances_km: array[float] = field(
-        default_factory=lambda: array("d")
-    )  # 8 bytes each: the median is exact
+    # Of the answers; kept, in 8 bytes each, as an exact median needs them all.
+    distances_km: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, item: TraceSummary) -> None:
         """Count a trace."""
