@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,12 +38,12 @@ from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
 from distil.store.folder import OutputFolder, RunFolder
+from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
-from distil.terminal.progress import Solved
 from distil.terminal.traces import view
 
 Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
@@ -167,12 +167,14 @@ class Bench:
 
     def solve(
         self, run: Run, row: int, bodies: Sequence[Body], breaks: dict[int, Exception] | None = None
-    ) -> tuple[Outcome[Solved] | FolderError, Bodies]:
+    ) -> tuple[Outcome[TraceSummary] | FolderError, Bodies]:
         """What becomes of a row whose teacher gives these bodies, and what was asked."""
         teacher = Bodies(run, bodies, breaks or {})
         return self._outcome(run, row, cast(Teacher, teacher)), teacher
 
-    def solve_over_http(self, run: Run, row: int, bodies: Sequence[Body]) -> Outcome[Solved] | FolderError:
+    def solve_over_http(
+        self, run: Run, row: int, bodies: Sequence[Body]
+    ) -> Outcome[TraceSummary] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
         settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
@@ -183,10 +185,10 @@ class Bench:
         self._served = ()
         return outcome
 
-    def _outcome(self, run: Run, row: int, teacher: Teacher) -> Outcome[Solved] | FolderError:
+    def _outcome(self, run: Run, row: int, teacher: Teacher) -> Outcome[TraceSummary] | FolderError:
         try:
             solver = RolloutSolver(run.plan, run.source, run.folder, teacher, run.sandbox)
-            (outcome,) = run_samples([SampleId(row)], solver, 1, lambda _: None)
+            (outcome,) = run_samples([SampleId(row)], solver, 1)
             return outcome
         except FolderError as error:
             return error
@@ -255,3 +257,9 @@ def restore(path: Path) -> Image.Image:
 def _as_stored(reply: Reply) -> Reply:
     """A reply as a trace keeps it: why a call could not be read is told in the call's message alone."""
     return replace(reply, calls=tuple(replace(call, problem=None) for call in reply.calls))
+
+
+def read_figures(summary: TraceSummary) -> dict[str, Any]:
+    """What a summary has in common with one that is read from the trace: all that every trace says."""
+    names = [item.name for item in fields(summary) if item.default is MISSING]
+    return {name: getattr(summary, name) for name in names}

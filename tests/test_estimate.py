@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -12,17 +13,18 @@ from typing import Any
 
 import pytest
 from conftest import RunDoor
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_teacher import Script, ScriptedTeacher, calls, completion, is_probe, num_turns
 
 from distil.spending.budget import Bill, Spent
 from distil.spending.estimate import (
     Measured,
-    SampleSpending,
     Selection,
+    Spread,
     choose_samples,
     estimate_seconds,
     estimate_spending,
-    margin_share,
 )
 from distil.spending.prices import Tokens
 
@@ -30,12 +32,16 @@ USAGE = {"prompt_tokens": 1000, "completion_tokens": 100}
 TURN_TOKENS = 1100
 
 
+def spread(*values: float | None) -> Spread:
+    found = Spread()
+    for value in values:
+        found.add(value)
+    return found
+
+
 def measured(*seconds: float, wall: float = 1.0, **changes: Any) -> Measured:
-    samples = [SampleSpending(value, None, None) for value in seconds]
-    fields: dict[str, Any] = {
-        "num_failed": 0, "num_resumed": 0, "is_stopped": False, "spent_before": Spent(), "spent_after": Spent(),
-    }  # fmt: skip
-    return Measured(samples, seconds=wall, **fields | changes)
+    fields: dict[str, Any] = {"spent_before": Spent(), "spent_after": Spent()}
+    return Measured(seconds=wall, sample_seconds=spread(*seconds), **fields | changes)
 
 
 def bill(requests: int, tokens: int | None, cost_usd: float | None = None, silent: int = 0) -> Bill:
@@ -83,7 +89,16 @@ def test_the_worst_time_is_with_no_more_at_once_than_here() -> None:
     ],
 )
 def test_the_margin_is_student_s(values: list[float], share: float | None) -> None:
-    assert margin_share(values) == (None if share is None else pytest.approx(share))
+    assert spread(*values).margin_share == (None if share is None else pytest.approx(share))
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=60))
+def test_the_spread_is_that_of_the_values_that_it_does_not_keep(values: list[float]) -> None:
+    found = spread(*values)
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    deviation = (found.squares / (len(values) - 1)) ** 0.5
+    assert deviation == pytest.approx(statistics.stdev(values), rel=1e-6, abs=1e-6)
+    assert spread(*[values[0]] * 7).squares == 0
 
 
 def test_tokens_are_what_the_run_added_with_retries_and_failures() -> None:
@@ -91,7 +106,7 @@ def test_tokens_are_what_the_run_added_with_retries_and_failures() -> None:
     after = Spent(bill(10, 73_000, 7.3), bill(3, 600, 0.06, 1))
     run = measured(1.0, 1.0, num_failed=1, spent_before=before, spent_after=after)
     assert (run.tokens, run.cost_usd) == (3600, pytest.approx(0.36))
-    estimate = estimate_spending(run.tokens, [900.0, 1100.0], run, Selection(10, 5, 4))
+    estimate = estimate_spending(run.tokens, spread(900.0, 1100.0), run, Selection(10, 5, 4))
     assert estimate is not None
     assert (estimate.sample, estimate.whole, estimate.to_do) == (1200, 12_000, 3600)
     assert estimate.whole_range == (0.0, pytest.approx(12_000 * (1 + 12.706 / 10)))
@@ -101,14 +116,14 @@ def test_what_none_of_the_run_s_requests_reports_is_not_known() -> None:
     before = Spent(bill(7, 70_000, 7.0))
     run = measured(1.0, spent_before=before, spent_after=Spent(bill(9, 70_000, 7.0, 2)))
     assert (run.tokens, run.cost_usd, run.num_without_tokens) == (None, None, 2)
-    assert estimate_spending(run.tokens, [None], run, Selection(10, 5, 4)) is None
+    assert estimate_spending(run.tokens, spread(None), run, Selection(10, 5, 4)) is None
 
 
 def test_a_range_needs_samples_that_say_how_they_differ() -> None:
     run = measured(1.0, 1.0)
     selection = Selection(10, 10, 4)
     for values in ([None, None], [100.0, None]):
-        estimate = estimate_spending(300.0, values, run, selection)
+        estimate = estimate_spending(300.0, spread(*values), run, selection)
         assert estimate is not None
         assert (estimate.whole, estimate.whole_range) == (1500, None)
     assert estimate_seconds(measured(1.0), selection).whole_range is None

@@ -19,14 +19,14 @@ from pathlib import Path
 import datasets
 import pytest
 from builders import saved
-from conversations import Bench, Bodies, Body, Run
+from conversations import Bench, Bodies, Body, Run, read_figures
 from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
 from distil.errors import FolderError, TeacherUnreachable
 from distil.records import Failure, Outcome, SampleId
 from distil.sandbox.sandbox import Sandbox
-from distil.terminal.progress import Solved
+from distil.store.summary import TraceSummary, read_summary
 
 KINDS = ("sample", "teacher", "context_overflow")  # what may become of a sample; never "unexpected"
 MODELS = ("Qwen3-VL", "qwen2.5-vl", "gemini-3", "claude-5", "gpt-5", "gpt-4o", "pixel-reasoner", "unheard-of")
@@ -120,6 +120,8 @@ def check(bench: Bench, case: Case) -> str:
             _check_gone_on(bench, case, path, asked, run)
         return outcome.failure.kind
     trace = bench.check_trace(path, asked, shown=case.chance.random() < VIEW_SHARE)
+    assert outcome.result is not None
+    assert read_figures(outcome.result) == read_figures(read_summary(trace))
     assert not list((run.folder.path / "journal").iterdir())
     _check_resumed(bench, case, path.read_bytes(), len(asked.replies))
     if case.chance.random() < HTTP_SHARE:
@@ -176,7 +178,7 @@ def _check_over_http(bench: Bench, case: Case, whole: bytes) -> None:
     assert run.folder.trace_path(SampleId(case.row)).read_bytes() == whole
 
 
-def _kind(outcome: Outcome[Solved] | FolderError) -> str | None:
+def _kind(outcome: Outcome[TraceSummary] | FolderError) -> str | None:
     assert isinstance(outcome, Outcome), outcome
     failure: Failure | None = outcome.failure
     return None if failure is None else failure.kind

@@ -153,7 +153,7 @@ def test_in_process_an_interrupt_is_an_exception_as_ever() -> None:
 
     solver = Solver()
     with pytest.raises(KeyboardInterrupt):
-        list(run_samples(range(1000), solver, 2, lambda _: None))
+        list(run_samples(range(1000), solver, 2))
     assert solver.aborted == 1
 
 

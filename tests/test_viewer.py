@@ -10,7 +10,7 @@ import pytest
 from conftest import RunDoor
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.store.summary import add_up, trace_facts
+from distil.store.summary import Totals, read_summary
 
 VIEWER = "view_traces_enhanced.py"
 
@@ -90,9 +90,10 @@ def test_batch_adds_up(traces: Path, run_door: RunDoor) -> None:
 
 
 def test_batch_figures_are_those_of_the_traces(traces: Path) -> None:
-    facts = [trace_facts(json.loads(path.read_text())) for path in sorted(traces.glob("trace_*.json"))]
-    totals = add_up(facts)
-    assert totals is not None
+    facts = [read_summary(json.loads(path.read_text())) for path in sorted(traces.glob("trace_*.json"))]
+    totals = Totals()
+    for item in facts:
+        totals.add(item)
     assert totals.metrics["within 25 km"] == "17%"
     assert totals.mean_score == pytest.approx(sum(item.score for item in facts) / 6)
     assert (totals.num_calls, totals.failed_calls) == (12, {"image_rotate_tool": 6})

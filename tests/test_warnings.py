@@ -28,9 +28,10 @@ from scripted_teacher import (
 from distil.cli import main
 from distil.errors import TeacherRefused
 from distil.records import Prompt, SampleId, ToolMode
-from distil.run.suspicion import FIRST_SAMPLES, Signs, Tally, TooFewTokens
+from distil.run.suspicion import FIRST_SAMPLES, Tally
 from distil.spending.budget import Budget
 from distil.spending.tokens import fewest_prompt_tokens
+from distil.store.summary import TooFewTokens, TraceSummary
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe
 
@@ -329,26 +330,28 @@ def test_a_server_that_refuses_the_second_question_stops_the_run_before_it_start
 
 # --- pure functions ---
 
-GOOD = Signs(
+GOOD = TraceSummary(
     sample_id=SampleId(0),
-    has_answer=True,
+    task="geolocation",
+    parse_success=True,
+    metrics={"distance@km": 1.0},
+    score=1.0,
+    turns=2,
     stop_reason="answered",
-    num_calls=2,
-    num_failed_calls=0,
-    first_failure=None,
+    calls={"zoom": 2},
+    failed_calls={},
+    prompt_tokens=1000,
+    completion_tokens=100,
     reports_tokens=True,
-    too_few_tokens=None,
-    final_text="",
-    repeats_itself=False,
 )
-SILENT = replace(GOOD, has_answer=False)
-FAILING = replace(GOOD, num_failed_calls=2, first_failure="Error: no such tool")
+SILENT = replace(GOOD, parse_success=False)
+FAILING = replace(GOOD, failed_calls={"zoom": 2}, first_failure="Error: no such tool")
 
 
-def tally_of(*signs: Signs, is_resumed: bool = False) -> Tally:
+def tally_of(*samples: TraceSummary, is_resumed: bool = False) -> Tally:
     tally = Tally(max_tokens=2048, max_turns=10)
-    for index, each in enumerate(signs):
-        tally.add(replace(each, sample_id=SampleId(index)), is_resumed)
+    for index, each in enumerate(samples):
+        tally.add(replace(each, sample_id=SampleId(index), is_resumed=is_resumed))
     return tally
 
 
@@ -362,8 +365,8 @@ def test_one_answer_among_the_first_samples_lets_a_run_go_on() -> None:
 def test_one_call_that_works_lets_a_run_go_on() -> None:
     assert tally_of(*[FAILING] * 20).halt is not None
     assert tally_of(*[FAILING] * 19).halt is None
-    assert tally_of(*[FAILING] * 19, replace(GOOD, num_calls=1), *[FAILING] * 40).halt is None
-    none_called = replace(GOOD, num_calls=0)
+    assert tally_of(*[FAILING] * 19, replace(GOOD, calls={"zoom": 1}), *[FAILING] * 40).halt is None
+    none_called = replace(GOOD, calls={})
     assert tally_of(*[none_called] * 30).halt is None
     assert tally_of(*[none_called] * 30, *[FAILING] * 9).halt is None, "18 calls are few"
     assert tally_of(*[none_called] * 30, *[FAILING] * 10).halt is not None
@@ -378,7 +381,7 @@ def test_one_call_that_works_lets_a_run_go_on() -> None:
         (replace(GOOD, repeats_itself=True), "the same again and again"),
     ],
 )
-def test_a_few_odd_samples_are_no_warning_and_a_fifth_is(odd: Signs, words: str) -> None:
+def test_a_few_odd_samples_are_no_warning_and_a_fifth_is(odd: TraceSummary, words: str) -> None:
     assert tally_of(*[GOOD] * 20).warnings() == []
     assert tally_of(odd, odd, *[GOOD] * 3).warnings() == [], "two may be an accident"
     assert tally_of(*[odd] * 3, *[GOOD] * 17).warnings() == []
@@ -426,7 +429,7 @@ def test_the_likely_cause_is_what_most_samples_have_in_common(reason: str, words
                                  replace(GOOD, too_few_tokens=TooFewTokens(2, 5, 9), final_text="x")]),
                 max_size=40).flatmap(lambda signs: st.tuples(st.just(signs), st.permutations(range(len(signs))))))  # fmt: skip
 def test_warnings_do_not_depend_on_the_order_in_which_samples_end(
-    drawn: tuple[list[Signs], list[int]],
+    drawn: tuple[list[TraceSummary], list[int]],
 ) -> None:
     signs = [replace(each, sample_id=SampleId(index)) for index, each in enumerate(drawn[0])]
     in_order, shuffled = Tally(2048, 10), Tally(2048, 10)

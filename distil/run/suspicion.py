@@ -1,125 +1,32 @@
 """What makes a run suspicious: worthless traces cost as much as good ones, and from afar they look alike.
 
-A finished sample is read once for its `Signs`; a run's `Tally` adds them up as samples end, says why the
-run should not go on, and what to look at when it has ended.
+A run's `Tally` adds up what its samples' summaries say, says why the run should not go on, and what to look
+at when it has ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-from distil.messages.tags import text_outside
-from distil.records import Json, SampleId, Size, StopReason
-from distil.spending.prices import read_tokens
-from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
+from distil.records import SampleId, StopReason
+from distil.spending.tokens import PICTURES_DROPPED
+from distil.store.summary import TooFewTokens, TraceSummary
 
 FIRST_SAMPLES = 20  # of a teacher that answers every second time, one run in a million begins without any
 _MIN_HALTING_CALLS = 20
 _MIN_WARNED_CALLS = 5
 _MANY_SHARE, _MIN_MANY = 0.2, 3  # healthy teachers miss an answer or a limit now and then
 _SAME_SHARE, _MIN_SAME = 0.5, 5  # a short answer to photos of one place may well be the same
-_MIN_SAME_TURNS = 4  # of one sample: turning a picture by 90 degrees three times is no loop
 _MAX_TEXTS = 1024  # that are remembered: a run's memory does not grow with its length
-_MAX_TEXT_CHARS = 60
 _MAX_FAILURE_CHARS = 200
 
 _HALT_ADVICE = "Set it right and use another --output_dir, or go on all the same with --keep_going"
 _TOO_FEW = f"{PICTURES_DROPPED}; or it leaves them, or cached tokens, out of its figures"
 
 
-@dataclass(frozen=True, slots=True)
-class TooFewTokens:
-    """The first turn of a sample whose prompt tokens cannot hold its pictures."""
-
-    turn: int
-    prompt_tokens: int
-    needed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Signs:
-    """What a finished sample says of the whole run's health."""
-
-    sample_id: SampleId
-    has_answer: bool
-    stop_reason: str
-    num_calls: int
-    num_failed_calls: int
-    first_failure: str | None  # what the teacher was told of its first failed call
-    reports_tokens: bool  # of every turn
-    too_few_tokens: TooFewTokens | None
-    final_text: str  # shortened, and told apart all the same
-    repeats_itself: bool
-
-
-def signs_of(trace: Mapping[str, Json]) -> Signs:
-    """The signs of a finished trace of ours."""
-    turns, calls = trace["conversation_log"], trace["tool_calls_log"]
-    failures = [str(call["message"]) for call in calls if not call["success"]]
-    prompts = [_prompt_tokens(turn) for turn in turns]
-    return Signs(
-        sample_id=SampleId.from_json(trace),
-        has_answer=bool(trace["reward_score"]["parse_success"]),
-        stop_reason=trace["metadata"]["stop_reason"],
-        num_calls=len(calls),
-        num_failed_calls=len(failures),
-        first_failure=failures[0] if failures else None,
-        reports_tokens=None not in prompts,
-        too_few_tokens=_too_few_tokens(trace, prompts),
-        final_text=_short(trace["final_response"]),
-        repeats_itself=_repeats_itself(turns, calls),
-    )
-
-
-def _prompt_tokens(turn: Mapping[str, Json]) -> int | None:
-    return read_tokens(turn["usage"]).prompt or None  # gateways that do not know say 0
-
-
-def _too_few_tokens(trace: Mapping[str, Json], prompts: list[int | None]) -> TooFewTokens | None:
-    """The first turn with fewer prompt tokens than the turn before and all that was added to it take."""
-    settings = trace["settings"]
-    needed = fewest_prompt_tokens(
-        [settings["system_prompt"], settings["user_prompt"]], [_size(trace["image"]["sent"])]
-    )
-    for turn, prompt in zip(trace["conversation_log"], prompts, strict=True):
-        if prompt is not None and prompt < needed:
-            return TooFewTokens(turn["turn"], prompt, needed)
-        calls = [call for call in trace["tool_calls_log"] if call["turn"] == turn["turn"]]
-        said = text_outside(turn["assistant_response"], thinking=True, tool_calls=False)
-        pictures = [_size(call["result"]["sent"]) for call in calls if call["success"]]
-        added = fewest_prompt_tokens([said, *(call["message"] for call in calls)], pictures)
-        needed = (needed if prompt is None else prompt) + added
-    return None
-
-
-def _size(sent: Mapping[str, Json]) -> Size:
-    return sent["width_px"], sent["height_px"]
-
-
-def _repeats_itself(turns: list[Json], calls: list[Json]) -> bool:
-    """Whether most turns said the same and called the same."""
-    actions = {turn["turn"]: [turn["assistant_response"]] for turn in turns}
-    for call in calls:
-        arguments = call.get("raw_arguments", call.get("code"))
-        actions[call["turn"]].append([call["tool_name"], arguments])
-    most = max(Counter(map(repr, actions.values())).values(), default=0)
-    return most >= _MIN_SAME_TURNS and 2 * most > len(turns)
-
-
-def _short(text: str) -> str:
-    """A text of one line, shortened; longer ones that begin alike stay different."""
-    text = " ".join(text.split())
-    if len(text) <= _MAX_TEXT_CHARS:
-        return text
-    return f"{text[:_MAX_TEXT_CHARS]}… ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
-
-
 class Tally:
-    """A run's signs, added up as samples end, in any order; safe from many threads.
+    """What a run's samples say, added up as they end, in any order; safe from many threads.
 
     `seems_blind` is whether the probe's word was not read.
     """
@@ -136,46 +43,46 @@ class Tally:
         self._texts: Counter[str] = Counter()
         self._halt: str | None = None
 
-    def add(self, signs: Signs, is_resumed: bool = False) -> None:
+    def add(self, sample: TraceSummary) -> None:
         """Count a finished sample; one that went on from an earlier run's turns ends no run.
 
         What a killed run leaves behind are its longest samples, and many of those may have no answer.
         """
         with self._lock:
             self._num_samples += 1
-            self._add_answer(signs)
-            self._add_calls(signs)
-            self._add_tokens(signs)
-            self._add_texts(signs)
-            if not is_resumed:
+            self._add_answer(sample)
+            self._add_calls(sample)
+            self._add_tokens(sample)
+            self._add_texts(sample)
+            if not sample.is_resumed:
                 self._num_fresh += 1
-                self._num_fresh_answers += signs.has_answer
+                self._num_fresh_answers += sample.parse_success
                 self._halt = self._halt or self._reason_to_halt()
 
-    def _add_answer(self, signs: Signs) -> None:
-        self._num_truncated += signs.stop_reason == StopReason.TRUNCATED
-        if not signs.has_answer:
-            self._without_answer[signs.stop_reason] += 1
+    def _add_answer(self, sample: TraceSummary) -> None:
+        self._num_truncated += sample.stop_reason == StopReason.TRUNCATED
+        if not sample.parse_success:
+            self._without_answer[sample.stop_reason or ""] += 1
 
-    def _add_calls(self, signs: Signs) -> None:
-        self._num_calls += signs.num_calls
-        self._num_failed_calls += signs.num_failed_calls
-        if signs.first_failure is not None:
-            failure = (signs.sample_id, _cut(signs.first_failure))
+    def _add_calls(self, sample: TraceSummary) -> None:
+        self._num_calls += sum(sample.calls.values())
+        self._num_failed_calls += sum(sample.failed_calls.values())
+        if sample.first_failure is not None:
+            failure = (sample.sample_id, _cut(sample.first_failure))
             self._first_failure = min(failure, self._first_failure or failure)
 
-    def _add_tokens(self, signs: Signs) -> None:
-        self._num_reporting += signs.reports_tokens or signs.too_few_tokens is not None
-        if signs.too_few_tokens is not None:
+    def _add_tokens(self, sample: TraceSummary) -> None:
+        self._num_reporting += sample.reports_tokens or sample.too_few_tokens is not None
+        if sample.too_few_tokens is not None:
             self._num_too_few += 1
             earlier = self._first_too_few
-            if earlier is None or signs.sample_id < earlier[0]:
-                self._first_too_few = (signs.sample_id, signs.too_few_tokens)
+            if earlier is None or sample.sample_id < earlier[0]:
+                self._first_too_few = (sample.sample_id, sample.too_few_tokens)
 
-    def _add_texts(self, signs: Signs) -> None:
-        self._num_repeating += signs.repeats_itself
-        if signs.final_text:
-            self._texts[signs.final_text] += 1
+    def _add_texts(self, sample: TraceSummary) -> None:
+        self._num_repeating += sample.repeats_itself
+        if sample.final_text:
+            self._texts[sample.final_text] += 1
         if len(self._texts) > _MAX_TEXTS:
             self._texts = Counter({text: number for text, number in self._texts.items() if number > 1})
 

@@ -1,8 +1,8 @@
-"""Many samples at once: a thread pool, a bounded window, outcomes in the order they were asked for."""
+"""Many samples at once: a thread pool, a bounded window, outcomes as the samples end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
@@ -50,23 +50,19 @@ class Solver(Protocol[ResultT_co]):
 
 
 def run_samples(
-    sample_ids: Sequence[SampleId],
-    solver: Solver[ResultT_co],
-    max_workers: int,
-    on_done: Callable[[Outcome[ResultT_co]], None],
-) -> Iterator[Outcome[ResultT_co]]:
-    """Solve every sample with up to `max_workers` threads; yield the outcomes in the order of `sample_ids`.
+    sample_ids: Iterable[SampleId], solver: Solver[ResultT_co], max_workers: int
+) -> Generator[Outcome[ResultT_co], None, None]:
+    """Solve every sample with up to `max_workers` threads; yield each outcome as it ends.
 
-    `on_done` is called in this thread as soon as a sample ends, in whatever order they end. No more
-    samples are submitted than can be worked on, so a run's memory does not grow with its length. An
-    exception in one sample is its failure; BudgetExceeded and RunHalted end the run once the samples in
-    flight have ended; what would meet every sample (TeacherRefused, SandboxUnavailable, FolderError) ends
-    it at once.
+    Nothing is kept of what was yielded, and no more samples are submitted than can be worked on: memory does
+    not grow with their number. An exception in one sample is its failure; BudgetExceeded and RunHalted end
+    the run once the samples in flight have ended; what would meet every sample (TeacherRefused,
+    SandboxUnavailable, FolderError) ends it at once, and so does closing the iterator.
     Raises KeyboardInterrupt after a signal.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
-        yield from _ordered(_completed(pool, sample_ids, solver, max_workers, on_done), sample_ids)
+        yield from _completed(pool, sample_ids, solver, max_workers)
     except BaseException:
         # Not waited for: a thread that is inside a tool cannot be woken, only left behind.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -76,12 +72,8 @@ def run_samples(
 
 
 def _completed(
-    pool: ThreadPoolExecutor,
-    sample_ids: Sequence[SampleId],
-    solver: Solver[ResultT_co],
-    max_workers: int,
-    on_done: Callable[[Outcome[ResultT_co]], None],
-) -> Iterator[Outcome[ResultT_co]]:
+    pool: ThreadPoolExecutor, sample_ids: Iterable[SampleId], solver: Solver[ResultT_co], max_workers: int
+) -> Generator[Outcome[ResultT_co], None, None]:
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
     waiting = iter(sample_ids)
     num_in_flight = 0
@@ -101,23 +93,9 @@ def _completed(
             assert future is not None
             num_in_flight -= 1
             outcome = future.result()
-            on_done(outcome)
             if outcome.stopped is not None:
                 waiting = iter(())
             yield outcome
-
-
-def _ordered(
-    outcomes: Iterator[Outcome[ResultT_co]], sample_ids: Sequence[SampleId]
-) -> Iterator[Outcome[ResultT_co]]:
-    early: dict[SampleId, Outcome[ResultT_co]] = {}
-    expected = iter(sample_ids)
-    following = next(expected, None)
-    for outcome in outcomes:
-        early[outcome.sample_id] = outcome
-        while following in early:
-            yield early.pop(following)
-            following = next(expected, None)
 
 
 def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:

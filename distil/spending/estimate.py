@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
+import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
@@ -24,13 +24,32 @@ _NORMAL_QUANTILE = 1.96
 _OfBill = Callable[[Bill], float]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSpending:
-    """What one finished sample took; None where the server does not say."""
+@dataclass
+class Spread:
+    """How far values lie apart, by Welford's way, which keeps none of them: equal ones have none."""
 
-    seconds: float
-    tokens: float | None
-    cost_usd: float | None
+    number: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # of the values' distances from the mean, summed
+
+    def add(self, value: float | None) -> None:
+        """Count a value, if it is known."""
+        if value is None:
+            return
+        self.number += 1
+        before = value - self.mean
+        self.mean += before / self.number
+        self.squares += before * (value - self.mean)
+
+    @property
+    def margin_share(self) -> float | None:
+        """How far the true mean may lie from the values', as a share of it, at 95 %; None for too few."""
+        if self.number < 2:
+            return None
+        degrees = self.number - 1
+        quantile = _T_QUANTILES[degrees - 1] if degrees <= len(_T_QUANTILES) else _NORMAL_QUANTILE
+        deviation = math.sqrt(self.squares / degrees)
+        return quantile * deviation / math.sqrt(self.number) / self.mean if self.mean else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +61,41 @@ class Selection:
     max_workers: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Measured:
-    """What a run of some samples took; the requests before its first sample are not in it."""
+    """What a run of some samples took, added up as they end; what it asked before its first is not in it."""
 
-    finished: Sequence[SampleSpending]
-    num_failed: int
-    num_resumed: int  # that went on from turns of an earlier run
-    is_stopped: bool  # by its budget
-    seconds: float
     spent_before: Spent
     spent_after: Spent
+    num_resumed: int = 0  # that went on from turns of an earlier run
+    num_failed: int = 0
+    is_stopped: bool = False  # by its budget
+    seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    sample_seconds: Spread = field(default_factory=Spread)  # of those that finished, as the next two
+    sample_tokens: Spread = field(default_factory=Spread)
+    sample_costs_usd: Spread = field(default_factory=Spread)
+
+    def add(self, seconds: float | None, tokens: float | None, cost_usd: float | None) -> None:
+        """Count a sample that finished; None where the server does not say."""
+        self.sample_seconds.add(seconds)
+        self.sample_tokens.add(tokens)
+        self.sample_costs_usd.add(cost_usd)
+
+    def end(self, spent: Spent, is_stopped: bool) -> None:
+        """No sample follows."""
+        self.seconds = time.monotonic() - self.started
+        self.spent_after, self.is_stopped = spent, is_stopped
+
+    @property
+    def num_finished(self) -> int:
+        """The samples that have a trace of this run."""
+        return self.sample_seconds.number
 
     @property
     def num_ended(self) -> int:
         """The samples that finished or failed."""
-        return len(self.finished) + self.num_failed
+        return self.num_finished + self.num_failed
 
     @property
     def tokens(self) -> float | None:
@@ -110,7 +148,7 @@ def choose_samples(
 
 
 def estimate_spending(
-    total: float | None, values: Sequence[float | None], measured: Measured, selection: Selection
+    total: float | None, values: Spread, measured: Measured, selection: Selection
 ) -> Estimate | None:
     """Tokens or cost by their `total` in the run, None where that is not known.
 
@@ -121,7 +159,7 @@ def estimate_spending(
         return None
     mean = total / measured.num_ended
     whole = selection.num_samples * mean
-    share = margin_share([value for value in values if value is not None])
+    share = values.margin_share
     whole_range = None if share is None else (whole * max(0.0, 1 - share), whole * (1 + share))
     return Estimate(mean, whole, whole_range, num_to_do(measured, selection) * mean)
 
@@ -132,13 +170,12 @@ def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
     At best all workers are as fast as those that were busy here. At worst no more samples are worked on at
     once than were here on the average, and that is the sum of their seconds by the run's (Little's law).
     """
-    seconds = [item.seconds for item in measured.finished]
-    mean = statistics.fmean(seconds)
+    mean = measured.sample_seconds.mean
     a_sample = measured.seconds / measured.num_ended
     whole = selection.num_samples * a_sample
     left = num_to_do(measured, selection)
     to_do = max(left * a_sample, mean) if left else 0.0
-    share = margin_share(seconds)
+    share = measured.sample_seconds.margin_share
     if share is None:
         return Estimate(mean, whole, None, to_do)
     most_at_once = min(selection.max_workers, selection.num_samples)
@@ -146,25 +183,15 @@ def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
     return Estimate(mean, whole, (min(best, whole), whole * (1 + share)), to_do)
 
 
-def margin_share(values: Sequence[float]) -> float | None:
-    """How far the true mean may lie from the values', as a share of it, at 95 %; None for too few values."""
-    if len(values) < 2:
-        return None
-    mean = statistics.fmean(values)
-    degrees = len(values) - 1
-    quantile = _T_QUANTILES[degrees - 1] if degrees <= len(_T_QUANTILES) else _NORMAL_QUANTILE
-    return quantile * statistics.stdev(values) / math.sqrt(len(values)) / mean if mean else 0.0
-
-
 def num_to_do(measured: Measured, selection: Selection) -> int:
     """The samples that have no trace yet, after the measured run."""
-    return selection.num_without_trace - len(measured.finished)
+    return selection.num_without_trace - measured.num_finished
 
 
 def print_estimate(measured: Measured, selection: Selection, console: Console) -> None:
     """Print what the selection will take, with a 95 % range, and what of it is still to do."""
     left = num_to_do(measured, selection)
-    if measured.finished:
+    if measured.num_finished:
         console.print(_table(measured, selection))
         for note in _notes(measured, selection):
             console.print(note, highlight=False, soft_wrap=True)
@@ -181,7 +208,7 @@ def _table(measured: Measured, selection: Selection) -> Table:
     whole = f"all {selection.num_samples} samples"
     for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
         table.add_column(heading)
-    tokens, costs = zip(*((item.tokens, item.cost_usd) for item in measured.finished), strict=True)
+    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
     rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
         ("time", estimate_seconds(measured, selection), _duration_text),
         ("tokens", estimate_spending(measured.tokens, tokens, measured, selection), _tokens_text),
@@ -203,7 +230,7 @@ def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str
 def _notes(measured: Measured, selection: Selection) -> list[str]:
     """What the figures rest on, and what makes them too low or too high."""
     at_best = min(selection.max_workers, selection.num_samples)
-    ended = f"{len(measured.finished)} finished and {measured.num_failed} failed"
+    ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
     notes = [
         f"From this run's {ended} in {_duration_text(measured.seconds)}; "
         f"the range's best time is for {at_best} samples at once, each as fast as these."

@@ -113,7 +113,7 @@ class RunFolder:
         self.path, self.spending = output.path, output.spending
         self._output, self._run, self._on_change = output, run, on_change
         self._lock = threading.Lock()
-        self._earlier_failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
+        self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
         self.journals = Journals(self.path, run.settings_sha256)
         for sample_id in unfinished_samples(self.path):
             if self._is_ours(sample_id):  # killed between the trace and the removal of its journal
@@ -125,7 +125,7 @@ class RunFolder:
 
     def failed(self) -> set[SampleId]:
         """The samples that an earlier run recorded as failed."""
-        return set(self._earlier_failures)
+        return set(self._failures)
 
     def finished(self, sample_ids: Sequence[SampleId]) -> set[SampleId]:
         """The samples that already have a trace which is to be kept.
@@ -155,12 +155,10 @@ class RunFolder:
             notes.append(f"Repaired {'; '.join(repaired)}.")
         return notes
 
-    def write_trace(self, rollout: Rollout) -> dict[str, Json]:
-        """Write the trace of a finished rollout and return it; raises TraceError if it could not be read."""
-        trace = trace_json(rollout, self._run)
+    def write_trace(self, rollout: Rollout) -> None:
+        """Write the trace of a finished rollout; raises TraceError if it could not be read."""
         path = self.trace_path(rollout.sample.id)
-        write_bytes(path, readable_bytes(path, trace))
-        return trace
+        write_bytes(path, readable_bytes(path, trace_json(rollout, self._run)))
 
     def write_timing(self, sample_id: SampleId, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
@@ -169,28 +167,22 @@ class RunFolder:
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
-        before = self._earlier_failures.get(failure.sample_id)
+        before = self._failures.get(failure.sample_id)
         state = self.journals.state(failure.sample_id)
         failure = replace(
             failure,
             runs=1 if before is None else before.runs + 1,
             turns_spent=state.num_turns if state is not None and state.is_ours else 0,
         )
+        self._failures[failure.sample_id] = failure
         self._append(FAILED_SAMPLES, _failure_json(failure))
         return failure
 
-    def write_failures(self, solved: Collection[SampleId], failures: Sequence[Failure]) -> None:
-        """Bring the file up to date: a line for each sample that failed now or before and was not solved."""
+    def write_failures(self) -> None:
+        """Update the ledger: a line for each sample that failed, now or before, and has no trace."""
         path = self.path / FAILED_SAMPLES
-        now = {failure.sample_id: failure for failure in failures}
-        before = {
-            sample_id: failure
-            for sample_id, failure in self._earlier_failures.items()
-            if sample_id not in solved and not self._is_ours(sample_id)  # by a run that was interrupted
-        }
-        kept = before | now
-        values = [_failure_json(kept[sample_id]) for sample_id in sorted(kept)]
-        lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
+        kept = [self._failures[each] for each in sorted(self._failures) if not self._is_ours(each)]
+        lines = [json.dumps(_failure_json(failure), ensure_ascii=False) + "\n" for failure in kept]
         if lines:
             write_bytes(path, "".join(lines).encode())
         else:

@@ -6,20 +6,39 @@ Reads our own traces and the earlier system's (`conversation_history`, `tool_cal
 from __future__ import annotations
 
 import math
-import statistics
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from distil.errors import DistilError
 from distil.records import Json, SampleId
 from distil.spending.prices import token_count
 from distil.tasks import TASKS, task_of
-from distil.tasks.base import Metric, Rows
+from distil.tasks.base import Metric, Rows, Task
+
+NumberT = TypeVar("NumberT", int, float)
+
+
+class ZoomBox(NamedTuple):
+    """A zoom box as the teacher wrote it, whether it fitted, and whether it is of the photo itself."""
+
+    numbers: tuple[float, ...]
+    fitted: bool
+    is_first_view: bool
+
+
+class TooFewTokens(NamedTuple):
+    """The first turn of a sample whose prompt tokens cannot hold its pictures."""
+
+    turn: int
+    prompt_tokens: int
+    needed: int
 
 
 @dataclass(frozen=True, slots=True)
-class TraceFacts:
+class TraceSummary:
     """One trace's figures; None where the trace does not say."""
 
     sample_id: SampleId
@@ -33,27 +52,82 @@ class TraceFacts:
     failed_calls: Mapping[str, int]
     prompt_tokens: int | None
     completion_tokens: int | None
+    # What follows only the run looks at that makes the trace: it is not read back from a file.
+    seconds: float | None = None
+    billed_tokens: int | None = None  # with reasoning that a server counts in its total alone
+    cost_usd: float | None = None
+    is_resumed: bool = False  # it went on from turns of an earlier run
+    boxes: tuple[ZoomBox, ...] = ()
+    first_failure: str | None = None  # what the teacher was told of its first failed call
+    reports_tokens: bool = False  # of every turn
+    too_few_tokens: TooFewTokens | None = None
+    final_text: str = ""  # shortened, and told apart all the same
+    repeats_itself: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTotals:
-    """The figures of many traces."""
+@dataclass
+class Totals:
+    """The figures of many traces, added up one by one; of a trace only its metrics' values are kept."""
 
-    num_traces: int
-    parse_rate: float
-    mean_score: float
-    metrics: Rows  # what the task's metrics come to
-    mean_turns: float
-    stop_reasons: Mapping[str, int]
-    num_with_calls: int
-    calls: Mapping[str, int]
-    failed_calls: Mapping[str, int]
-    prompt_tokens: int | None  # None where any trace does not say
-    completion_tokens: int | None
+    num_traces: int = 0
+    num_answers: int = 0
+    sum_scores: float = 0.0
+    num_turns: int = 0
+    stop_reasons: Counter[str] = field(default_factory=Counter)
+    num_with_calls: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    failed_calls: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int | None = 0  # None where any trace does not say
+    completion_tokens: int | None = 0
+    tasks: Counter[str] = field(default_factory=Counter)  # traces of each task, in the order they were met
+    # By metric, of the answers; kept, in 8 bytes each, as an exact median needs them all.
+    values: dict[str, array[float]] = field(default_factory=dict)
+    num_with_metric: Counter[str] = field(default_factory=Counter)
+
+    def add(self, item: TraceSummary) -> None:
+        """Count a trace."""
+        self.num_traces += 1
+        self.num_answers += item.parse_success
+        self.sum_scores += item.score
+        self.num_turns += item.turns
+        self.stop_reasons[item.stop_reason or "not stated"] += 1
+        self.num_with_calls += bool(item.calls)
+        self.calls.update(item.calls)
+        self.failed_calls.update(item.failed_calls)
+        self.prompt_tokens = sum_or_none([self.prompt_tokens, item.prompt_tokens])
+        self.completion_tokens = sum_or_none([self.completion_tokens, item.completion_tokens])
+        self._add_metrics(item)
+
+    def _add_metrics(self, item: TraceSummary) -> None:
+        self.tasks[item.task] += 1
+        self.num_with_metric.update(item.metrics.keys())
+        if item.parse_success:
+            for name, value in item.metrics.items():
+                self.values.setdefault(name, array("d")).append(value)
+
+    @property
+    def metrics(self) -> Rows:
+        """What the metrics of the traces' tasks come to."""
+        rows: dict[str, str] = {}
+        for metric in metrics_of(self.tasks):
+            rows |= metric.over_many(self.values.get(metric.name, ()), self.num_with_metric[metric.name])
+        return rows
+
+    @property
+    def parse_rate(self) -> float:
+        return self.num_answers / self.num_traces
+
+    @property
+    def mean_score(self) -> float:
+        return self.sum_scores / self.num_traces
+
+    @property
+    def mean_turns(self) -> float:
+        return self.num_turns / self.num_traces
 
     @property
     def num_calls(self) -> int:
-        return sum(self.calls.values())
+        return self.calls.total()
 
 
 def trace_turns(trace: Mapping[str, Json]) -> list[Mapping[str, Json]]:
@@ -104,18 +178,18 @@ def trace_answer(trace: Mapping[str, Json]) -> Mapping[str, Json]:
     return (task_of(trace).parse_answer(response) if isinstance(response, str) else None) or {}
 
 
-def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
+def read_summary(trace: Mapping[str, Json]) -> TraceSummary:
     """The figures of one trace of either format; raises TraceError where its task is not known."""
     reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
     task = task_of(trace)
     calls = trace_calls(trace)
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
-    return TraceFacts(
+    return TraceSummary(
         sample_id=SampleId(_int(trace.get("sample_index")) or 0, _int(trace.get("rollout")) or 0),
         task=task.name,
         parse_success=parse_success,
-        metrics={metric.name: _stated(metric, reward, metadata) for metric in task.metrics},
+        metrics=stated_metrics(task, reward, metadata),
         score=_float(reward.get("score", metadata.get("score")), 0.0),
         turns=_int(metadata.get("total_turns")) or len(turns),
         stop_reason=metadata.get("stop_reason"),
@@ -126,38 +200,14 @@ def trace_facts(trace: Mapping[str, Json]) -> TraceFacts:
     )
 
 
-def add_up(facts: Sequence[TraceFacts]) -> BatchTotals | None:
-    """The figures of many traces, or None for no traces."""
-    if not facts:
-        return None
-    return BatchTotals(
-        num_traces=len(facts),
-        parse_rate=sum(item.parse_success for item in facts) / len(facts),
-        mean_score=statistics.fmean(item.score for item in facts),
-        metrics=_metric_rows(facts),
-        mean_turns=statistics.fmean(item.turns for item in facts),
-        stop_reasons=Counter(item.stop_reason or "not stated" for item in facts),
-        num_with_calls=sum(bool(item.calls) for item in facts),
-        calls=sum((Counter(item.calls) for item in facts), Counter()),
-        failed_calls=sum((Counter(item.failed_calls) for item in facts), Counter()),
-        prompt_tokens=_sum_or_none([item.prompt_tokens for item in facts]),
-        completion_tokens=_sum_or_none([item.completion_tokens for item in facts]),
-    )
+def metrics_of(tasks: Iterable[str]) -> list[Metric]:
+    """The metrics of tasks, each task's once."""
+    return [metric for task in dict.fromkeys(tasks) for metric in TASKS[task].metrics]
 
 
-def metrics_of(facts: Sequence[TraceFacts]) -> list[Metric]:
-    """The metrics of the tasks that the traces are of."""
-    tasks = dict.fromkeys(item.task for item in facts)
-    return [metric for task in tasks for metric in TASKS[task].metrics]
-
-
-def _metric_rows(facts: Sequence[TraceFacts]) -> Rows:
-    rows: dict[str, str] = {}
-    for metric in metrics_of(facts):
-        of_task = [item for item in facts if metric.name in item.metrics]
-        values = [item.metrics[metric.name] for item in of_task if item.parse_success]
-        rows |= metric.over_many(values, len(of_task))
-    return rows
+def stated_metrics(task: Task, reward: Mapping[str, Json], metadata: Mapping[str, Json]) -> dict[str, float]:
+    """The values of a task's metrics, by their names, as a trace's `reward_score` or `metadata` has them."""
+    return {metric.name: _stated(metric, reward, metadata) for metric in task.metrics}
 
 
 def _stated(metric: Metric, reward: Mapping[str, Json], metadata: Mapping[str, Json]) -> float:
@@ -175,12 +225,13 @@ def mapping_of(value: Json) -> Mapping[str, Json]:
 
 
 def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return _sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+    return sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
 
 
-def _sum_or_none(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+def sum_or_none(values: Sequence[NumberT | None]) -> NumberT | None:
+    """The sum of the values, None where one of them is not known, or there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _int(value: Json) -> int | None:

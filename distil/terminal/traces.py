@@ -19,16 +19,15 @@ from distil.messages.tags import split_thinking
 from distil.records import Json
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
-    BatchTotals,
-    TraceFacts,
-    add_up,
+    Totals,
+    TraceSummary,
     call_name,
     call_succeeded,
     mapping_of,
     metrics_of,
+    read_summary,
     trace_answer,
     trace_calls,
-    trace_facts,
     trace_truth,
     trace_turns,
     turn_text,
@@ -60,19 +59,18 @@ def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
         console.print(_text(f"broken: {message}", style="red"), soft_wrap=True)
     if verbose or not batch:
         console.print(_list_table(facts))
-    totals = add_up(facts)
-    if batch and totals is not None:
-        console.print(totals_table(totals, title=str(path)))
+    if batch and facts:
+        console.print(totals_table(_added_up(facts), title=str(path)))
     elif not batch:
         console.print(f"{len(facts)} traces. One in full: give its file. Totals: --batch", highlight=False)
     return 1 if broken else 0
 
 
-def _load_facts(files: Sequence[Path]) -> tuple[list[TraceFacts], list[str]]:
+def _load_facts(files: Sequence[Path]) -> tuple[list[TraceSummary], list[str]]:
     facts, broken = [], []
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts.append(trace_facts(_load(file)))
+            facts.append(read_summary(_load(file)))
         except TraceError as error:
             broken.append(str(error))
     return facts, broken
@@ -88,7 +86,14 @@ def _load(path: Path) -> dict[str, Json]:
     return trace
 
 
-def totals_table(totals: BatchTotals, title: str) -> RenderableType:
+def _added_up(facts: Sequence[TraceSummary]) -> Totals:
+    totals = Totals()
+    for item in facts:
+        totals.add(item)
+    return totals
+
+
+def totals_table(totals: Totals, title: str) -> RenderableType:
     """The totals of a batch, as a table of names and values."""
     table = _plain_table()
     answered = round(totals.parse_rate * totals.num_traces)
@@ -126,9 +131,9 @@ def _plain_table() -> Table:
     return table
 
 
-def _list_table(facts: Sequence[TraceFacts]) -> Table:
+def _list_table(facts: Sequence[TraceSummary]) -> Table:
     table = Table(box=None, pad_edge=False)
-    metrics = metrics_of(facts)
+    metrics = metrics_of(item.task for item in facts)
     headings = [metric.heading for metric in metrics]
     for name in ("sample", *headings, "score", "turns", "calls", "failed", "ended by"):
         table.add_column(name, justify="left" if name == "ended by" else "right")
@@ -145,14 +150,14 @@ def _list_table(facts: Sequence[TraceFacts]) -> Table:
     return table
 
 
-def _metric_cell(metric: Metric, facts: TraceFacts) -> str:
+def _metric_cell(metric: Metric, facts: TraceSummary) -> str:
     if metric.name not in facts.metrics:  # another task's
         return ""
     return metric.cell.format(facts.metrics[metric.name]) if facts.parse_success else "no answer"
 
 
 def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
-    facts = trace_facts(trace)
+    facts = read_summary(trace)
     console.print(Panel(_sample_table(trace, facts), title=f"sample {facts.sample_id}", title_align="left"))
     calls = trace_calls(trace)
     for number, turn in enumerate(trace_turns(trace), start=1):
@@ -163,7 +168,7 @@ def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> N
         console.print(Panel(Syntax(settings, "json", word_wrap=True), title="settings", title_align="left"))
 
 
-def _sample_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     table = _plain_table()
     table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_id.index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
@@ -246,7 +251,7 @@ def _call_not_run_line(call: Json) -> Text:
     return _text(f"✗ not run: {call_name(mapping_of(call))} {_short(arguments)}", style="dim")
 
 
-def _result_table(trace: Mapping[str, Json], facts: TraceFacts) -> Table:
+def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     table, task = _plain_table(), task_of(trace)
     table.add_row("truth", _text(task.text(trace_truth(trace))))
     answer = task.text(trace_answer(trace))
