@@ -8,24 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import IO
 
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, OnChange, Rollout, SampleId
 from distil.store.atomic import folder_errors, write_bytes, write_json
+from distil.store.claim import RUN_RECORD, lock_folder, read_runs, remove_leftovers
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
+from distil.store.json_lines import add_lines, open_to_add, read_lines
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json, trace_name
 from distil.store.trace_settings import TraceSettings, short_json
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-RUN_RECORD = "run_record.json"
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
 _TRACE_FILES = "trace_*.json"
@@ -53,12 +46,12 @@ class OutputFolder:
         self.path = path = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._claim = _claim(path)
-            self.num_leftovers = _remove_leftovers(path)
+            self._lock = lock_folder(path)
+            self.num_leftovers = remove_leftovers(path)
         except OSError as error:
             raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
         self.spending = SpendingFile(path)
-        self.earlier_runs = _read_runs(path)
+        self.earlier_runs = read_runs(path)
 
     @property
     def holds_samples(self) -> bool:
@@ -200,8 +193,8 @@ class RunFolder:
 
     def _append(self, name: str, value: Json) -> None:
         path = self.path / name
-        with self._lock, folder_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        with self._lock, folder_errors(path), open_to_add(path) as file:
+            add_lines(file, value)
 
     def _is_ours(self, sample_id: SampleId) -> bool:
         """Whether a sample has a trace that was made with this run's settings."""
@@ -258,58 +251,16 @@ def _failure_json(failure: Failure) -> dict[str, Json]:
     return failure.sample_id.as_json() | fields
 
 
-def _stored_failure(value: Mapping[str, Json]) -> Failure:
-    """A failure read back; raises KeyError or TypeError where it is none."""
-    sample_id = SampleId.from_json(value)
-    failure = Failure(sample_id, **{name: value[name] for name in value if name not in sample_id.as_json()})
-    if type(failure.runs) is not int:
-        raise TypeError
-    return failure
-
-
-def _remove_leftovers(folder: Path) -> int:
-    """Remove temporary files of runs that were killed while they wrote; returns how many."""
-    leftovers = list(folder.glob(".*.tmp"))
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    return len(leftovers)
-
-
-def _claim(folder: Path) -> IO[str] | None:
-    """Keep other processes' runs out of the folder for as long as the returned file is open.
-
-    Two runs at once would pay for every sample twice and delete each other's temporary files.
-    """
-    if fcntl is None:
-        return None
-    file = (folder / ".lock").open("w", encoding="utf-8")
+def _stored_failure(line: Mapping[str, Json] | None) -> Failure | None:
+    """A failure read back, None where a line holds none."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(
-            f"another run is writing to --output_dir {folder}: wait, or choose another"
-        ) from None
-    except OSError:  # a file system without locks
-        file.close()
+        value = dict(line or {})
+        sample_id = SampleId.from_json(value)
+        others = {name: value[name] for name in value if name not in sample_id.as_json()}
+        failure = Failure(sample_id, **others)
+    except (KeyError, TypeError):
         return None
-    return file
-
-
-def _read_runs(folder: Path) -> list[Json]:
-    """The records of earlier runs into a folder; raises UsageError where they cannot be read."""
-    path = folder / RUN_RECORD
-    if not path.exists():
-        return []
-    try:
-        runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
-        if not all(isinstance(run, dict) for run in runs):
-            raise TypeError("a run is no object")
-        return runs
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({error}); move it away, or choose another --output_dir"
-        ) from None
+    return failure if type(failure.runs) is int else None
 
 
 def _read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
@@ -317,16 +268,9 @@ def _read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
 
     A line that a crash cut off is no loss: its sample has no trace and is simply tried again.
     """
-    failures: dict[SampleId, Failure] = {}
-    num_bad_lines = 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            failure = _stored_failure(json.loads(line))
-            failures[failure.sample_id] = failure
-        except (ValueError, TypeError, KeyError, AttributeError):
-            num_bad_lines += 1
-    return failures, num_bad_lines
+    read = [_stored_failure(line) for line, _ in read_lines(path)]
+    failures = {failure.sample_id: failure for failure in read if failure is not None}
+    return failures, sum(failure is None for failure in read)
 
 
 def _change_texts(

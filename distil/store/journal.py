@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from distil.records import Json, RawCall, Reply, SampleId, ToolMode
 from distil.store.atomic import folder_errors, sync_folder
+from distil.store.json_lines import add_lines, open_to_add, read_lines
 
 FOLDER = "journal"
 
@@ -39,9 +39,13 @@ class SampleJournal:
         """`header` is what the stored turns must have been made with to be used again."""
         self._path = path
         self._header = dict(header)
-        stored, self._good_bytes = _read(path, self._header)
+        stored, self._ends = _read(path, self._header)
         self._stored = list(reversed(stored))
-        self.num_turns = len(stored)
+
+    @property
+    def num_turns(self) -> int:
+        """The turns that are stored."""
+        return max(0, len(self._ends) - 1)
 
     def journaled(self, ask: Ask) -> Ask:
         """`ask` with the stored replies given first, and every further one stored before it is returned.
@@ -67,28 +71,20 @@ class SampleJournal:
             self._path.unlink(missing_ok=True)
 
     def _forget_rest(self) -> None:
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = lines[: len(lines) - len(self._stored)]
-        self._good_bytes = sum(len(line) for line in kept)
-        self.num_turns -= len(self._stored)
+        del self._ends[-len(self._stored) :]
         self._stored = []
 
     def _append(self, turn: StoredTurn) -> None:
-        line = _line({"request_sha256": turn.request_sha256, "reply": asdict(turn.reply)})
-        is_new = self._good_bytes == 0
-        if is_new:
-            line = _line(self._header) + line
+        line = {"request_sha256": turn.request_sha256, "reply": asdict(turn.reply)}
+        is_new = not self._ends
         with folder_errors(self._path):
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.truncate(self._good_bytes)  # what a crash left half-written
-                file.seek(self._good_bytes)
-                file.write(line)
-                file.flush()
+            good_bytes = 0 if is_new else self._ends[-1]
+            with open_to_add(self._path, good_bytes) as file:
+                ends = add_lines(file, *([self._header] if is_new else []), line)
                 os.fsync(file.fileno())
             if is_new:
                 sync_folder(self._path.parent)
-        self._good_bytes += len(line)
-        self.num_turns += 1
+        self._ends += ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +119,10 @@ class Journals:
         path = self._path(sample_id)
         if not path.exists():
             return None
-        header = _parse((path.read_bytes().splitlines(keepends=True) or [b""])[0])
-        turns, good_bytes = _read(path, header) if isinstance(header, dict) else ([], 0)
-        is_ours = isinstance(header, dict) and header.get("settings_sha256") == self._settings_sha256
-        return JournalState(len(turns), is_ours, good_bytes < path.stat().st_size)
+        header = _header(path)
+        turns, ends = _read(path, header)
+        is_ours = header.get("settings_sha256") == self._settings_sha256
+        return JournalState(len(turns), is_ours, (ends[-1] if ends else 0) < path.stat().st_size)
 
     def remove(self, sample_id: SampleId) -> None:
         """Remove the journal of a sample that has its trace."""
@@ -150,35 +146,30 @@ def unfinished_samples(run_folder: Path) -> list[SampleId]:
 def settings_of_unfinished(run_folder: Path) -> set[Json]:
     """The hashes of the settings that a run folder's journals were made with."""
     paths = (run_folder / FOLDER).glob("sample_*.jsonl")
-    headers = [_parse((path.read_bytes().splitlines(keepends=True) or [b""])[0]) for path in paths]
-    return {str(header.get("settings_sha256")) for header in headers if isinstance(header, dict)}
+    headers = [_header(path) for path in paths]
+    return {str(header.get("settings_sha256")) for header in headers if header}
 
 
-def _read(path: Path, header: Mapping[str, Json]) -> tuple[list[StoredTurn], int]:
-    """The turns of a journal up to the first line that is not whole, and how many bytes are good."""
-    if not path.exists():
-        return [], 0
-    first, *rest = path.read_bytes().splitlines(keepends=True) or [b""]
-    if _parse(first) != header:
-        return [], 0
+def _header(path: Path) -> Mapping[str, Json]:
+    """A journal's first line, empty where it has none."""
+    first, _ = next(read_lines(path), (None, 0))
+    return first or {}
+
+
+def _read(path: Path, header: Mapping[str, Json]) -> tuple[list[StoredTurn], list[int]]:
+    """The turns of a journal up to the first bad line, and where its header and each of them end."""
     turns: list[StoredTurn] = []
-    good_bytes = len(first)
-    for line in rest:
-        turn = _stored_turn(_parse(line))
-        if turn is None:
+    ends: list[int] = []
+    for line, end in read_lines(path):
+        if ends:
+            turn = _stored_turn(line)
+            if turn is None:
+                break
+            turns.append(turn)
+        elif not line or line != header:
             break
-        turns.append(turn)
-        good_bytes += len(line)
-    return turns, good_bytes
-
-
-def _parse(line: bytes) -> Json:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        ends.append(end)
+    return turns, ends
 
 
 def _stored_turn(value: Json) -> StoredTurn | None:
@@ -189,10 +180,6 @@ def _stored_turn(value: Json) -> StoredTurn | None:
         return StoredTurn(value["request_sha256"], Reply(**fields))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _line(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 def _sha256(messages: Sequence[bytes]) -> str:
