@@ -27,8 +27,8 @@ from distil.spending.estimate import Measured
 from distil.store.run_totals import RunTotals
 from distil.store.summary import Totals, TraceSummary, ZoomBox, read_summary
 from distil.tasks.geolocation import DISTANCE
-from distil.teacher.replicas import ReplicatedTeacher
-from distil.teacher.slots import Level
+from distil.teacher.client import Teacher
+from distil.teacher.slots import Slots
 
 ZOOM = "image_zoom_in_tool"
 ANSWER = says("\\boxed{1, 2}")
@@ -132,11 +132,11 @@ class Trivial(RolloutSolver):
         return found
 
 
-def quick_teacher(run: Run) -> ReplicatedTeacher:
+def quick_teacher(run: Run) -> Teacher:
     """A run's teacher, which nothing holds back."""
     settings, offered = run.plan.teacher(KEY), offered_natively(run.plan.settings.prompt())
     budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
-    return ReplicatedTeacher(settings, run.plan.api_bases, offered, Level.unlimited(), budget)
+    return Teacher(settings, offered, Slots.unlimited(), budget, run.plan.api_bases)
 
 
 def num_kept() -> int:
@@ -150,7 +150,7 @@ def run_of(bench: Bench, num_samples: int) -> tuple[RunTotals, int]:
     run = bench.run_with("--keep_going")
     todo = [SampleId(index) for index in range(num_samples)]
     with quick_teacher(run) as teacher:
-        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.level.state())
+        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.slots.state())
         solver = Trivial(run.plan, run.source, run.folder, teacher)
         num_before = num_kept()
         tracemalloc.start()
@@ -181,7 +181,7 @@ def test_a_run_counts_what_failed_and_why_it_stopped(bench: Bench) -> None:
 
     run = bench.run_with()
     with quick_teacher(run) as teacher:
-        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.level.state())
+        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.slots.state())
         solver = Failing(run.plan, run.source, run.folder, teacher)
         _solve([SampleId(index) for index in range(11)], solver, totals)
     totals.stopped_by = "a limit"
