@@ -126,6 +126,13 @@ def test_a_failed_calls_arguments_are_kept_as_they_were_written(
     assert entry["tool_arguments"] == {}
 
 
+def test_native_calls_that_the_text_repeats_are_no_text_calls(bench: Bench) -> None:
+    reply = calls(ROTATE, content=text_call(*ROTATE))
+    reply["choices"][0]["finish_reason"] = "content_filter"
+    del reply["choices"][0]["message"]["tool_calls"][0]["id"]
+    assert solved(bench, reply)["conversation_log"][0]["call_form"] == "native"
+
+
 def test_an_earlier_trace_that_lost_code_null_is_read(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     bench.solve(run, 0, [body(calls((CODE, {"code": None}))), body(ANSWER)])

@@ -121,7 +121,8 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
     if not calls:
         cut_off = entry.get("calls_not_run", ())
         calls = tuple(RawCall(call["name"], call["arguments"], call.get("call_id")) for call in cut_off)
-    if calls and calls == text_calls:  # a server gives calls that it has read an id, and takes them out
+    # Without tools of its own in the request a server reads no calls out of the text: the text has them.
+    if calls and calls == text_calls and trace.settings.tool_mode is ToolMode.TEXT:
         return replace(reply, calls=calls, call_form=ToolMode.TEXT)
     return replace(reply, calls=calls)
 
