@@ -198,7 +198,7 @@ def _solve(todo: Sequence[SampleId], num_done: int, solver: RolloutSolver, got: 
     """Solve the samples; `got` grows with each that ends, whatever ends the run."""
     with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
-        solver.models.tell = progress.write
+        solver.models.tell = solver.folder.journals.tell = progress.write
 
         def on_done(outcome: Outcome[Solved]) -> None:
             if outcome.result is not None:
@@ -242,7 +242,13 @@ def _warnings(solver: RolloutSolver, got: _Collected) -> list[str]:
     boxes = BoxTally(settings.coordinates, settings.crop_from)
     for solved in got.solved.values():
         boxes.add(solved)
-    found = [solver.plan.sight_warning, solver.models.warning(), *solver.tally.warnings(), boxes.warning()]
+    found = [
+        solver.plan.sight_warning,
+        solver.models.warning(),
+        solver.folder.journals.warning(),
+        *solver.tally.warnings(),
+        boxes.warning(),
+    ]
     return [warning for warning in found if warning is not None]
 
 
