@@ -35,7 +35,9 @@ def three_turns(request: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_photos(tmp_path_factory.mktemp("few") / "photos", [photo_bytes(n, (64, 48)) for n in range(3)])
+    return save_photos(
+        tmp_path_factory.mktemp("few") / "photos", [photo_bytes(n, (64, 48)) for n in range(3)]
+    )
 
 
 def run(server: ScriptedTeacher, photos: Path, out: Path, run_door: RunDoor) -> Any:

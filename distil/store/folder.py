@@ -163,8 +163,8 @@ class RunFolder:
         if not before or all(before.get(name) == now[name] for name in ("distil", "pillow")):
             return []
         return [
-            f"Turns made by distil {before.get('distil')} / Pillow {before.get('pillow')} are used only where "
-            "the request's bytes are the same."
+            f"Turns made by distil {before.get('distil')} / Pillow {before.get('pillow')} are used only "
+            "where the request's bytes are the same."
         ]
 
     def write_trace(self, rollout: Rollout) -> dict[str, Json]:
