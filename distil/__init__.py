@@ -1,3 +1,3 @@
 """distil: concurrent distillation of visual tool-use traces that store only tool arguments."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

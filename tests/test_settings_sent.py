@@ -174,6 +174,7 @@ def test_a_field_that_is_refused_in_mid_run_stops_it_and_is_asked_about_anew(
         with pytest.raises(TeacherRefused, match="refuses a request field that was taken before") as caught:
             distil(server, few_photos, tmp_path, *flags, command=command)
         assert "'seed' is not supported" in str(caught.value)
+        assert "Run again with --on_change keep (or another --output_dir)" in str(caught.value)
         assert [trace["settings"]["sends_seed"] for trace in traces(tmp_path)] == [True]
         assert len(server.requests) == num_before + 2, "one may be an odd sample, two are the server"
         assert records(tmp_path)[-1]["probe"]["refuses_fields"] is True

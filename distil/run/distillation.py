@@ -102,7 +102,7 @@ class RolloutSolver:
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""
-        own = (self.plan.sight_warning, self.models.warning())
+        own = (self.plan.sight_warning, self.models.warning(), self.folder.journals.warning())
         found = [*own, *self.tally.warnings(), self.boxes.warning()]
         return [warning for warning in found if warning is not None]
 
@@ -179,7 +179,7 @@ def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -
     num_done = totals.num_skipped
     with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
-        solver.models.tell = progress.write
+        solver.models.tell = solver.folder.journals.tell = progress.write
         outcomes = run_samples(todo, solver, solver.plan.flags.samples.max_workers)
         with closing(outcomes):  # at once where a failure cannot be written
             for outcome in outcomes:

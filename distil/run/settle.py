@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
 from distil.run.solver import dataset_path, open_budget
 from distil.source.rows import Source
+from distil.spending.budget import Budget
 from distil.store.folder import OutputFolder, first_free
 from distil.store.trace_settings import TraceSettings
 from distil.tasks.base import Task
@@ -24,7 +26,13 @@ from distil.teacher.address import Address
 from distil.teacher.client import TeacherSettings
 from distil.teacher.models import ask_first_replica, unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
-from distil.teacher.tool_mode import ProbeResult, probe_fields, probe_tool_mode, recalled_probe
+from distil.teacher.tool_mode import (
+    ProbeResult,
+    probe_fields,
+    probe_replicas,
+    probe_tool_mode,
+    recalled_probe,
+)
 from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
 
@@ -72,7 +80,11 @@ def settle(
         _settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
     )
     output = settle_folder(output, settings, ignored=_PROBED)
-    probe = _settle_asking(flags, teacher, settings.prompt(), output, tell)
+    prompt = settings.prompt()
+    with _setup_budget(flags, teacher, output) as budget:
+        probe = _earlier_probe(flags.tools, teacher, prompt, output)
+        probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
+        probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
     _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, console)
     output = settle_folder(output, settings)
@@ -87,6 +99,12 @@ def settle(
         probe=probe.as_dict(),
     )
     return plan, output
+
+
+def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]:
+    """The replicas after the one that is asked first; those before it are not there."""
+    urls = address.api_bases
+    return urls[urls.index(teacher.api_base) + 1 :] if teacher.api_base in urls else ()
 
 
 def _profile(model: str, flags: ToolFlags) -> Profile:
@@ -156,29 +174,27 @@ def _settle_folder(
     return output
 
 
-def _settle_asking(
-    flags: RunFlags,
-    teacher: TeacherSettings,
-    prompt: Prompt,
-    output: OutputFolder,
-    tell: Callable[[str], None],
+@contextmanager
+def _setup_budget(flags: RunFlags, teacher: TeacherSettings, output: OutputFolder) -> Iterator[Budget]:
+    """The budget of the requests before the first sample; raises UsageError where they do not fit it."""
+    try:
+        yield open_budget(flags.budget, teacher, output.spending)
+    except BudgetExceeded as error:
+        raise UsageError(f"nothing can be asked within the budget, {error}") from None
+
+
+def _asked_probe(
+    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
 ) -> ProbeResult:
     """The tool mode, and the settings without the request fields that the server refuses.
 
     In every mode the server is asked before the first sample, or remembered: a run never adapts.
     """
-    budget = open_budget(flags.budget, teacher, output.spending)
-    earlier = _earlier_probe(flags.tools, teacher, prompt, output)
-    told = _told_tool_mode(flags.tools, prompt)
-    try:
-        if told is None:
-            return earlier or probe_tool_mode(teacher, prompt, budget, tell)
-        tool_mode, reason = told
-        if earlier is not None:
-            return replace(earlier, tool_mode=tool_mode, reason=reason)
-        return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
-    except BudgetExceeded as error:
-        raise UsageError(f"nothing can be asked within the budget, {error}") from None
+    told = _told_tool_mode(flags, prompt)
+    if told is None:
+        return probe_tool_mode(teacher, prompt, budget, tell)
+    tool_mode, reason = told
+    return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
 
 
 def _told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:
@@ -197,8 +213,12 @@ def _earlier_probe(
     for record in output.earlier_runs[-1:]:
         settings, asked = record.get("settings", {}), record.get("options", {})
         asked_alike = asked.get("tool_mode") == AUTO and settings.get("tool_schemas") == list(prompt.tools)
-        if asked_alike or _told_tool_mode(flags, prompt) is not None:
-            return recalled_probe(teacher, record.get("probe", {}))
+        told = _told_tool_mode(flags, prompt)
+        if asked_alike or told is not None:
+            earlier = recalled_probe(teacher, record.get("probe", {}))
+            if earlier is None or told is None:
+                return earlier
+            return replace(earlier, tool_mode=told[0], reason=told[1])
     return None
 
 

@@ -141,12 +141,24 @@ class RunFolder:
         notes = []
         if ours:
             notes.append(f"Samples that go on where they were: {len(ours)}; paid turns kept: {sum(ours)}.")
+            notes += self._versions_notes()
         if others:
             notes.append(f"Paid turns that other settings made, not used: {others}.")
         repaired = [f"{what}: {number}" for what, number in repairs.items() if number]
         if repaired:
             notes.append(f"Repaired {'; '.join(repaired)}.")
         return notes
+
+    def _versions_notes(self) -> list[str]:
+        """A line where other versions, which may encode pictures otherwise, made the kept turns."""
+        before = _mapping(self._output.earlier_runs[-1].get("versions")) if self._output.earlier_runs else {}
+        now = self._run.versions
+        if not before or all(before.get(name) == now[name] for name in ("distil", "pillow")):
+            return []
+        return [
+            f"Turns made by distil {before.get('distil')} / Pillow {before.get('pillow')} are used only "
+            "where the request's bytes are the same."
+        ]
 
     def write_trace(self, rollout: Rollout) -> None:
         """Write the trace of a finished rollout; raises TraceError if it could not be read."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,9 +36,15 @@ class StoredTurn:
 class SampleJournal:
     """One sample's journal; used by one thread at a time."""
 
-    def __init__(self, path: Path, header: Mapping[str, Json]) -> None:
-        """`header` is what the stored turns must have been made with to be used again."""
+    def __init__(
+        self, path: Path, header: Mapping[str, Json], note_forgotten: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`header` is what the stored turns must have been made with to be used again.
+
+        `note_forgotten` gets the number of turns that are dropped since their request is another now.
+        """
         self._path = path
+        self._note_forgotten = note_forgotten
         self._header = dict(header)
         stored, self._ends = _read(path, self._header)
         self._stored = list(reversed(stored))
@@ -72,6 +79,7 @@ class SampleJournal:
 
     def _forget_rest(self) -> None:
         del self._ends[-len(self._stored) :]
+        self._note_forgotten(len(self._stored))
         self._stored = []
 
     def _append(self, turn: StoredTurn) -> None:
@@ -97,9 +105,15 @@ class JournalState:
 
 
 class Journals:
-    """The journals of a run's folder; raises FolderError where there can be none."""
+    """The journals of a run's folder, safe from many threads; raises FolderError where there can be none.
+
+    `tell` gets a line when paid turns are not used for the first time, since their request is another now.
+    """
 
     def __init__(self, run_folder: Path, settings_sha256: str) -> None:
+        self.tell: Callable[[str], None] = lambda _: None
+        self._num_forgotten = 0
+        self._lock = threading.Lock()
         self._folder = run_folder / FOLDER
         self._settings_sha256 = settings_sha256
         with folder_errors(self._folder):
@@ -112,7 +126,7 @@ class Journals:
             "settings_sha256": self._settings_sha256,
             "file_sha256": file_sha256,
         }
-        return SampleJournal(self._path(sample_id), header)
+        return SampleJournal(self._path(sample_id), header, self._note_forgotten)
 
     def state(self, sample_id: SampleId) -> JournalState | None:
         """What a sample's journal holds, None where there is none; what follows a bad line is not counted."""
@@ -127,6 +141,28 @@ class Journals:
     def remove(self, sample_id: SampleId) -> None:
         """Remove the journal of a sample that has its trace."""
         self._path(sample_id).unlink(missing_ok=True)
+
+    def warning(self) -> str | None:
+        """The warning to end a run with, None where every paid turn was used."""
+        with self._lock:
+            number = self._num_forgotten
+        if not number:
+            return None
+        turns = "paid turn" if number == 1 else "paid turns"
+        return (
+            f"{number} {turns} fitted the request no more (another version of distil or Pillow) "
+            "and had to be asked again"
+        )
+
+    def _note_forgotten(self, num_turns: int) -> None:
+        with self._lock:
+            is_first = self._num_forgotten == 0
+            self._num_forgotten += num_turns
+        if is_first:
+            self.tell(
+                "Warning: paid turns fit the request no more (another version of distil or Pillow): "
+                "they are asked again"
+            )
 
     def close(self) -> None:
         """Remove the folder if every sample is finished."""

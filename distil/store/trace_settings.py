@@ -15,6 +15,20 @@ from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
 _UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
 _MAX_SHOWN_CHARS = 60
+_TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
+_OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
+    "model": (str,),
+    "temperature": (float, int, type(None)),
+    "max_tokens": (int,),
+    "max_turns": (int,),
+    "seed": (int,),
+    "sends_seed": (bool,),
+    "system_prompt": (str,),
+    "user_prompt": (str,),
+    "keep_pictures": (bool,),
+    "token_field": (str,),
+    "teacher_note": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class TraceSettings:
         schemas = tuple(value["tool_schemas"])
         offered = [find_tool(schema["function"]["name"]) for schema in schemas]
         runs_code = any(tool is not None and tool.runs_code for tool in offered)
+        _check_options(value, runs_code)
         return cls(
             task=value["task"],
             model=value["model"],
@@ -121,6 +136,17 @@ class TraceSettings:
         offered = tuple(tools[schema["function"]["name"]] for schema in self.tool_schemas)
         boxes = BoxFrame(self.coordinates, self.crop_from)
         return Toolbox(offered, boxes, self.view_rule, self.states_size)
+
+
+def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:
+    """Raise ValueError where an option, which stands nowhere else, is none that a run can have."""
+    for name, kinds in _OPTION_KINDS.items():
+        if name in stored and type(stored[name]) not in kinds:  # a bool is no int here
+            raise ValueError(f"settings.{name} cannot be {short_json(stored[name])}")
+    if stored.get("token_field", _TOKEN_FIELDS[0]) not in _TOKEN_FIELDS:
+        raise ValueError(f"settings.token_field is none of {', '.join(_TOKEN_FIELDS)}")
+    if stored.get("code") is not None and not runs_code:
+        raise ValueError("settings.code is of a tool that runs code, and none is offered")
 
 
 def _code_limits(value: Mapping[str, Json]) -> CodeLimits:

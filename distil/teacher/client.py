@@ -260,7 +260,8 @@ class Teacher:
             return failed
         text = (
             f"{shown_url(url)} refuses a request field that was taken before the first sample, "
-            f"so traces would not say what was sent ({failed}). Run again: it is asked anew which it takes"
+            f"so traces would not say what was sent ({failed}). Run again with "
+            "--on_change keep (or another --output_dir): it is asked anew which it takes"
         )
         return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
 

@@ -15,6 +15,7 @@ from distil.spending.budget import Budget
 from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
 from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.connection import shown_url
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.teacher.statuses import Means, meaning
 
@@ -28,13 +29,15 @@ class ProbeResult:
     """The tool mode that a server is asked in, and why.
 
     `settings` are without the request fields that the server turned out not to know; `sight_warning` says
-    why the teacher seems not to see pictures, None where it does, or was not asked.
+    why the teacher seems not to see pictures, None where it does, or was not asked. `replicas` are the
+    further servers that were asked for their request fields, as they may be shown.
     """
 
     tool_mode: ToolMode
     reason: str
     settings: TeacherSettings
     sight_warning: str | None = None
+    replicas: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Json]:
         """What the run record keeps, for `recalled_probe` in a later run."""
@@ -45,6 +48,7 @@ class ProbeResult:
             "tool_mode": self.tool_mode.value,
             "reason": self.reason,
             "sight_warning": self.sight_warning,
+            "replicas": list(self.replicas),
             **{name: getattr(settings, name) for name in _ADAPTED},
         }
 
@@ -60,7 +64,8 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     try:
         adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
         mode, sight_warning = ToolMode(earlier["tool_mode"]), earlier.get("sight_warning")
-        result = ProbeResult(mode, earlier["reason"], adapted, sight_warning)
+        replicas = tuple(earlier.get("replicas", ()))
+        result = ProbeResult(mode, earlier["reason"], adapted, sight_warning, replicas)
     except (KeyError, TypeError, ValueError):
         return None
     asked = (earlier.get("api_base"), earlier.get("model"))
@@ -105,6 +110,35 @@ def probe_fields(
     ask = partial(_ask, budget=budget, tell=tell)
     reply, settings = _ask_or_refuse(ask, settings, asked)
     return _seen(ask, reply, asked, ProbeResult(prompt.tool_mode, reason, settings))
+
+
+def probe_replicas(
+    result: ProbeResult,
+    prompt: Prompt,
+    api_bases: Sequence[str],
+    budget: Budget,
+    tell: Callable[[str], None] = lambda _: None,
+) -> ProbeResult:
+    """The result without the request fields that any of these further replicas refuses.
+
+    One request each, in the result's tool mode, none where an earlier run has asked; `tell` gets a line for
+    one that is not there. Raises TeacherRefused where one takes no such request, BudgetExceeded.
+    """
+    asked = replace(prompt, user=_question(prompt), tool_mode=result.tool_mode)
+    for api_base in api_bases:
+        name = shown_url(api_base)
+        if name in result.replicas:
+            continue
+        try:
+            _, found = _ask(replace(result.settings, api_base=api_base), asked, budget, tell)
+        except TeacherError as error:
+            if error.status is not None and Means.RETRIED not in meaning(error.status):
+                raise TeacherRefused(str(error), error.status) from None
+            tell(f"A replica is not there: {error}")
+            continue
+        settings = replace(found, api_base=result.settings.api_base)
+        result = replace(result, settings=settings, replicas=(*result.replicas, name))
+    return result
 
 
 _Ask = Callable[[TeacherSettings, Prompt], tuple[Reply, TeacherSettings]]
