@@ -176,7 +176,8 @@ def test_a_field_that_is_refused_in_mid_run_stops_it_and_is_asked_about_anew(
         assert "'seed' is not supported" in str(caught.value)
         assert "Run again with --on_change keep (or another --output_dir)" in str(caught.value)
         assert [trace["settings"]["sends_seed"] for trace in traces(tmp_path)] == [True]
-        assert len(server.requests) == num_before + 2, "one may be an odd sample, two are the server"
+        # One may be an odd sample, two are the server; a third may leave before the run is given up.
+        assert len(server.requests) - num_before in (2, 3)
         assert records(tmp_path)[-1]["probe"]["refuses_fields"] is True
         with pytest.raises(UsageError, match="sends_seed: true then, false now"):
             distil(server, few_photos, tmp_path, *flags, command=command)
