@@ -22,6 +22,7 @@ from distil.flags import (
     add_flags,
     read_flags,
 )
+from distil.terminal.words import printable
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
 
@@ -29,27 +30,24 @@ _ADVICE = "; nothing is lost, the same command goes on from here"
 
 
 def _distil(flags: RunFlags) -> Callable[[], int]:
-    from rich.console import Console  # noqa: PLC0415
-
     from distil.run.distillation import run_distillation  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(run_distillation, flags, Console())
+    return partial(run_distillation, flags, Terminal())
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
-    from rich.console import Console  # noqa: PLC0415
-
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, console=Console())
+    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=Terminal())
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
-    from rich.console import Console  # noqa: PLC0415
-
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.verification import verify  # noqa: PLC0415
 
-    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, Console())
+    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, Terminal())
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -57,11 +55,10 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
         raise argparse.ArgumentTypeError(
             "say what to check: --api_base URL for a teacher, --sandbox for this machine"
         )
-    from rich.console import Console  # noqa: PLC0415
-
     from distil.terminal.doctor import examine_all  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(examine_all, flags, Console())
+    return partial(examine_all, flags, Terminal())
 
 
 def _signs(flags: SignsFlags) -> Callable[[], int]:
@@ -200,7 +197,7 @@ def _run(command: Command, namespace: argparse.Namespace, parser: argparse.Argum
         ready = command.start(read_flags(namespace, command.flags))
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    return process.exit_code_of(ready, prog, command.advice)
+    return process.exit_code_of(ready, prog, command.advice, printable)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ def enter(name: str, command: Callable[[], int]) -> NoReturn:
     _leave(status)
 
 
-def exit_code_of(command: Callable[[], int], name: str, advice: str = "") -> int:
+def exit_code_of(
+    command: Callable[[], int], name: str, advice: str = "", spell: Callable[[str], str] = str
+) -> int:
     """Run a command; every error that is meant for the user becomes one message and an exit code.
 
-    `advice` ends what is said of an interrupted one.
+    `advice` ends what is said of an interrupted one; `spell` makes an error's words fit for the terminal.
     """
     interrupts.advise(advice)
     try:
@@ -36,10 +38,10 @@ def exit_code_of(command: Callable[[], int], name: str, advice: str = "") -> int
         interrupts.ignore()
         return status
     except (TeacherRefused, FolderError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {spell(str(error))}", file=sys.stderr)
         _leave(EXIT_USAGE)  # other samples' requests may be in flight: their answers are of no use
     except DistilError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {spell(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print(f"\n{interrupts.interrupted_text(name, advice)}", file=sys.stderr)

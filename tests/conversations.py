@@ -21,7 +21,6 @@ from typing import Any, cast
 import datasets
 import pytest
 from PIL import Image
-from rich.console import Console
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.errors import FolderError
@@ -44,6 +43,7 @@ from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
+from distil.terminal.terminal import Terminal
 from distil.terminal.traces import view
 
 Body = bytes | Exception  # what a request is answered with: a completion, or what the client makes of none
@@ -53,8 +53,8 @@ KEY = "EMPTY"
 RECIPE = re.search(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=150)
+def quiet() -> Terminal:
+    return Terminal(file=io.StringIO(), width=150)
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class Bench:
             namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
             given_flags = read_flags(namespace, RunFlags())
             sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
-            source, _ = open_rows(given_flags.samples, chosen_task(), quiet())
+            source, _ = open_rows(given_flags.samples, chosen_task(), quiet().say)
             address = Address((self._server.api_base,), KEY)
-            plan, output = settle(given_flags, chosen_task().user_prompt, source, address, quiet())
+            plan, output = settle(given_flags, chosen_task().user_prompt, source, address, quiet().say)
             self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
         self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.plan.facts()))
@@ -201,8 +201,8 @@ class Bench:
         found = verify_trace(path, self.sources, self.executors)
         assert found.verdict is Verdict.MATCHED, found
         if shown:
-            assert view(path, batch=False, verbose=True, console=quiet()) == 0
-            assert view(path.parent, batch=True, verbose=True, console=quiet()) == 0
+            assert view(path, batch=False, verbose=True, terminal=quiet()) == 0
+            assert view(path.parent, batch=True, verbose=True, terminal=quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]

@@ -97,6 +97,11 @@ def test_only_the_teacher_imports_the_client() -> None:
     assert users <= {"teacher", "run"}  # a run records its version
 
 
+def test_only_the_terminal_imports_what_draws_in_one() -> None:
+    users = {room_of(path) for path in MODULES if imported_packages(path) & {"rich", "tqdm"}}
+    assert users == {"terminal"}  # elsewhere a person is told by `tell`, or gets a text
+
+
 def test_no_module_beside_the_scripts_shadows_another() -> None:
     installed = {name for names in importlib.metadata.packages_distributions() for name in [names]} - {
         "distil"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from conversations import Bench
-from rich.console import Console
 from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import FolderError, TeacherUnreachable
@@ -19,6 +18,7 @@ from distil.records import Outcome, SampleId
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import json_sha256, read_trace
+from distil.terminal.terminal import Terminal
 from distil.terminal.traces import view
 
 ZOOM = ("image_zoom_in_tool", {"bbox_2d": [100, 100, 600, 600]})
@@ -46,9 +46,9 @@ def solved(bench: Bench, *replies: Any, flags: tuple[str, ...] = ("--tool_mode",
 
 
 def shown(path: Path) -> str:
-    console = Console(file=io.StringIO(), width=150)
-    view(path, batch=False, verbose=True, console=console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    printed = io.StringIO()
+    view(path, batch=False, verbose=True, terminal=Terminal(printed, width=150))
+    return printed.getvalue()
 
 
 # --- a turn that was cut off

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS, main
@@ -29,13 +28,14 @@ from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.teacher.address import Address
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings
+from distil.terminal.terminal import Terminal
 from distil.tools.toolbox import load_tools
 
 KEY = "sk-of-nobody-123456"
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
+def quiet() -> Terminal:
+    return Terminal(file=io.StringIO(), width=200)
 
 
 def parsed(*arguments: str, defaults: RunFlags | None = None) -> RunFlags:
@@ -172,9 +172,9 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
         common += ["--price_per_million", "1,2", "--num_samples", "1"]
         assert main(["run", *common, "--output_dir", str(tmp_path / "run")]) == 0
         flags = parsed(*common, "--output_dir", str(tmp_path / "planned"))
-        source, _ = open_rows(flags.samples, chosen_task(), quiet())
+        source, _ = open_rows(flags.samples, chosen_task(), quiet().say)
         address = Address((server.api_base,), KEY)
-        plan, output = settle(flags, chosen_task().user_prompt, source, address, quiet())
+        plan, output = settle(flags, chosen_task().user_prompt, source, address, quiet().say)
         assert pickle.loads(pickle.dumps(plan)) == plan
         assert KEY not in json.dumps(plan.as_json()) + repr(pickle.dumps(plan))
         received = Plan.from_json(there_and_back(plan.as_json()))
@@ -187,7 +187,7 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
 
 def _solve_first(plan: Plan) -> None:
     """What a worker does that was given nothing but a plan and, by its environment, a key."""
-    source, indices = open_rows(plan.flags.samples, chosen_task(), quiet())
+    source, indices = open_rows(plan.flags.samples, chosen_task(), quiet().say)
     folder = RunFolder(OutputFolder(Path(plan.output_dir)), plan.facts(), plan.on_change)
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
         RolloutSolver(plan, source, folder, teacher).solve(SampleId(indices[0]))

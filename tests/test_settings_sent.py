@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from builders import teacher_settings
 from conftest import photo_bytes, save_photos
-from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS
@@ -25,6 +24,7 @@ from distil.flags import add_flags, read_flags
 from distil.run.distillation import run_distillation
 from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels, nearest_names
+from distil.terminal.terminal import Terminal
 
 MODES = (
     ("run", ()),
@@ -54,7 +54,7 @@ def distil(server: ScriptedTeacher, photos: Path, folder: Path, *flags: str, com
     failed: UsageError | TeacherRefused | None = None
     code = 2
     try:
-        code = run_distillation(read_flags(values, defaults), Console(file=output, width=1000))
+        code = run_distillation(read_flags(values, defaults), Terminal(file=output, width=1000))
     except (UsageError, TeacherRefused) as error:
         failed = type(error)(str(error))
     if code:

@@ -14,7 +14,6 @@ import pytest
 from builders import file_bytes, noise, row, saved
 from conftest import photo_bytes, save_photos
 from PIL import Image
-from rich.console import Console
 from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 
 import distil.messages.compose
@@ -31,6 +30,7 @@ from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_t
 from distil.store.folder import find_trace_files
 from distil.store.trace_file import json_sha256
 from distil.teacher import profile
+from distil.terminal.terminal import Terminal
 from distil.terminal.verification import verify
 from distil.tools import python_code
 from distil.tools.base import Scene
@@ -204,9 +204,9 @@ def test_a_moved_dataset_that_the_recipe_cannot_open_is_said(tmp_path: Path) -> 
     written = make(policy, tmp_path / "here", tmp_path / "out")
     result = judge(written, str(tmp_path / "there"))
     assert (result.verdict, result.detail) == (Verdict.MATCHED, RECIPE_NOT_RUN)
-    console = Console(file=io.StringIO(), width=200)
-    assert verify(tmp_path / "out", str(tmp_path / "there"), 2, False, console) == 0
-    assert RECIPE_NOT_RUN in console.file.getvalue()  # type: ignore[attr-defined]
+    printed = io.StringIO()
+    assert verify(tmp_path / "out", str(tmp_path / "there"), 2, False, Terminal(printed, width=200)) == 0
+    assert RECIPE_NOT_RUN in printed.getvalue()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "I;16", "1", "CMYK"])

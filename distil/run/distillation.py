@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 
 import datasets
 import openai
-from rich.console import Console
 
 from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
@@ -25,7 +24,7 @@ from distil.run.suspicion import Tally
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
-from distil.spending.estimate import Measured, Selection, choose_samples, print_estimate
+from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
 from distil.store.run_totals import RunTotals
 from distil.store.summary import TraceSummary
@@ -33,25 +32,27 @@ from distil.teacher.address import find_teacher, served
 from distil.teacher.attempts import Deadline
 from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels
+from distil.terminal.estimate import print_estimate
 from distil.terminal.progress import Progress
 from distil.terminal.summary import print_summary
+from distil.terminal.terminal import Terminal
 
 
-def run_distillation(flags: RunFlags, console: Console) -> int:
+def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
     """Run it; returns 0 where every sample has a trace, 1 where some failed.
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
-    with open_sandbox(flags, console) as sandbox, ExitStack() as stack:
+    with open_sandbox(flags, terminal.say) as sandbox, ExitStack() as stack:
         user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
-        source, indices = open_rows(flags.samples, chosen_task(), console)
-        address = stack.enter_context(served(named, console))
-        plan, output = settle(flags, user_prompt, source, address, console)
+        source, indices = open_rows(flags.samples, chosen_task(), terminal.say)
+        address = stack.enter_context(served(named, terminal.say))
+        plan, output = settle(flags, user_prompt, source, address, terminal.say)
         folder = RunFolder(output, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)
-            return _run_samples(solver, _sample_ids(indices), console)
+            return _run_samples(solver, _sample_ids(indices), terminal)
 
 
 class RolloutSolver:
@@ -116,12 +117,12 @@ class RolloutSolver:
         self.teacher.close()
 
 
-def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], console: Console) -> int:
+def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
     done = folder.finished(wanted)
     todo, num_resumed = _to_do(solver, wanted, done)
     for note in folder.resume_notes(todo):
-        console.print(note, highlight=False, soft_wrap=True)
+        terminal.say(note)
     spent = teacher.budget.spent  # the probe, and earlier runs
     record = _start_record(solver, len(wanted), len(done))
     folder.write_run_record(record)
@@ -134,16 +135,16 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], console: Con
         with suppress(FolderError):
             _end(solver, totals, record)
             if totals.traces.num_traces and not isinstance(error, KeyboardInterrupt):
-                print_summary(totals, console)
-                console.print("The same command goes on from here.")
+                print_summary(totals, terminal)
+                terminal.say("The same command goes on from here.")
         raise
     _end(solver, totals, record)
     folder.close()  # not where threads may still write
-    print_summary(totals, console)
+    print_summary(totals, terminal)
     if flags.estimate_samples is not None:
         num_samples = len(wanted)
         selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
-        print_estimate(measured, selection, console)
+        print_estimate(measured, selection, terminal)
     return 1 if measured.num_failed or totals.stopped_by else 0
 
 

@@ -8,9 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from distil import tasks
 from distil.errors import BudgetExceeded, UsageError
 from distil.flags import AUTO, RunFlags, ToolFlags
@@ -58,21 +55,20 @@ def read_user_prompt(path: str | None) -> str:
 
 
 def settle(
-    flags: RunFlags, user_prompt: str, source: Source, address: Address, console: Console
+    flags: RunFlags, user_prompt: str, source: Source, address: Address, tell: Callable[[str], None]
 ) -> tuple[Plan, OutputFolder]:
     """The plan, and its folder, claimed; raises UsageError, TeacherRefused or FolderError.
 
     The cheap checks come first: nothing is paid for a run that could not start.
     """
     output = OutputFolder(Path(flags.samples.output_dir))
-    tell = partial(console.print, highlight=False, soft_wrap=True)
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
     teacher, models = ask_first_replica(teacher, address.api_bases, tell)
     teacher = replace(teacher, model=flags.teacher.model or models.only(teacher))
     profile = _profile(teacher.model, flags.tools)
     unlisted = unlisted_warning(teacher.model, models.names, profile)
     if unlisted is not None:
-        console.print(Text(f"Warning: {unlisted}", style="yellow"), soft_wrap=True)
+        tell(f"Warning: {unlisted}")
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
     settings = _unasked_settings(flags, user_prompt, profile, teacher)
     settings = replace(settings, teacher_note=address.note)
@@ -86,7 +82,7 @@ def settle(
         probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, console)
+    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
     output = settle_folder(output, settings)
     plan = Plan(
         flags=flags,
@@ -226,19 +222,13 @@ def _print_choices(
     probe: ProbeResult,
     urls: str,
     profile: Profile,
-    console: Console,
+    tell: Callable[[str], None],
 ) -> None:
-    console.print(
+    tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})",
-        highlight=False,
-        soft_wrap=True,
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})"
     )
     if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
-        console.print(
-            "This model's family is not known: its boxes are taken as pixels (see --coordinates).",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")
     if probe.sight_warning is not None:
-        console.print(Text(f"Warning: {probe.sight_warning}", style="yellow"), soft_wrap=True)
+        tell(f"Warning: {probe.sight_warning}")

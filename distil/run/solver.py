@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-
-from rich.console import Console
-from rich.text import Text
 
 from distil.embedded.launch import drawn_signs
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
@@ -29,7 +25,7 @@ from distil.tools.toolbox import load_tools
 
 
 @contextmanager
-def open_sandbox(flags: RunFlags, console: Console) -> Iterator[Sandbox | None]:
+def open_sandbox(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Sandbox | None]:
     """The started sandbox where the code tool is offered; raises SandboxUnavailable, UsageError."""
     if not any(tool.runs_code for tool in load_tools(flags.tools.tools)):
         yield None
@@ -38,8 +34,7 @@ def open_sandbox(flags: RunFlags, console: Console) -> Iterator[Sandbox | None]:
     bounds = (limits.timeout_seconds, limits.memory_bytes, flags.code.sandbox_workers)
     with Sandbox(*bounds, unsafe=limits.unsafe_exec) as sandbox:
         sandbox.start()
-        style = "bold red" if limits.unsafe_exec else ""
-        console.print(Text(sandbox.layers.text, style=style), soft_wrap=True)
+        tell(sandbox.layers.text)
         yield sandbox
 
 
@@ -48,16 +43,15 @@ def dataset_path(flags: SampleFlags) -> str:
     return flags.dataset_path or drawn_signs()
 
 
-def open_rows(flags: SampleFlags, task: Task, console: Console) -> tuple[Source, Sequence[int]]:
+def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tuple[Source, Sequence[int]]:
     """The dataset and the rows that are selected; raises SourceError."""
-    tell = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     source = open_source(dataset_path(flags), tell)
     task.check_columns(source.columns)
     indices = source.select(flags.order, flags.num_samples, flags.seed)
     if flags.num_samples > len(source):
-        console.print(f"The dataset has {len(source)} rows: all of them are taken.", highlight=False)
+        tell(f"The dataset has {len(source)} rows: all of them are taken.")
         if flags.dataset_path is None:
-            console.print("More street signs: distil signs --output_dir DIR --num_rows N", highlight=False)
+            tell("More street signs: distil signs --output_dir DIR --num_rows N")
     return source, indices
 
 

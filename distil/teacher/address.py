@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-from rich.console import Console
 
 from distil.embedded.launch import TEACHER_NOTE, check_installed, embedded_teacher
 from distil.errors import UsageError
@@ -47,16 +45,14 @@ def find_teacher(api_base: str | None) -> Address:
 
 
 @contextmanager
-def served(address: Address, console: Console) -> Iterator[Address]:
+def served(address: Address, tell: Callable[[str], None]) -> Iterator[Address]:
     """The address with a server at it: the embedded teacher is started, and ended afterwards."""
     if address.api_base != EMBEDDED:
         yield address
         return
-    console.print(
+    tell(
         "Teacher: the embedded sign reader (OCR and rules, for trying the pipeline, not for training). "
-        "A real one: --api_base URL --model NAME, its key in OPENAI_API_KEY.",
-        highlight=False,
-        soft_wrap=True,
+        "A real one: --api_base URL --model NAME, its key in OPENAI_API_KEY."
     )
     with embedded_teacher() as api_base:
         yield replace(address, api_bases=(api_base,))

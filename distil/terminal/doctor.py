@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +17,14 @@ from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
+from distil.terminal.terminal import Terminal
+from distil.terminal.words import one_line
 
 _READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
 _STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
 
 
-def examine_all(flags: DoctorFlags, console: Console) -> int:
+def examine_all(flags: DoctorFlags, terminal: Terminal) -> int:
     """Check what the flags name, each whatever becomes of the other; returns the worse exit code.
 
     Raises TeacherRefused or UsageError where no teacher can be asked, SandboxUnavailable where there is none.
@@ -32,43 +33,43 @@ def examine_all(flags: DoctorFlags, console: Console) -> int:
     exit_code = _READY
     if flags.sandbox:
         try:
-            exit_code = show_sandbox(console)
+            exit_code = show_sandbox(terminal)
         except SandboxUnavailable as error:
             unavailable = error
     if flags.names_teacher:
-        exit_code = max(exit_code, show_teacher(flags, console))
+        exit_code = max(exit_code, show_teacher(flags, terminal))
     if unavailable is not None:
         raise unavailable
     return exit_code
 
 
-def show_sandbox(console: Console) -> int:
+def show_sandbox(terminal: Terminal) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
-        console.print(_table(("layer", "status", "detail"), sandbox.layers.rows()))
-    console.print("Model-written code can be contained here.")
+        terminal.show(_table(("layer", "status", "detail"), sandbox.layers.rows()))
+    terminal.say("Model-written code can be contained here.")
     return _READY
 
 
-def show_teacher(flags: DoctorFlags, console: Console) -> int:
+def show_teacher(flags: DoctorFlags, terminal: Terminal) -> int:
     """Examine each replica of the teacher and show what was found: the worst exit code of them.
 
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
     TeacherRefused or UsageError where none can be asked.
     """
-    with served(find_teacher(flags.api_base), console) as address:
+    with served(find_teacher(flags.api_base), terminal.say) as address:
         settings = _settings(flags, address)
         exit_codes, refusals = [], []
         for api_base in address.api_bases:
             try:
-                exit_codes.append(_show_server(replace(settings, api_base=api_base), flags, console))
+                exit_codes.append(_show_server(replace(settings, api_base=api_base), flags, terminal))
             except TeacherRefused as error:
                 refusals.append(error)
         if not exit_codes:
             raise refusals[0]
         for refusal in refusals:
-            _say(console, f"A replica cannot be asked: {refusal}", "yellow")
+            terminal.say(f"A replica cannot be asked: {refusal}", "yellow")
         return max(*exit_codes, _NEEDS_ATTENTION if refusals else _READY)
 
 
@@ -86,38 +87,38 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
     )
 
 
-def _show_server(settings: TeacherSettings, flags: DoctorFlags, console: Console) -> int:
+def _show_server(settings: TeacherSettings, flags: DoctorFlags, terminal: Terminal) -> int:
     models = ask_models_soon(settings)
     if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
     settings = replace(settings, model=flags.model or models.only(settings))
     frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
-    with console.status("Asking the teacher"):
+    with terminal.waiting("Asking the teacher"):
         examination = examine(settings, models, frame)
-    _say(console, f"Model: {settings.model} at {base_url_text(settings)}")
-    return _show(examination, console)
+    terminal.say(f"Model: {settings.model} at {base_url_text(settings)}")
+    return _show(examination, terminal)
 
 
-def _show(found: Examination, console: Console) -> int:
+def _show(found: Examination, terminal: Terminal) -> int:
     rows = [(finding.probe, finding.result.value, finding.detail) for finding in found.findings]
-    console.print(_table(("probe", "result", "detail"), rows))
-    _say(console, f"Requests: {found.num_requests}")
-    _say(console, f"Profile by name: {_profile_text(found.profile)}")
-    _say(console, f"Frame found: {_frame_text(found)}")
+    terminal.show(_table(("probe", "result", "detail"), rows))
+    terminal.say(f"Requests: {found.num_requests}")
+    terminal.say(f"Profile by name: {_profile_text(found.profile)}")
+    terminal.say(f"Frame found: {_frame_text(found)}")
     for suggestion in found.suggestions:
         word = "Needed" if suggestion.is_needed else "Suggested"
-        _say(console, f"{word}: {suggestion.flag} ({suggestion.why})")
+        terminal.say(f"{word}: {suggestion.flag} ({suggestion.why})")
     for warning in found.warnings:
-        _say(console, f"Warning: {warning}", "yellow")
+        terminal.say(f"Warning: {warning}")
     for problem in found.problems:
-        _say(console, f"The main job cannot run: {problem}", "bold red")
+        terminal.say(f"The main job cannot run: {problem}", "bold red")
     if found.problems:
         return _CANNOT_RUN
     needed = [suggestion.flag for suggestion in found.suggestions if suggestion.is_needed]
     if needed:
-        _say(console, f"The main job can run, with {' '.join(needed)}", "yellow")
+        terminal.say(f"The main job can run, with {' '.join(needed)}", "yellow")
     else:
-        _say(console, "The main job can run.", "yellow" if found.warnings else "green")
+        terminal.say("The main job can run.", "yellow" if found.warnings else "green")
     return _NEEDS_ATTENTION if needed or found.warnings else _READY
 
 
@@ -140,14 +141,5 @@ def _table(headings: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> 
     for heading in headings:
         table.add_column(heading)
     for name, status, detail in rows:
-        table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(_printable(detail)))
+        table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(one_line(detail)))
     return table
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: a teacher's words could steer the terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(_printable(text), style=style), soft_wrap=True)

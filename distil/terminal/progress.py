@@ -9,6 +9,7 @@ from tqdm import tqdm
 from distil.records import Outcome
 from distil.store.summary import TraceSummary
 from distil.teacher.slots import Slots
+from distil.terminal.words import one_line
 
 _SHOWN_FAILURES = 5
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
@@ -38,14 +39,14 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Write a line above the bar, from any thread."""
-        self._bar.write(line)
+        self._bar.write(one_line(line))
 
     def count(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
         if outcome.result is None:
             self._failed += 1
             if outcome.failure is not None and self._failed <= _SHOWN_FAILURES:
-                self._bar.write(f"sample {outcome.sample_id} failed: {outcome.failure.message}")
+                self.write(f"sample {outcome.sample_id} failed: {outcome.failure.message}")
         else:
             summary = outcome.result
             self._finished += 1

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.text import Text
-
 from distil.spending.budget import Bill, Spent
 from distil.store.run_totals import RunTotals
 from distil.teacher.climber import LevelState
+from distil.terminal.terminal import Terminal
 from distil.terminal.traces import totals_table
+from distil.terminal.words import NOT_REPORTED, figure, number
 
 
-def print_summary(totals: RunTotals, console: Console) -> None:
+def print_summary(totals: RunTotals, terminal: Terminal) -> None:
     """Print the summary that a run ends with."""
     measured, num_finished = totals.measured, totals.traces.num_traces
     if num_finished:
-        console.print(totals_table(totals.traces, title="this run"))
+        terminal.show(totals_table(totals.traces, title="this run"))
     parts = [f"{num_finished} finished", f"{measured.num_failed} failed"]
     if totals.num_skipped:
         parts.append(f"{totals.num_skipped} were there already")
     rate = f" ({60 * num_finished / measured.seconds:.1f} a minute)" if num_finished else ""
-    console.print(f"{', '.join(parts)} in {measured.seconds:.1f} s{rate}", highlight=False)
+    terminal.say(f"{', '.join(parts)} in {measured.seconds:.1f} s{rate}")
     if measured.num_failed:
         path = totals.folder / "failed_samples.jsonl"
-        console.print(f"Failed samples, with their reasons: {path}", highlight=False, soft_wrap=True)
-    console.print(f"Requests at once: {_level_text(totals.level)}", highlight=False, soft_wrap=True)
+        terminal.say(f"Failed samples, with their reasons: {path}")
+    terminal.say(f"Requests at once: {_level_text(totals.level)}")
     for line in _spent_lines(measured.spent_after):
-        console.print(line, highlight=False, soft_wrap=True)
+        terminal.say(line)
     if totals.stopped_by is not None:
-        console.print(Text(f"Stopped: {totals.stopped_by}.", style="yellow"), soft_wrap=True)
+        terminal.say(f"Stopped: {totals.stopped_by}.")
     for warning in totals.warnings:
-        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
-    console.print(f"Traces: {totals.folder}", highlight=False, soft_wrap=True)
+        terminal.say(f"Warning: {warning}")
+    terminal.say(f"Traces: {totals.folder}")
     if num_finished or totals.num_skipped:
-        console.print(f"Look at them: distil view {totals.folder} --batch", highlight=False, soft_wrap=True)
-        console.print(f"Check them:   distil verify {totals.folder}", highlight=False, soft_wrap=True)
+        terminal.say(f"Look at them: distil view {totals.folder} --batch")
+        terminal.say(f"Check them:   distil verify {totals.folder}")
 
 
 def _level_text(state: LevelState) -> str:
@@ -47,30 +46,26 @@ def _spent_lines(spent: Spent) -> list[str]:
     if spent.retried.requests:
         lines.append(f"Asked again, perhaps billed too: {_bill_text(spent.retried)}")
     if spent.refused:
-        lines.append(f"Refused or not connected, free: {_number(spent.refused, 'request')}")
+        lines.append(f"Refused or not connected, free: {number(spent.refused, 'request')}")
     return lines
 
 
 def _bill_text(bill: Bill) -> str:
-    requests = _number(bill.requests, "request")
+    requests = number(bill.requests, "request")
     if bill.without_tokens == bill.requests:
-        return f"{requests}, tokens not reported" if bill.requests else requests
+        return f"{requests}, tokens {NOT_REPORTED}" if bill.requests else requests
     tokens = bill.tokens
     parts = [
         requests,
-        f"{tokens.prompt:,} tokens in ({_of_which(tokens.cached, 'cached')})",
-        f"{tokens.completion:,} out ({_of_which(tokens.reasoning, 'reasoning')})",
+        f"{figure(tokens.prompt)} tokens in ({_of_which(tokens.cached, 'cached')})",
+        f"{figure(tokens.completion)} out ({_of_which(tokens.reasoning, 'reasoning')})",
     ]
     if bill.cost_usd is not None:
         parts.append(f"{bill.cost_usd:.4f} USD")
     if bill.without_tokens:
-        parts.append(f"{_number(bill.without_tokens, 'request')} without figures")
+        parts.append(f"{number(bill.without_tokens, 'request')} without figures")
     return ", ".join(parts)
 
 
-def _number(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _of_which(tokens: int | None, kind: str) -> str:
-    return f"{kind}: not reported" if tokens is None else f"{tokens:,} {kind}"
+    return f"{kind}: {NOT_REPORTED}" if tokens is None else f"{tokens:,} {kind}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -36,18 +36,19 @@ from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
 from distil.tasks import task_of
 from distil.tasks.base import Metric
+from distil.terminal.terminal import Terminal
+from distil.terminal.words import figure, one_line, printable, short
 
-_SHORT_CHARS = 600
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
-def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
+def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     """Show a trace file or a folder of them; returns 1 where a file was broken, else 0.
 
     Raises UsageError where there is nothing to show.
     """
     if path.is_file():
-        _show_trace(_load(path), verbose, console)
+        _show_trace(_load(path), verbose, terminal)
         return 0
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
@@ -56,13 +57,13 @@ def view(path: Path, *, batch: bool, verbose: bool, console: Console) -> int:
         raise UsageError(f"{path} holds no trace_*.json")
     facts, broken = _load_facts(files)
     for message in broken:
-        console.print(_text(f"broken: {message}", style="red"), soft_wrap=True)
+        terminal.say(f"broken: {message}", "red")
     if verbose or not batch:
-        console.print(_list_table(facts))
+        terminal.show(_list_table(facts))
     if batch and facts:
-        console.print(totals_table(_added_up(facts), title=str(path)))
+        terminal.show(totals_table(_added_up(facts), title=str(path)))
     elif not batch:
-        console.print(f"{len(facts)} traces. One in full: give its file. Totals: --batch", highlight=False)
+        terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
 
 
@@ -113,15 +114,11 @@ def totals_table(totals: Totals, title: str) -> RenderableType:
         failed = totals.failed_calls.get(name, 0)
         table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
     table.add_row("tokens", _tokens_text(totals.prompt_tokens, totals.completion_tokens))
-    return Panel(table, title=Text(title), title_align="left", expand=False)
+    return Panel(table, title=Text(one_line(title)), title_align="left", expand=False)
 
 
 def _tokens_text(prompt: int | None, completion: int | None) -> str:
-    return f"{_count_text(prompt)} in, {_count_text(completion)} out"
-
-
-def _count_text(count: int | None) -> str:
-    return "not reported" if count is None else f"{count:,}"
+    return f"{figure(prompt)} in, {figure(completion)} out"
 
 
 def _plain_table() -> Table:
@@ -156,16 +153,18 @@ def _metric_cell(metric: Metric, facts: TraceSummary) -> str:
     return metric.cell.format(facts.metrics[metric.name]) if facts.parse_success else "no answer"
 
 
-def _show_trace(trace: Mapping[str, Json], verbose: bool, console: Console) -> None:
+def _show_trace(trace: Mapping[str, Json], verbose: bool, terminal: Terminal) -> None:
     facts = read_summary(trace)
-    console.print(Panel(_sample_table(trace, facts), title=f"sample {facts.sample_id}", title_align="left"))
+    table = _sample_table(trace, facts)
+    terminal.show(Panel(table, title=f"sample {facts.sample_id}", title_align="left"))
     calls = trace_calls(trace)
     for number, turn in enumerate(trace_turns(trace), start=1):
-        console.print(_turn_panel(turn, number, calls, verbose))
-    console.print(Panel(_result_table(trace, facts), title="result", title_align="left"))
+        terminal.show(_turn_panel(turn, number, calls, verbose))
+    terminal.show(Panel(_result_table(trace, facts), title="result", title_align="left"))
     if verbose and "settings" in trace:
-        settings = _plain(json.dumps(trace["settings"], ensure_ascii=False, indent=2))
-        console.print(Panel(Syntax(settings, "json", word_wrap=True), title="settings", title_align="left"))
+        settings = printable(json.dumps(trace["settings"], ensure_ascii=False, indent=2))
+        syntax = Syntax(settings, "json", word_wrap=True)
+        terminal.show(Panel(syntax, title="settings", title_align="left"))
 
 
 def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
@@ -180,7 +179,7 @@ def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
         table.add_row(heading, _text(line))
     for name, value in mapping_of(trace.get("sample_data")).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        table.add_row(_text(name), _text(_short(text)))
+        table.add_row(_text(name), _text(short(text)))
     return table
 
 
@@ -192,7 +191,7 @@ def _turn_panel(
     thinking, text = split_thinking(turn_text(turn))
     reasoning = [turn.get("reasoning") or thinking]
     reasoning += [f"{place}: {other}" for place, other in mapping_of(turn.get("other_reasoning")).items()]
-    shorten = (lambda value: value) if verbose else _short
+    shorten = (lambda value: value) if verbose else short
     parts: list[RenderableType] = [
         _text(shorten(str(thought).strip()), style="dim italic") for thought in reasoning if thought
     ]
@@ -230,15 +229,15 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
     raw = call.get("raw_arguments")
     lines: list[RenderableType] = [head]
     if code is not None:
-        lines.append(Padding(Syntax(_plain(str(code)), "python", word_wrap=True), (0, 0, 0, 4)))
+        lines.append(Padding(Syntax(printable(str(code)), "python", word_wrap=True), (0, 0, 0, 4)))
     elif raw is not None and raw != resolved:
-        lines.append(_text(f"    as written: {_short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
+        lines.append(_text(f"    as written: {short(json.dumps(raw, ensure_ascii=False))}", style="dim"))
     if call.get("clamped"):
         lines.append(Text("    the box was cut to the picture", style="yellow"))
     if call.get("stdout"):
-        lines.append(_text("    printed: " + _short(str(call["stdout"]).rstrip()), style="dim"))
+        lines.append(_text("    printed: " + short(str(call["stdout"]).rstrip()), style="dim"))
     if call.get("message") and (verbose or not succeeded):
-        lines.append(_text(f"    {_short(str(call['message']))}", style="dim" if succeeded else "red"))
+        lines.append(_text(f"    {short(str(call['message']))}", style="dim" if succeeded else "red"))
     result = call.get("result")
     if isinstance(result, dict):
         text = f"    gave {_size_text(result)} {result.get('mode')}"
@@ -248,7 +247,7 @@ def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
 
 def _call_not_run_line(call: Json) -> Text:
     arguments = json.dumps(mapping_of(call).get("arguments"), ensure_ascii=False)
-    return _text(f"✗ not run: {call_name(mapping_of(call))} {_short(arguments)}", style="dim")
+    return _text(f"✗ not run: {call_name(mapping_of(call))} {short(arguments)}", style="dim")
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
@@ -273,14 +272,4 @@ def _size_text(picture: Mapping[str, Json]) -> str:
 
 def _text(text: str, style: str = "") -> Text:
     """Text of a teacher or a dataset: neither markup nor control characters of it reach the terminal."""
-    return Text(_plain(text), style=style)
-
-
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
-
-
-def _short(text: str) -> str:
-    if len(text) <= _SHORT_CHARS:
-        return text
-    return f"{text[:_SHORT_CHARS]} … ({len(text):,} characters; --verbose)"
+    return Text(printable(text), style=style)

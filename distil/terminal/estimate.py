@@ -1,0 +1,97 @@
+"""`distil estimate`: what a selection will take, as a table with notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.table import Table
+
+from distil.spending.estimate import (
+    Estimate,
+    Measured,
+    Selection,
+    estimate_seconds,
+    estimate_spending,
+    num_to_do,
+)
+from distil.terminal.terminal import Terminal
+
+
+def print_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+    """Print what the selection will take, with a 95 % range, and what of it is still to do."""
+    left = num_to_do(measured, selection)
+    if measured.num_finished:
+        terminal.show(_table(measured, selection))
+        for note in _notes(measured, selection):
+            terminal.say(note)
+    elif left:
+        terminal.say(_nothing_measured(measured, left))
+    if not left:
+        text = f"All {selection.num_samples} samples have a trace: nothing is left to pay."
+        terminal.say(text)
+
+
+def _table(measured: Measured, selection: Selection) -> Table:
+    table = Table(box=None, pad_edge=False)
+    left = num_to_do(measured, selection)
+    whole = f"all {selection.num_samples} samples"
+    for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
+        table.add_column(heading)
+    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
+    rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
+        ("time", estimate_seconds(measured, selection), _duration_text),
+        ("tokens", estimate_spending(measured.tokens, tokens, measured, selection), _tokens_text),
+        ("cost", estimate_spending(measured.cost_usd, costs, measured, selection), _cost_text),
+    )
+    for name, estimate, text in rows:
+        table.add_row(name, *_texts(estimate, text))
+    return table
+
+
+def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str, ...]:
+    if estimate is None:
+        return ("not known", "not known", "–", "not known")
+    ends = estimate.whole_range
+    whole_range = "–" if ends is None else f"{text(ends[0])} – {text(ends[1])}"
+    return (text(estimate.sample), text(estimate.whole), whole_range, text(estimate.to_do))
+
+
+def _notes(measured: Measured, selection: Selection) -> list[str]:
+    """What the figures rest on, and what makes them too low or too high."""
+    at_best = min(selection.max_workers, selection.num_samples)
+    ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
+    notes = [
+        f"From this run's {ended} in {_duration_text(measured.seconds)}; "
+        f"the range's best time is for {at_best} samples at once, each as fast as these."
+    ]
+    if measured.num_resumed:
+        notes.append(f"{measured.num_resumed} of them went on from turns paid before: all will take more.")
+    if measured.is_stopped:
+        notes.append("The budget cut samples off, and what they took is counted: all will take less.")
+    if measured.num_without_tokens and measured.tokens is not None:
+        notes.append(f"Not counted: {measured.num_without_tokens} requests that report no tokens.")
+    return notes
+
+
+def _nothing_measured(measured: Measured, num_left: int) -> str:
+    if measured.num_failed:
+        reason = f"none of this run's samples finished, {measured.num_failed} failed"
+    elif measured.is_stopped:
+        reason = "the budget stopped this run before a sample ended"
+    else:
+        reason = "this run had no sample to run; --retry_failed takes only those that failed before"
+    return f"Nothing to estimate from: {reason}. Still to do: {num_left} samples."
+
+
+def _duration_text(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def _tokens_text(tokens: float) -> str:
+    return f"{tokens:,.0f}"
+
+
+def _cost_text(cost_usd: float) -> str:
+    return f"{cost_usd:,.4f} USD" if cost_usd < 1 else f"{cost_usd:,.2f} USD"

@@ -1,0 +1,38 @@
+"""Where a person reads along: the one way to a line or a table in the terminal."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import IO
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from distil.sandbox.layers import UNSAFE_TEXT
+from distil.terminal.words import one_line
+
+_STYLES = {  # of a line that begins so
+    "Warning: ": "yellow",
+    "Stopped: ": "yellow",
+    UNSAFE_TEXT: "bold red",
+}
+
+
+class Terminal:
+    """Writes to standard output, or to `file`; `width` in columns, None for what there is."""
+
+    def __init__(self, file: IO[str] | None = None, width: int | None = None) -> None:
+        self._console = Console(file=file, width=width)
+
+    def say(self, line: str, style: str = "") -> None:
+        """A line, whole and as it is, however long; of what kind it is shows in its first word."""
+        style = style or next((style for start, style in _STYLES.items() if line.startswith(start)), "")
+        self._console.print(Text(one_line(line), style=style), soft_wrap=True)
+
+    def show(self, content: RenderableType) -> None:
+        """A table or a panel."""
+        self._console.print(content)
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Shows that something is being done."""
+        return self._console.status(text)
