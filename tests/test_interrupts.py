@@ -24,17 +24,21 @@ ADVICE = "interrupted; nothing is lost, the same command goes on from here"
 
 
 class Stalling:
-    """A teacher that goes silent at its so-manieth request, until it is told to go on."""
+    """A teacher that goes silent at its so-manieth request, until it is told to go on.
 
-    def __init__(self, stalls_at: int) -> None:
-        self.stalls_at = stalls_at
+    `has_stalled` is set when so many workers wait for it.
+    """
+
+    def __init__(self, stalls_at: int, num_workers: int = 1) -> None:
+        self.stalls_at, self.num_workers = stalls_at, num_workers
         self.has_stalled, self.goes_on = threading.Event(), threading.Event()
         self.num_requests = 0
 
     def __call__(self, request: dict[str, Any]) -> Any:
         self.num_requests += 1
         if self.num_requests >= self.stalls_at:
-            self.has_stalled.set()
+            if self.num_requests >= self.stalls_at + self.num_workers - 1:
+                self.has_stalled.set()
             self.goes_on.wait(60)
         if is_probe(request) or ("tools" in request and num_turns(request) == 0):
             return calls(("image_rotate_tool", {"angle": 90}))
@@ -70,7 +74,7 @@ def wait_until(holds: Callable[[], Any]) -> None:
 
 
 def test_a_signal_in_a_callback_ends_a_run_with_samples_in_flight(photos: Path, tmp_path: Path) -> None:
-    teacher = Stalling(stalls_at=10)
+    teacher = Stalling(stalls_at=10, num_workers=2)  # neither is then writing a trace
     with ScriptedTeacher(teacher) as server:
         door = start(*run_arguments(server.api_base, photos, tmp_path))
         assert teacher.has_stalled.wait(60)

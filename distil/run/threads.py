@@ -81,16 +81,18 @@ def _completed(
     with interruptible(wake=lambda: ended.put(None)) as interruption:
         while True:
             for sample_id in waiting:
-                interruption.check()
+                if interruption.is_set:
+                    break
                 pool.submit(_attempt, sample_id, solver).add_done_callback(ended.put)
                 num_in_flight += 1
                 if num_in_flight > max_workers:
                     break
             if not num_in_flight:
+                interruption.check()
                 return
             future = ended.get()
-            interruption.check()
-            assert future is not None
+            if future is None:  # a signal; what ended before it stood before it in the queue, and is counted
+                raise KeyboardInterrupt
             num_in_flight -= 1
             outcome = future.result()
             if outcome.stopped is not None:
