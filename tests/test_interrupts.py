@@ -128,7 +128,8 @@ def test_a_signal_in_a_callback_ends_commands_that_read(command: str, tmp_path: 
     fifo = tmp_path / "trace_00000.json"  # a file that takes for ever to read
     os.mkfifo(fifo)
     door = start("cli.py", command, tmp_path, *(["--batch"] if command == "view" else []))
-    writing = os.open(fifo, os.O_WRONLY)  # returns when it is being read
+    writing = os.open(fifo, os.O_WRONLY)  # returns when it is opened to be read
+    time.sleep(0.5)  # and now it waits in `read`, which a signal breaks off; one just before would not
     interrupt(door)
     os.close(writing)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,23 @@ def draw_rows(num_rows: int, seed: int, workers: int) -> Iterator[dict[str, Any]
         yield from map(draw, range(num_rows))
         return
     # Fresh processes: forking would copy the threads that the imported libraries have started.
-    with multiprocessing.get_context("spawn").Pool(min(workers, num_rows)) as pool:
+    with _signal_waits():
+        made = multiprocessing.get_context("spawn").Pool(min(workers, num_rows))
+    with made as pool:
         yield from pool.imap(draw, range(num_rows), chunksize=4)
+
+
+@contextmanager
+def _signal_waits() -> Iterator[None]:
+    """Have a signal to end wait: a process whose start is broken off would print a traceback."""
+    came: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def write_stream(path: Path, rows: Iterable[dict[str, Any]]) -> None:
