@@ -194,7 +194,7 @@ def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -
 
 
 def _end(solver: RolloutSolver, totals: RunTotals, record: Mapping[str, Json]) -> None:
-    """Bring ledger, totals and run record up to date."""
+    """Bring failures, totals and run record up to date."""
     folder, teacher = solver.folder, solver.teacher
     folder.write_failures()
     totals.measured.end(teacher.budget.spent, is_stopped=totals.stopped_by not in (None, solver.halt))

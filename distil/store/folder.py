@@ -184,7 +184,7 @@ class RunFolder:
         return failure
 
     def write_failures(self) -> None:
-        """Update the ledger: a line for each sample that failed, now or before, and has no trace."""
+        """Write a line for each sample that failed, now or before, and has no trace."""
         path = self.path / FAILED_SAMPLES
         kept = [self._failures[each] for each in sorted(self._failures) if not self._is_ours(each)]
         lines = [json.dumps(_failure_json(failure), ensure_ascii=False) + "\n" for failure in kept]

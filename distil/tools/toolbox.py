@@ -19,19 +19,6 @@ TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
     ("python_code", PythonCodeTool),
 )
 
-__all__ = [
-    "TOOLS",
-    "BoxFrame",
-    "Executor",
-    "Scene",
-    "Tool",
-    "Toolbox",
-    "View",
-    "all_tools",
-    "find_tool",
-    "load_tools",
-]
-
 _MAX_QUOTED_CHARS = 200
 
 
