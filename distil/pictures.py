@@ -3,7 +3,7 @@
 Three pictures must not be mixed up. The *stored* picture is the file in the dataset row. The *picture*
 is what `datasets` decodes from it (EXIF orientation applied, mode kept): tools work on it at full
 resolution, so the restore recipe of the README gives the same pixels. The *sent* picture is what the
-teacher sees: RGB or 8-bit grey, without metadata, resized by its `ViewRule`. A teacher's box refers to the
+teacher sees: RGB or 8-bit grey, without metadata, resized by its `ResizeRule`. A teacher's box refers to the
 sent picture.
 """
 
@@ -35,7 +35,7 @@ _ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an
 
 
 @dataclass(frozen=True, slots=True)
-class ViewRule:
+class ResizeRule:
     """How a picture is resized before it is sent, so that the server has nothing left to resize.
 
     Limits are in pixels, None for no limit; `factor_px` makes both sides multiples of it.
@@ -95,7 +95,7 @@ def picture_facts(image: Image.Image) -> PictureFacts:
     return PictureFacts(image.width, image.height, image.mode, digest.hexdigest())
 
 
-def sent_size(size: Size, rule: ViewRule) -> Size:
+def sent_size(size: Size, rule: ResizeRule) -> Size:
     """The size a picture of `size` is sent at: `smart_resize` of the Qwen2-VL processor, plus side limits.
 
     Both sides are rounded to multiples of the factor; width and height scale apart, so boxes must be
@@ -114,7 +114,7 @@ def sent_size(size: Size, rule: ViewRule) -> Size:
     return width, height
 
 
-def _side_scale(size: Size, rule: ViewRule) -> float:
+def _side_scale(size: Size, rule: ResizeRule) -> float:
     scale = 1.0
     if rule.max_side_px is not None and max(size) > rule.max_side_px:
         scale = rule.max_side_px / max(size)
@@ -137,7 +137,7 @@ def _ceil_multiple(side: float, factor: int) -> int:
 
 def encode_sent(
     image: Image.Image,
-    rule: ViewRule,
+    rule: ResizeRule,
     stored: StoredPicture | None = None,
     grey_range: GreyRange | None = None,
 ) -> SentPicture:

@@ -29,14 +29,13 @@ from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
-from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
 from distil.run.settle import chosen_task, settle
-from distil.run.solver import offered_natively, open_budget, open_rows
+from distil.run.solver import RolloutSolver, offered_natively, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
-from distil.store.folder import OutputFolder, RunFolder
+from distil.store.folder import Claim, RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
@@ -143,7 +142,7 @@ class Bench:
             plan, output = settle(given_flags, chosen_task().user_prompt, source, address, quiet().say)
             self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
-        self._folders.append(RunFolder(OutputFolder(self._new_folder()), run.plan.facts()))
+        self._folders.append(RunFolder(Claim(self._new_folder()), run.plan.facts()))
         return replace(run, folder=self._folders[-1])
 
     def clear(self) -> None:

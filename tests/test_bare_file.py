@@ -24,7 +24,7 @@ from scripted_teacher import ScriptedTeacher, calls, says, turns
 from distil.bare_file import without_metadata
 from distil.cli import main
 from distil.errors import SampleError
-from distil.pictures import ViewRule, decode_stored, encode_sent
+from distil.pictures import ResizeRule, decode_stored, encode_sent
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import json_sha256
@@ -32,7 +32,7 @@ from distil.store.trace_file import json_sha256
 MARK = b"ZQMARK"
 KEPT_CHUNKS = {b"IHDR", b"IDAT", b"IEND"}
 KEPT_MARKERS = {*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8}
-UNLIMITED = ViewRule(min_side_px=1)
+UNLIMITED = ResizeRule(min_side_px=1)
 
 
 def mark(name: str) -> str:
@@ -95,8 +95,8 @@ def test_a_png_keeps_its_pixels_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MARKED)
-@pytest.mark.parametrize("rule", [UNLIMITED, ViewRule(factor_px=28)], ids=["as it is", "resized"])
-def test_what_is_sent_holds_no_metadata_whatever_the_format(name: str, rule: ViewRule) -> None:
+@pytest.mark.parametrize("rule", [UNLIMITED, ResizeRule(factor_px=28)], ids=["as it is", "resized"])
+def test_what_is_sent_holds_no_metadata_whatever_the_format(name: str, rule: ResizeRule) -> None:
     stored = decode_stored(MARKED[name])
     for sent in (
         encode_sent(stored.image, rule, stored),

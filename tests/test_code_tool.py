@@ -14,7 +14,7 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, 
 from distil.errors import SandboxUnavailable, ToolError
 from distil.pictures import Frame, picture_facts
 from distil.sandbox.sandbox import Sandbox
-from distil.tools.base import BoxFrame, Scene, View
+from distil.tools.base import BoxFrame, Scene, SeenSizes
 from distil.tools.python_code import PythonCodeTool, self_contained, unfenced
 from distil.tools.toolbox import load_tools
 
@@ -270,9 +270,9 @@ def test_a_fence_is_taken_off(code: str, plain: str) -> None:
 @pytest.mark.parametrize("raw", [{}, {"code": 3}, {"code": ""}, {"code": " \n"}, {"source": "x"}])
 def test_a_call_without_code_is_a_message(raw: dict[str, Any], photos: Path) -> None:
     image = datasets.load_from_disk(str(photos))[0]["image"]
-    view = View(Scene.start(image), image.size, image.size)
+    seen = SeenSizes(Scene.start(image), image.size, image.size)
     with pytest.raises(ToolError, match="code"):
-        PythonCodeTool().resolve(raw, view, BoxFrame(Frame.PIXEL))
+        PythonCodeTool().resolve(raw, seen, BoxFrame(Frame.PIXEL))
 
 
 def test_code_is_never_run_without_a_sandbox(photos: Path) -> None:

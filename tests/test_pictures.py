@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from distil.errors import SampleError, ToolError
 from distil.pictures import (
     Frame,
-    ViewRule,
+    ResizeRule,
     box_to_pixels,
     data_url,
     decode_stored,
@@ -36,9 +36,9 @@ from distil.records import SentPicture
 from distil.tools.base import BoxFrame, Scene
 from distil.tools.toolbox import Toolbox, load_tools
 
-HF_DEFAULT = ViewRule(max_area_px=1280 * 28 * 28, min_area_px=56 * 56, min_side_px=28, factor_px=28)
-QWEN25 = ViewRule(max_area_px=12_845_056, min_area_px=3136, min_side_px=28, factor_px=28)
-QWEN3 = ViewRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=32, factor_px=32)
+HF_DEFAULT = ResizeRule(max_area_px=1280 * 28 * 28, min_area_px=56 * 56, min_side_px=28, factor_px=28)
+QWEN25 = ResizeRule(max_area_px=12_845_056, min_area_px=3136, min_side_px=28, factor_px=28)
+QWEN3 = ResizeRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=32, factor_px=32)
 SIDES = st.integers(1, 5000)
 SLACK_PX = 1e-5
 LIBJPEG_MAX_SIDE = 65_500
@@ -55,11 +55,13 @@ def decoded(sent: SentPicture) -> Image.Image:
     ("rule", "expected"),
     [(HF_DEFAULT, (1316, 728)), (QWEN25, (1932, 1092)), (QWEN3, (1920, 1088))],
 )
-def test_a_full_hd_picture_is_resized_as_the_server_would(rule: ViewRule, expected: tuple[int, int]) -> None:
+def test_a_full_hd_picture_is_resized_as_the_server_would(
+    rule: ResizeRule, expected: tuple[int, int]
+) -> None:
     assert sent_size((1920, 1080), rule) == expected
 
 
-def smart_resize(width: int, height: int, rule: ViewRule) -> tuple[int, int]:
+def smart_resize(width: int, height: int, rule: ResizeRule) -> tuple[int, int]:
     """The rule as the Qwen2-VL image processor of transformers states it."""
     factor = rule.factor_px
     wide, high = round(width / factor) * factor, round(height / factor) * factor
@@ -76,25 +78,25 @@ def smart_resize(width: int, height: int, rule: ViewRule) -> tuple[int, int]:
 
 @pytest.mark.parametrize("rule", [HF_DEFAULT, QWEN25, QWEN3])
 @given(width=st.integers(32, 8000), height=st.integers(32, 8000))
-def test_any_size_is_resized_as_the_server_would(rule: ViewRule, width: int, height: int) -> None:
+def test_any_size_is_resized_as_the_server_would(rule: ResizeRule, width: int, height: int) -> None:
     assume(max(width, height) <= 100 * min(width, height))
     assert sent_size((width, height), rule) == smart_resize(width, height, rule)
 
 
 @given(SIDES.filter(lambda side: side >= 32), SIDES.filter(lambda side: side >= 32))
 def test_without_limits_the_size_stays(width: int, height: int) -> None:
-    assert sent_size((width, height), ViewRule()) == (width, height)
+    assert sent_size((width, height), ResizeRule()) == (width, height)
 
 
 @pytest.mark.parametrize("size", [(10, 10), (31, 200), (1, 60), (5, 3)])
 def test_a_small_side_is_raised_to_the_least_that_servers_take(size: tuple[int, int]) -> None:
-    sent = encode_sent(noise(*size), ViewRule())
+    sent = encode_sent(noise(*size), ResizeRule())
     assert min(sent.size) == 32
     assert decoded(sent).size == sent.size
 
 
 def test_a_side_limit_keeps_the_shape() -> None:
-    assert sent_size((4000, 2000), ViewRule(max_side_px=1568)) == (1568, 784)
+    assert sent_size((4000, 2000), ResizeRule(max_side_px=1568)) == (1568, 784)
 
 
 # --- boxes
@@ -370,7 +372,7 @@ def test_facts_do_not_depend_on_the_file() -> None:
 @pytest.mark.parametrize("name", ["RGB jpeg", "progressive jpeg", "L jpeg", "RGB png"])
 def test_a_plain_picture_is_sent_as_stored(name: str) -> None:
     stored = decode_stored(FILES[name])
-    sent = encode_sent(stored.image, ViewRule(min_side_px=1), stored)
+    sent = encode_sent(stored.image, ResizeRule(min_side_px=1), stored)
     assert sent.data == FILES[name]
     assert sent.media_type == ("image/png" if "png" in name else "image/jpeg")
     assert sent.size == stored.image.size
@@ -379,7 +381,7 @@ def test_a_plain_picture_is_sent_as_stored(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"RGB jpeg", "progressive jpeg", "L jpeg", "RGB png"}))
 def test_any_other_picture_is_sent_as_a_grey_or_rgb_file_of_the_picture_s_size(name: str) -> None:
     stored = decode_stored(FILES[name])
-    sent = encode_sent(stored.image, ViewRule(min_side_px=1), stored)
+    sent = encode_sent(stored.image, ResizeRule(min_side_px=1), stored)
     shown = decoded(sent)
     assert shown.format in ("JPEG", "PNG")
     assert shown.mode in ("RGB", "L")
@@ -391,14 +393,14 @@ def test_any_other_picture_is_sent_as_a_grey_or_rgb_file_of_the_picture_s_size(n
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_resized_picture_is_sent_at_exactly_its_sent_size(name: str) -> None:
     stored = decode_stored(FILES[name])
-    sent = encode_sent(stored.image, ViewRule(factor_px=28), stored)
-    assert decoded(sent).size == sent.size == sent_size(stored.image.size, ViewRule(factor_px=28))
+    sent = encode_sent(stored.image, ResizeRule(factor_px=28), stored)
+    assert decoded(sent).size == sent.size == sent_size(stored.image.size, ResizeRule(factor_px=28))
     assert all(side % 28 == 0 for side in sent.size)
 
 
 def test_a_turned_photo_is_sent_upright() -> None:
     stored = decode_stored(jpeg_with_orientation(smooth(64, 48), 6))
-    sent = encode_sent(stored.image, ViewRule(), stored)
+    sent = encode_sent(stored.image, ResizeRule(), stored)
     assert sent.size == (48, 64)
     difference = np.asarray(decoded(sent), dtype=int) - np.asarray(stored.image, dtype=int)
     assert np.abs(difference).mean() < 4
@@ -410,7 +412,7 @@ def test_what_is_transparent_is_sent_white(mode: str) -> None:
     if mode == "PA":
         picture = picture.convert("PA")
         picture.putalpha(Image.new("L", (40, 40), 0))
-    shown = np.asarray(decoded(encode_sent(picture, ViewRule())).convert("RGB"))
+    shown = np.asarray(decoded(encode_sent(picture, ResizeRule())).convert("RGB"))
     assert shown.min() >= 250
 
 
@@ -418,7 +420,7 @@ def test_a_transparent_palette_colour_is_sent_white() -> None:
     picture = Image.new("P", (40, 40), 0)
     picture.putpalette([200, 0, 0] + [0, 0, 0] * 255)
     stored = decode_stored(file_bytes(picture, "PNG", transparency=0))
-    shown = np.asarray(decoded(encode_sent(stored.image, ViewRule(), stored)).convert("RGB"))
+    shown = np.asarray(decoded(encode_sent(stored.image, ResizeRule(), stored)).convert("RGB"))
     assert shown.min() >= 250
 
 
@@ -426,28 +428,28 @@ def test_a_transparent_palette_colour_is_sent_white() -> None:
 def test_a_16_bit_gradient_is_sent_as_a_gradient(file_format: str) -> None:
     ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (64, 1))
     stored = decode_stored(file_bytes(Image.fromarray(ramp), file_format))
-    shown = np.asarray(decoded(encode_sent(stored.image, ViewRule(), stored)).convert("L"), dtype=int)
+    shown = np.asarray(decoded(encode_sent(stored.image, ResizeRule(), stored)).convert("L"), dtype=int)
     assert np.abs(shown.mean(axis=0) - np.arange(256)).max() < 8
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 1e6])
 def test_a_float_gradient_is_sent_as_a_gradient(top: float) -> None:
     ramp = np.tile(np.linspace(0, top, 256).astype(np.float32), (64, 1))
-    shown = np.asarray(decoded(encode_sent(Image.fromarray(ramp), ViewRule())).convert("L"), dtype=int)
+    shown = np.asarray(decoded(encode_sent(Image.fromarray(ramp), ResizeRule())).convert("L"), dtype=int)
     assert np.abs(shown.mean(axis=0) - np.arange(256)).max() < 8
 
 
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), 0.0, -5.0])
 def test_a_flat_or_broken_float_picture_can_be_sent(fill: float) -> None:
     picture = Image.fromarray(np.full((40, 40), fill, dtype=np.float32))
-    assert decoded(encode_sent(picture, ViewRule())).size == (40, 40)
+    assert decoded(encode_sent(picture, ResizeRule())).size == (40, 40)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (66_000, 700)])
 def test_a_picture_thinner_or_longer_than_jpeg_can_hold_is_squeezed_or_refused(size: tuple[int, int]) -> None:
     picture = Image.new("L", size, 128)
     try:
-        sent = encode_sent(picture, ViewRule())
+        sent = encode_sent(picture, ResizeRule())
     except SampleError:
         return
     assert max(sent.size) <= LIBJPEG_MAX_SIDE
@@ -455,14 +457,14 @@ def test_a_picture_thinner_or_longer_than_jpeg_can_hold_is_squeezed_or_refused(s
 
 def test_the_same_picture_is_sent_as_the_same_bytes_from_every_thread() -> None:
     picture = noise(300, 200)
-    rule = ViewRule(factor_px=28)
+    rule = ResizeRule(factor_px=28)
     with ThreadPoolExecutor(8) as pool:
         sent = list(pool.map(lambda _: encode_sent(picture, rule).data, range(16)))
     assert len(set(sent)) == 1
 
 
 def test_a_data_url_holds_the_sent_file() -> None:
-    sent = encode_sent(noise(40, 30), ViewRule())
+    sent = encode_sent(noise(40, 30), ResizeRule())
     head, _, body = data_url(sent).partition(",")
     assert head == "data:image/jpeg;base64"
     assert base64.b64decode(body) == sent.data
@@ -485,8 +487,8 @@ def shown(sent: SentPicture) -> np.ndarray:
 
 def through(picture: Image.Image, *steps: tuple[str, dict[str, Any]]) -> list[SentPicture]:
     """The photo as sent, and the picture of each call, run as a rollout runs them."""
-    toolbox = Toolbox(load_tools("zoom,rotate"), BoxFrame(Frame.PIXEL), ViewRule())
-    scene, sent = Scene.start(picture), [encode_sent(picture, ViewRule())]
+    toolbox = Toolbox(load_tools("zoom,rotate"), BoxFrame(Frame.PIXEL), ResizeRule())
+    scene, sent = Scene.start(picture), [encode_sent(picture, ResizeRule())]
     for name, arguments in steps:
         observation, scene = toolbox.observe(name, arguments, scene)
         assert observation.sent is not None
@@ -543,7 +545,7 @@ def test_the_grey_range_is_the_least_full_scale_that_holds_all_values_or_their_o
 def test_only_deep_grey_has_a_range(mode: str) -> None:
     picture = Image.new(mode, (40, 40))
     assert find_grey_range(picture) is None
-    assert encode_sent(picture, ViewRule(), grey_range=(0.0, 65535.0)).grey_range is None
+    assert encode_sent(picture, ResizeRule(), grey_range=(0.0, 65535.0)).grey_range is None
 
 
 @given(
@@ -631,5 +633,5 @@ def test_the_palette_of_a_png_is_hashed_as_its_file_has_it() -> None:
 )
 def test_colours_are_sent_as_they_are_on_white(mode: str, value: Any, shown: tuple[int, int, int]) -> None:
     picture = Image.new(mode, (40, 40), value)
-    sent = np.asarray(decoded(encode_sent(picture, ViewRule())).convert("RGB"), dtype=int)
+    sent = np.asarray(decoded(encode_sent(picture, ResizeRule())).convert("RGB"), dtype=int)
     assert np.abs(sent - np.array(shown)).max() <= 4, (sent[20, 20], shown)

@@ -15,15 +15,14 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS, main
 from distil.flags import BudgetFlags, CodeFlags, RunFlags, add_flags, flags_from_json, flags_json, read_flags
-from distil.pictures import ViewRule
+from distil.pictures import ResizeRule
 from distil.records import CropFrom, Frame, SampleId, ToolMode
 from distil.rollout import RolloutSettings
-from distil.run.distillation import RolloutSolver
 from distil.run.plan import Plan
 from distil.run.settle import chosen_task, settle
-from distil.run.solver import open_rows, open_teacher
+from distil.run.solver import RolloutSolver, open_rows, open_teacher
 from distil.spending.prices import FixedPrices
-from distil.store.folder import OutputFolder, RunFolder
+from distil.store.folder import Claim, RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.teacher.address import Address
 from distil.teacher.availability import OutagePolicy
@@ -63,7 +62,7 @@ def settings_of_a_trace(**changes: Any) -> TraceSettings:
         max_turns=3,
         seed=-1,
         sends_seed=False,
-        view_rule=ViewRule(max_area_px=10_000),
+        resize_rule=ResizeRule(max_area_px=10_000),
         states_size=True,
         system_prompt="s",
         user_prompt="u\n",
@@ -157,7 +156,7 @@ def test_settings_of_another_version_are_read_and_what_they_lack_or_add_is_a_cha
     assert settings.changes_from(stored, ignored=("sends_seed", "top_k")) == []
 
 
-@pytest.mark.parametrize("name", ["task", "tool_mode", "view_rule", "tool_schemas", "seed", "coordinates"])
+@pytest.mark.parametrize("name", ["task", "tool_mode", "resize_rule", "tool_schemas", "seed", "coordinates"])
 def test_settings_without_what_a_replay_needs_are_no_settings(name: str) -> None:
     stored = settings_of_a_trace().as_json()
     del stored[name]
@@ -188,7 +187,7 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
 def _solve_first(plan: Plan) -> None:
     """What a worker does that was given nothing but a plan and, by its environment, a key."""
     source, indices = open_rows(plan.flags.samples, chosen_task(), quiet().say)
-    folder = RunFolder(OutputFolder(Path(plan.output_dir)), plan.facts(), plan.on_change)
+    folder = RunFolder(Claim(Path(plan.output_dir)), plan.facts(), plan.on_change)
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
         RolloutSolver(plan, source, folder, teacher).solve(SampleId(indices[0]))
     folder.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil.pictures import Frame, ViewRule, sent_size
+from distil.pictures import Frame, ResizeRule, sent_size
 from distil.teacher.profile import PROFILES, UNKNOWN, Profile, find_profile, with_frame, with_max_area
 
 
@@ -117,7 +117,7 @@ def test_image_max_pixels_lowers_a_limit_and_never_raises_it() -> None:
     assert with_max_area(qwen25, None) == qwen25
     assert with_max_area(qwen25, 1_003_520).rule.max_area_px == 1_003_520
     assert with_max_area(qwen25, 10**9).rule.max_area_px == qwen25.rule.max_area_px
-    assert with_max_area(UNKNOWN, 500_000).rule == ViewRule(max_area_px=500_000)
+    assert with_max_area(UNKNOWN, 500_000).rule == ResizeRule(max_area_px=500_000)
 
 
 def test_image_max_pixels_keeps_the_factor() -> None:

@@ -22,7 +22,7 @@ from scripted_teacher import (
 )
 
 from distil.errors import ContextOverflow
-from distil.pictures import Frame, ViewRule
+from distil.pictures import Frame, ResizeRule
 from distil.records import Prompt, Rollout, SampleId, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source.rows import open_source
@@ -41,12 +41,12 @@ def solve(
     *replies: Any,
     mode: ToolMode = ToolMode.NATIVE,
     frame: Frame = Frame.PIXEL,
-    rule: ViewRule | None = None,
+    rule: ResizeRule | None = None,
     max_turns: int = 10,
     crop_from: CropFrom = CropFrom.CURRENT,
 ) -> tuple[Rollout, list[dict[str, Any]]]:
     """Run row 0 against a server that gives the replies in order; also the requests it saw."""
-    toolbox = Toolbox(load_tools("zoom,rotate"), BoxFrame(frame, crop_from), rule or ViewRule())
+    toolbox = Toolbox(load_tools("zoom,rotate"), BoxFrame(frame, crop_from), rule or ResizeRule())
     prompt = Prompt(TASK.system_prompt, TASK.user_prompt, toolbox.schemas(), mode)
     rest = list(replies)
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
@@ -271,14 +271,14 @@ def test_boxes_are_stored_in_pixels_of_the_picture_they_crop(
 
 def test_pixel_boxes_refer_to_the_picture_as_sent(photos: Path) -> None:
     rollout, requests = solve(
-        photos, calls(zoom(0, 0, 160, 120)), says(ANSWER), rule=ViewRule(max_area_px=320 * 240)
+        photos, calls(zoom(0, 0, 160, 120)), says(ANSWER), rule=ResizeRule(max_area_px=320 * 240)
     )
     assert picture_of(requests[0]["messages"][1]["content"][0]).size == (320, 240)
     assert rollout.turns[0].calls[0].arguments == {"bbox_2d": [0, 0, 320, 240]}
 
 
 def test_sizes_are_stated_where_the_profile_says_so(photos: Path) -> None:
-    toolbox = Toolbox(load_tools("zoom"), BoxFrame(Frame.PIXEL), ViewRule(), states_size=True)
+    toolbox = Toolbox(load_tools("zoom"), BoxFrame(Frame.PIXEL), ResizeRule(), states_size=True)
     prompt = Prompt("s", "u", toolbox.schemas(), ToolMode.NATIVE, states_size=True)
     replies = [calls(zoom(0, 0, 64, 48)), says(ANSWER)]
     with ScriptedTeacher(lambda _: replies.pop(0)) as server:

@@ -25,7 +25,7 @@ from distil.replay.replay import Sources, replay
 from distil.rollout import turn_seed
 from distil.store.trace_file import read_trace
 from distil.tasks.base import Metric, Rows
-from distil.tools.base import Applied, BoxFrame, Resolved, Scene, Tool, View, function_schema
+from distil.tools.base import Applied, BoxFrame, Resolved, Scene, SeenSizes, Tool, function_schema
 
 COUNTS = [3, 14, 5, 9]
 
@@ -90,7 +90,7 @@ class MirrorTool(Tool):
         axis = {"type": "string", "description": "`x` or `y`."}
         return function_schema(self.name, "Mirror the most recent image.", {"axis": axis}, ["axis"])
 
-    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+    def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         return Resolved({"axis": str(raw["axis"]).lower()})
 
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:

@@ -35,7 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil.errors import DistilError, SampleError, SourceError
-from distil.pictures import Frame, ViewRule, picture_facts
+from distil.pictures import Frame, ResizeRule, picture_facts
 from distil.records import Json, Prompt, Reply, Sample, SampleId
 from distil.rollout import RolloutSettings, run_rollout
 from distil.source.json_values import to_json
@@ -339,7 +339,9 @@ def test_an_empty_dataset_is_a_source_error(tmp_path: Path) -> None:
 # --- rows that cannot be used
 
 
-SETTINGS = RolloutSettings(GEOLOCATION, Prompt("", ""), Toolbox((), BoxFrame(Frame.PIXEL), ViewRule()), 10, 0)
+SETTINGS = RolloutSettings(
+    GEOLOCATION, Prompt("", ""), Toolbox((), BoxFrame(Frame.PIXEL), ResizeRule()), 10, 0
+)
 
 
 def asked_in_vain(*_: object) -> Reply:

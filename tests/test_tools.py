@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distil.errors import ToolError, UsageError
-from distil.pictures import Frame, ViewRule, encode_sent, picture_facts
+from distil.pictures import Frame, ResizeRule, encode_sent, picture_facts
 from distil.records import RawCall, ToolCall
 from distil.tools.base import BoxFrame, CropFrom, Scene
 from distil.tools.toolbox import TOOLS, Toolbox, all_tools, load_tools
@@ -23,10 +23,10 @@ ZOOM, ROTATE = "image_zoom_in_tool", "image_rotate_tool"
 BOTH = load_tools("zoom,rotate")
 PIXELS = BoxFrame(Frame.PIXEL)
 FROM_ORIGINAL = BoxFrame(Frame.PIXEL, CropFrom.ORIGINAL)
-AS_IS = ViewRule(min_side_px=1)
+AS_IS = ResizeRule(min_side_px=1)
 
 
-def toolbox(boxes: BoxFrame = PIXELS, rule: ViewRule = AS_IS, states_size: bool = False) -> Toolbox:
+def toolbox(boxes: BoxFrame = PIXELS, rule: ResizeRule = AS_IS, states_size: bool = False) -> Toolbox:
     return Toolbox(BOTH, boxes, rule, states_size)
 
 
@@ -145,9 +145,9 @@ def test_the_rotate_schema_says_degrees_and_direction() -> None:
         (Frame.REL1, (0.25, 0.25, 0.75, 0.75)),
     ],
 )
-@pytest.mark.parametrize("rule", [AS_IS, ViewRule(max_area_px=400 * 300, min_side_px=1)])
+@pytest.mark.parametrize("rule", [AS_IS, ResizeRule(max_area_px=400 * 300, min_side_px=1)])
 def test_zoom_crops_the_box_at_full_resolution_in_every_frame(
-    frame: Frame, box: tuple[float, ...], rule: ViewRule
+    frame: Frame, box: tuple[float, ...], rule: ResizeRule
 ) -> None:
     picture = noise(800, 600) if rule.max_area_px else noise(400, 300)
     width, height = picture.size
@@ -239,7 +239,7 @@ def test_an_empty_box_is_answered_with_what_it_needs(box: tuple[int, ...]) -> No
 
 
 def test_a_box_outside_is_answered_with_the_size_as_sent() -> None:
-    message = refusal_of(zoom(500, 500, 900, 900), noise(300, 200), toolbox(rule=ViewRule(factor_px=28)))
+    message = refusal_of(zoom(500, 500, 900, 900), noise(300, 200), toolbox(rule=ResizeRule(factor_px=28)))
     assert "308" in message
     assert "196" in message
 
@@ -289,7 +289,7 @@ def test_after_a_crop_of_the_original_boxes_are_relative_again() -> None:
 
 def test_boxes_of_the_original_are_in_the_size_the_original_was_sent_at() -> None:
     picture = noise(800, 600)
-    box = toolbox(BoxFrame(Frame.PIXEL, CropFrom.ORIGINAL), ViewRule(max_area_px=400 * 300, min_side_px=1))
+    box = toolbox(BoxFrame(Frame.PIXEL, CropFrom.ORIGINAL), ResizeRule(max_area_px=400 * 300, min_side_px=1))
     calls, scenes = run_calls(box, picture, [zoom(100, 100, 300, 200), zoom(150, 125, 200, 150)])
     assert same_pixels(scenes[0].current, picture.crop((200, 200, 600, 400)))
     assert same_pixels(scenes[1].current, picture.crop((300, 250, 400, 300)))
@@ -364,7 +364,7 @@ def test_slanted_rotations_cannot_grow_a_picture_without_bound() -> None:
 @pytest.mark.parametrize("angle", [90, 360])
 def test_a_quarter_turn_of_a_large_picture_is_no_growth(angle: int) -> None:
     picture = Image.new("1", (9000, 8000))
-    (call,), _ = run_calls(toolbox(rule=ViewRule(max_area_px=10_000)), picture, [rotate(angle)])
+    (call,), _ = run_calls(toolbox(rule=ResizeRule(max_area_px=10_000)), picture, [rotate(angle)])
     assert call.observation.success
 
 
@@ -405,7 +405,7 @@ def test_a_successful_call_says_so_and_reports_the_picture() -> None:
 
 
 def test_the_size_as_sent_is_stated_where_the_teacher_needs_it() -> None:
-    box = toolbox(rule=ViewRule(factor_px=28), states_size=True)
+    box = toolbox(rule=ResizeRule(factor_px=28), states_size=True)
     observation = run_one(zoom(0, 0, 200, 100), noise(300, 200), box).observation
     assert "196×112" in observation.message
 
@@ -426,9 +426,9 @@ ROTATIONS = st.sampled_from([0, 90, -90, 180, 30, -12.5, 360]).map(lambda angle:
 CHAINS = st.lists(ZOOMS | ZOOMS | ROTATIONS, max_size=6)
 RULES = st.sampled_from(
     [
-        ViewRule(),
-        ViewRule(factor_px=28, min_side_px=28, min_area_px=3136, max_area_px=20_000),
-        ViewRule(max_side_px=100),
+        ResizeRule(),
+        ResizeRule(factor_px=28, min_side_px=28, min_area_px=3136, max_area_px=20_000),
+        ResizeRule(max_side_px=100),
     ]
 )
 BOX_FRAMES = st.builds(BoxFrame, st.sampled_from(list(Frame)), st.sampled_from(list(CropFrom)))
@@ -445,7 +445,7 @@ def raw_calls(chain: Sequence[tuple[str, Any]], frame: Frame) -> list[RawCall]:
 
 @given(CHAINS, BOX_FRAMES, RULES)
 def test_stored_arguments_give_the_same_pictures_again(
-    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ViewRule
+    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ResizeRule
 ) -> None:
     box = toolbox(boxes, rule)
     calls, scenes = run_calls(box, PHOTO, raw_calls(chain, boxes.frame))
@@ -460,7 +460,7 @@ def test_stored_arguments_give_the_same_pictures_again(
 
 @given(CHAINS, BOX_FRAMES, RULES)
 def test_the_restore_recipe_gives_the_same_final_picture(
-    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ViewRule
+    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ResizeRule
 ) -> None:
     calls, scenes = run_calls(toolbox(boxes, rule), PHOTO, raw_calls(chain, boxes.frame))
     succeeded = [call for call in calls if call.observation.success]
@@ -470,7 +470,7 @@ def test_the_restore_recipe_gives_the_same_final_picture(
 
 @given(CHAINS, BOX_FRAMES, RULES)
 def test_a_crop_that_succeeded_never_holds_padding(
-    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ViewRule
+    chain: list[tuple[str, Any]], boxes: BoxFrame, rule: ResizeRule
 ) -> None:
     calls, scenes = run_calls(toolbox(boxes, rule), PHOTO, raw_calls(chain, boxes.frame))
     before = Scene.start(PHOTO)

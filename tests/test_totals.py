@@ -20,8 +20,8 @@ from scripted_teacher import calls, completion, says, text_call
 from distil.errors import SampleError
 from distil.records import CropFrom, Frame, Outcome, SampleId
 from distil.run.boxes import BoxTally
-from distil.run.distillation import RolloutSolver, _solve
-from distil.run.solver import offered_natively, open_budget
+from distil.run.distillation import _solve
+from distil.run.solver import RolloutSolver, offered_natively, open_budget
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured
 from distil.store.run_totals import RunTotals

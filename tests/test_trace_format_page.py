@@ -32,7 +32,7 @@ from distil.cli import main
 from distil.errors import SampleError, ToolError
 from distil.pictures import (
     Frame,
-    ViewRule,
+    ResizeRule,
     box_to_pixels,
     encode_sent,
     find_grey_range,
@@ -589,7 +589,7 @@ def named_at(place: str) -> str:
     title = {
         "conversation_log": "A turn", "tool_calls_log": "A call", "metadata": "`metadata`", "settings": "`settings`",
     }.get(place.partition(".")[0])  # fmt: skip
-    title = {"sent": "`sent`", "view_rule": "The size as sent"}.get(last, title)
+    title = {"sent": "`sent`", "resize_rule": "The size as sent"}.get(last, title)
     return paragraph(title) if title else cells[first or place]
 
 
@@ -696,7 +696,7 @@ def test_any_box_is_in_the_pixels_that_the_page_says(
 @given(
     st.tuples(st.integers(1, 6000), st.integers(1, 6000)),
     st.builds(
-        ViewRule,
+        ResizeRule,
         max_area_px=st.one_of(st.none(), st.integers(1, 2_000_000)),
         min_area_px=st.integers(0, 100_000),
         max_side_px=st.one_of(st.none(), st.integers(1, 3000)),
@@ -704,7 +704,7 @@ def test_any_box_is_in_the_pixels_that_the_page_says(
         factor_px=st.sampled_from([1, 14, 28, 32]),
     ),
 )
-def test_any_picture_is_sent_at_the_size_that_the_page_says(size: tuple[int, int], rule: ViewRule) -> None:
+def test_any_picture_is_sent_at_the_size_that_the_page_says(size: tuple[int, int], rule: ResizeRule) -> None:
     try:
         expected = sent_size(size, rule)
     except SampleError:
@@ -746,7 +746,7 @@ TO_LAB = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.create
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_of_any_mode_is_hashed_and_sent_as_the_page_says(mode: str) -> None:
-    picture, rule = in_mode(mode), ViewRule()
+    picture, rule = in_mode(mode), ResizeRule()
     assert picture.mode == mode
     assert rebuilder.picture_facts(picture) == asdict(picture_facts(picture))
     for one in (picture, picture.crop((3, 2, 30, 15))):

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from distil.embedded.sign_reader import Answer, Decision, Situation, Turn, Zoom
+from distil.embedded.sign_reader import Answer, Decision, Rotate, Situation, Zoom
 
 MODEL_ID = "distil-sign-reader"
 DESCRIPTION = (
@@ -322,7 +322,7 @@ def write_message(request: Request, decision: Decision, at: int) -> tuple[Json, 
     return {"role": "assistant", "content": decision.sentence, "tool_calls": [native]}, "tool_calls"
 
 
-def write_call(request: Request, action: Zoom | Turn) -> tuple[str, Json]:
+def write_call(request: Request, action: Zoom | Rotate) -> tuple[str, Json]:
     """Write a step as a call of a tool on offer: zoom and rotate where there are such, else code."""
     if request.told_to_call is not None:
         return request.told_to_call, ordered_arguments(request)

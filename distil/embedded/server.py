@@ -23,7 +23,7 @@ from distil.embedded.protocol import (
     write_models,
     write_reply,
 )
-from distil.embedded.sign_reader import Decision, Mood, Turn, answer, decide
+from distil.embedded.sign_reader import Decision, Mood, Rotate, answer, decide
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 IDLE_SECONDS = 600.0  # a kept-alive connection that says nothing for this long is let go
@@ -48,7 +48,7 @@ class SignReaderServer(ThreadingHTTPServer):
     def _decisions(self, request: Request) -> Iterator[Decision]:
         moods = [Mood(request.temperature, mood_key(request, at)) for at in range(request.choices)]
         if request.told_to_call is not None:
-            yield from (Decision("Calling the tool as told.", Turn(90)) for _ in moods)
+            yield from (Decision("Calling the tool as told.", Rotate(90)) for _ in moods)
         elif request.picture is None:
             yield from (answer(None, mood) for mood in moods)
         else:

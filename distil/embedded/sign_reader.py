@@ -44,8 +44,8 @@ class Zoom:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Turn the picture counter-clockwise."""
+class Rotate:
+    """Rotate the picture counter-clockwise."""
 
     angle_degrees: int
 
@@ -63,7 +63,7 @@ class Decision:
     """One reply: what to say and what to do."""
 
     sentence: str
-    action: Zoom | Turn | Answer
+    action: Zoom | Rotate | Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def decide(look: Look, situation: Situation, gazetteer: Gazetteer, mood: Mood) -
         return answer(match, mood)
     line = worth_a_look(look, gazetteer, mood)
     step = look_around(look, situation, mood) if line is None else closer_look(look, line, situation, mood)
-    if match is not None and match.is_whole and step is not None and step.action == Turn(FLIP_DEGREES):
+    if match is not None and match.is_whole and step is not None and step.action == Rotate(FLIP_DEGREES):
         return answer(match, mood)  # what makes some sense is not upside down
     return step or answer(match, mood)
 
@@ -148,10 +148,10 @@ def closer_look(look: Look, line: TextLine, situation: Situation, mood: Mood) ->
     if situation.can_turn and is_tilted:
         return Decision(
             turn_sentence(line, mood),
-            Turn(round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)),
+            Rotate(round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)),
         )
     if situation.can_turn and not situation.has_flipped:
-        return Decision(flip_sentence(mood), Turn(FLIP_DEGREES))
+        return Decision(flip_sentence(mood), Rotate(FLIP_DEGREES))
     return None
 
 

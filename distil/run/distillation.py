@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import datasets
 import openai
 
-from distil.errors import FolderError, RunHalted, SandboxUnavailable, TeacherRefused
+from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
-from distil.records import Json, Reply, SampleId
-from distil.rollout import run_rollout
-from distil.run.boxes import BoxTally
-from distil.run.finished import summary_of
-from distil.run.plan import Plan
+from distil.records import Json, SampleId
 from distil.run.settle import chosen_task, read_user_prompt, settle
-from distil.run.solver import open_rows, open_sandbox, open_teacher, rollout_settings
-from distil.run.suspicion import Tally
+from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
-from distil.sandbox.sandbox import Sandbox
-from distil.source.rows import Source
 from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
 from distil.store.run_totals import RunTotals
-from distil.store.summary import TraceSummary
 from distil.teacher.address import find_teacher, served
-from distil.teacher.attempts import Deadline
-from distil.teacher.client import Teacher
-from distil.teacher.models import AnsweredModels
 from distil.terminal.estimate import print_estimate
 from distil.terminal.progress import Progress
 from distil.terminal.summary import print_summary
@@ -48,73 +36,11 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
         user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
         source, indices = open_rows(flags.samples, chosen_task(), terminal.say)
         address = stack.enter_context(served(named, terminal.say))
-        plan, output = settle(flags, user_prompt, source, address, terminal.say)
-        folder = RunFolder(output, plan.facts(), plan.on_change)
+        plan, claim = settle(flags, user_prompt, source, address, terminal.say)
+        folder = RunFolder(claim, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)
             return _run_samples(solver, _sample_ids(indices), terminal)
-
-
-class RolloutSolver:
-    """Solves one row at a time, in any thread, and writes its trace."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        source: Source,
-        folder: RunFolder,
-        teacher: Teacher,
-        sandbox: Sandbox | None = None,
-    ) -> None:
-        self.plan, self.source, self.folder = plan, source, folder
-        self.teacher, self.sandbox = teacher, sandbox
-        self.rollout = rollout_settings(plan.settings, sandbox)
-        self.models = AnsweredModels()
-        settings = plan.settings
-        self.tally = Tally(settings.max_tokens, settings.max_turns, plan.seems_blind)
-        self.boxes = BoxTally(settings.coordinates, settings.crop_from)
-
-    def solve(self, sample_id: SampleId) -> TraceSummary:
-        """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
-        if self.halt is not None:
-            raise RunHalted(self.halt)
-        started = time.perf_counter()
-        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        sample = self.source.load(sample_id)
-        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
-        is_resumed = journal.num_turns > 0
-        with self.teacher.asking(deadline) as teacher:
-            ask_or_recall = journal.journaled(teacher.ask)
-
-            def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:
-                reply = ask_or_recall(messages, seed)
-                self.models.note(reply.model)
-                return reply
-
-            rollout = run_rollout(sample, ask_noted, self.rollout)
-        self.folder.write_trace(rollout)
-        journal.remove()
-        seconds = round(time.perf_counter() - started, 4)
-        self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
-        summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
-        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
-        self.tally.add(summary)
-        return summary
-
-    def warnings(self) -> list[str]:
-        """All that is suspicious about the run, a line each."""
-        own = (self.plan.sight_warning, self.models.warning(), self.folder.journals.warning())
-        found = [*own, *self.tally.warnings(), self.boxes.warning()]
-        return [warning for warning in found if warning is not None]
-
-    @property
-    def halt(self) -> str | None:
-        """Why no further sample should be started, or None."""
-        return None if self.plan.flags.samples.keep_going else self.tally.halt
-
-    def abort(self) -> None:
-        """Close the teacher: requests in flight, pauses and waits for it end at once."""
-        self.teacher.close()
 
 
 def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:

@@ -16,7 +16,7 @@ from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
 from distil.run.solver import dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
-from distil.store.folder import OutputFolder, first_free
+from distil.store.folder import Claim, first_free
 from distil.store.trace_settings import TraceSettings
 from distil.tasks.base import Task
 from distil.teacher.address import Address
@@ -56,12 +56,12 @@ def read_user_prompt(path: str | None) -> str:
 
 def settle(
     flags: RunFlags, user_prompt: str, source: Source, address: Address, tell: Callable[[str], None]
-) -> tuple[Plan, OutputFolder]:
+) -> tuple[Plan, Claim]:
     """The plan, and its folder, claimed; raises UsageError, TeacherRefused or FolderError.
 
     The cheap checks come first: nothing is paid for a run that could not start.
     """
-    output = OutputFolder(Path(flags.samples.output_dir))
+    claim = Claim(Path(flags.samples.output_dir))
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
     teacher, models = ask_first_replica(teacher, address.api_bases, tell)
     teacher = replace(teacher, model=flags.teacher.model or models.only(teacher))
@@ -75,15 +75,15 @@ def settle(
     settle_folder = partial(
         _settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
     )
-    output = settle_folder(output, settings, ignored=_PROBED)
+    claim = settle_folder(claim, settings, ignored=_PROBED)
     prompt = settings.prompt()
-    with _setup_budget(flags, teacher, output) as budget:
-        probe = _earlier_probe(flags.tools, teacher, prompt, output)
+    with _setup_budget(flags, teacher, claim) as budget:
+        probe = _earlier_probe(flags.tools, teacher, prompt, claim)
         probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
     _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
-    output = settle_folder(output, settings)
+    claim = settle_folder(claim, settings)
     plan = Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples),
@@ -91,10 +91,10 @@ def settle(
         settings=settings,
         api_bases=address.api_bases,
         api_base=teacher.api_base or address.api_base,
-        output_dir=str(output.path),
+        output_dir=str(claim.path),
         probe=probe.as_dict(),
     )
-    return plan, output
+    return plan, claim
 
 
 def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]:
@@ -128,7 +128,7 @@ def _unasked_settings(
         max_turns=flags.tools.max_turns,
         seed=flags.samples.seed,
         sends_seed=teacher.sends_seed,
-        view_rule=profile.rule,
+        resize_rule=profile.rule,
         states_size=profile.states_size and bool(tools),
         system_prompt=chosen_task().system_prompt if system_prompt is None else system_prompt,
         user_prompt=user_prompt,
@@ -152,29 +152,29 @@ def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSetting
 
 
 def _settle_folder(
-    output: OutputFolder,
+    claim: Claim,
     settings: TraceSettings,
     ignored: Sequence[str] = (),
     *,
     fingerprint: str,
     on_change: OnChange,
-) -> OutputFolder:
+) -> Claim:
     """The folder to write to: for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
 
     Raises UsageError where what it holds was made with other settings and nothing was said about it.
     """
     if on_change is OnChange.REFUSE:
-        output.refuse_changes(settings, fingerprint, ignored)
+        claim.refuse_changes(settings, fingerprint, ignored)
     if on_change is OnChange.NEW:
-        return first_free(output, settings, fingerprint, ignored)
-    return output
+        return first_free(claim, settings, fingerprint, ignored)
+    return claim
 
 
 @contextmanager
-def _setup_budget(flags: RunFlags, teacher: TeacherSettings, output: OutputFolder) -> Iterator[Budget]:
+def _setup_budget(flags: RunFlags, teacher: TeacherSettings, claim: Claim) -> Iterator[Budget]:
     """The budget of the requests before the first sample; raises UsageError where they do not fit it."""
     try:
-        yield open_budget(flags.budget, teacher, output.spending)
+        yield open_budget(flags.budget, teacher, claim.spending)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
 
@@ -203,10 +203,10 @@ def _told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | 
 
 
 def _earlier_probe(
-    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, output: OutputFolder
+    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, claim: Claim
 ) -> ProbeResult | None:
     """What the last run into the folder found out; the tool mode only if it asked, with the same tools."""
-    for record in output.earlier_runs[-1:]:
+    for record in claim.earlier_runs[-1:]:
         settings, asked = record.get("settings", {}), record.get("options", {})
         asked_alike = asked.get("tool_mode") == AUTO and settings.get("tool_schemas") == list(prompt.tools)
         told = _told_tool_mode(flags, prompt)

@@ -1,27 +1,99 @@
-"""What a run works with, opened from its flags or its plan: rows, sandbox, budget, teacher, toolbox."""
+"""Solves one sample; and what a run works with, opened from its flags or its plan: rows, sandbox, teacher."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from distil.embedded.launch import drawn_signs
+from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
-from distil.records import Json, Prompt, ToolMode
-from distil.rollout import RolloutSettings
+from distil.records import Json, Prompt, Reply, SampleId, ToolMode
+from distil.rollout import RolloutSettings, run_rollout
+from distil.run.boxes import BoxTally
+from distil.run.finished import summary_of
 from distil.run.plan import Plan, code_limits
+from distil.run.suspicion import Tally
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.spending.budget import Budget, Limits
 from distil.spending.prices import find_prices
+from distil.store.folder import RunFolder
 from distil.store.spending import SpendingFile
+from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
+from distil.teacher.attempts import Deadline
 from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.models import AnsweredModels
 from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
+
+
+class RolloutSolver:
+    """Solves one row at a time, in any thread, and writes its trace."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        folder: RunFolder,
+        teacher: Teacher,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        self.plan, self.source, self.folder = plan, source, folder
+        self.teacher, self.sandbox = teacher, sandbox
+        self.rollout = rollout_settings(plan.settings, sandbox)
+        self.models = AnsweredModels()
+        settings = plan.settings
+        self.tally = Tally(settings.max_tokens, settings.max_turns, plan.seems_blind)
+        self.boxes = BoxTally(settings.coordinates, settings.crop_from)
+
+    def solve(self, sample_id: SampleId) -> TraceSummary:
+        """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
+        if self.halt is not None:
+            raise RunHalted(self.halt)
+        started = time.perf_counter()
+        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
+        sample = self.source.load(sample_id)
+        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
+        is_resumed = journal.num_turns > 0
+        with self.teacher.asking(deadline) as teacher:
+            ask_or_recall = journal.journaled(teacher.ask)
+
+            def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:
+                reply = ask_or_recall(messages, seed)
+                self.models.note(reply.model)
+                return reply
+
+            rollout = run_rollout(sample, ask_noted, self.rollout)
+        self.folder.write_trace(rollout)
+        journal.remove()
+        seconds = round(time.perf_counter() - started, 4)
+        self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
+        summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
+        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
+        self.tally.add(summary)
+        return summary
+
+    def warnings(self) -> list[str]:
+        """All that is suspicious about the run, a line each."""
+        own = (self.plan.sight_warning, self.models.warning(), self.folder.journals.warning())
+        found = [*own, *self.tally.warnings(), self.boxes.warning()]
+        return [warning for warning in found if warning is not None]
+
+    @property
+    def halt(self) -> str | None:
+        """Why no further sample should be started, or None."""
+        return None if self.plan.flags.samples.keep_going else self.tally.halt
+
+    def abort(self) -> None:
+        """Close the teacher: requests in flight, pauses and waits for it end at once."""
+        self.teacher.close()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def find_trace_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(_TRACE_FILES), key=place_of)
 
 
-class OutputFolder:
+class Claim:
     """A folder that this process alone writes to, with what earlier runs left in it.
 
     Raises UsageError where it cannot be written or another run writes to it, or its record cannot be read.
@@ -72,9 +72,9 @@ class OutputFolder:
         """Whether it holds nothing that was made with other settings."""
         return not any(_change_texts(made, settings, fingerprint, ignored) for made in self._makers)
 
-    def following(self) -> OutputFolder:
+    def following(self) -> Claim:
         """The next of `PATH`, `PATH-2`, `PATH-3` …"""
-        return OutputFolder(self._first_path, self._number + 1)
+        return Claim(self._first_path, self._number + 1)
 
     @cached_property
     def _makers(self) -> list[Mapping[str, Json]]:
@@ -91,20 +91,20 @@ class OutputFolder:
 
 
 def first_free(
-    output: OutputFolder, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
-) -> OutputFolder:
-    """`output`, or the first folder after it that holds nothing made with other settings."""
-    while not output.is_free_for(settings, fingerprint, ignored):
-        output = output.following()
-    return output
+    claim: Claim, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
+) -> Claim:
+    """`claim`, or the first folder after it that holds nothing made with other settings."""
+    while not claim.is_free_for(settings, fingerprint, ignored):
+        claim = claim.following()
+    return claim
 
 
 class RunFolder:
     """Writes one run's files; safe to write from many threads."""
 
-    def __init__(self, output: OutputFolder, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
-        self.path, self.spending = output.path, output.spending
-        self._output, self._run, self._on_change = output, run, on_change
+    def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
+        self.path, self.spending = claim.path, claim.spending
+        self._claim, self._run, self._on_change = claim, run, on_change
         self._lock = threading.Lock()
         self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
         self.journals = Journals(self.path, run.settings_sha256)
@@ -135,7 +135,7 @@ class RunFolder:
         others = sum(state.num_turns for state in states if not state.is_ours)
         repairs = {
             "torn journals": sum(state.is_torn for state in states),
-            "half-written files": self._output.num_leftovers,
+            "half-written files": self._claim.num_leftovers,
             f"unreadable lines of {FAILED_SAMPLES}": self._num_bad_lines,
         }
         notes = []
@@ -151,7 +151,7 @@ class RunFolder:
 
     def _versions_notes(self) -> list[str]:
         """A line where other versions, which may encode pictures otherwise, made the kept turns."""
-        before = _mapping(self._output.earlier_runs[-1].get("versions")) if self._output.earlier_runs else {}
+        before = _mapping(self._claim.earlier_runs[-1].get("versions")) if self._claim.earlier_runs else {}
         now = self._run.versions
         if not before or all(before.get(name) == now[name] for name in ("distil", "pillow")):
             return []
@@ -196,7 +196,7 @@ class RunFolder:
 
     def write_run_record(self, record: Mapping[str, Json]) -> None:
         """Write this run's record beside those of earlier runs in the folder."""
-        write_json(self.path / RUN_RECORD, {"runs": [*self._output.earlier_runs, dict(record)]})
+        write_json(self.path / RUN_RECORD, {"runs": [*self._claim.earlier_runs, dict(record)]})
 
     def close(self) -> None:
         """Close what is open and remove what a run without failures needs no more."""

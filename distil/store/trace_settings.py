@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
-from distil.pictures import ViewRule
+from distil.pictures import ResizeRule
 from distil.records import CropFrom, Frame, Json, Prompt, ToolMode
 from distil.tools.base import BoxFrame
 from distil.tools.python_code import Executor
@@ -59,7 +59,7 @@ class TraceSettings:
     max_turns: int
     seed: int
     sends_seed: bool
-    view_rule: ViewRule
+    resize_rule: ResizeRule
     states_size: bool
     system_prompt: str
     user_prompt: str
@@ -98,7 +98,7 @@ class TraceSettings:
             max_turns=value["max_turns"],
             seed=value["seed"],
             sends_seed=value.get("sends_seed", True),
-            view_rule=ViewRule(**value["view_rule"]),
+            resize_rule=ResizeRule(**value["resize_rule"]),
             states_size=bool(value["states_size"]),
             system_prompt=value["system_prompt"],
             user_prompt=value["user_prompt"],
@@ -135,7 +135,7 @@ class TraceSettings:
         tools = {tool.name: tool for tool in all_tools(executor)}
         offered = tuple(tools[schema["function"]["name"]] for schema in self.tool_schemas)
         boxes = BoxFrame(self.coordinates, self.crop_from)
-        return Toolbox(offered, boxes, self.view_rule, self.states_size)
+        return Toolbox(offered, boxes, self.resize_rule, self.states_size)
 
 
 def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:

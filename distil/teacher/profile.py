@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from distil.pictures import ViewRule
+from distil.pictures import ResizeRule
 from distil.records import Frame
 
-_QWEN25_RULE = ViewRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=28, factor_px=28)
+_QWEN25_RULE = ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=28, factor_px=28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Profile:
     name: str
     pattern: str  # a regular expression, searched in the lower-case model name with "_" as "-"
     frame: Frame
-    rule: ViewRule = field(default_factory=ViewRule)
+    rule: ResizeRule = field(default_factory=ResizeRule)
     states_size: bool = False
     token_field: str = "max_tokens"
     sends_temperature: bool = True
@@ -40,13 +40,17 @@ PROFILES: tuple[Profile, ...] = (
     Profile("glm-v", r"glm-?4\.[0-9]+v|glm-?5v", Frame.REL1000),
     Profile("gemini", r"gemini", Frame.REL1000_YX),
     Profile(
-        "claude", r"claude", Frame.PIXEL, ViewRule(max_side_px=1568, max_area_px=1_150_000), states_size=True
+        "claude",
+        r"claude",
+        Frame.PIXEL,
+        ResizeRule(max_side_px=1568, max_area_px=1_150_000),
+        states_size=True,
     ),
     Profile(
         "gpt-reasoning",
         r"(^|/)(gpt-?[5-9]|o[1-9])",
         Frame.PIXEL,
-        ViewRule(max_side_px=2048, max_area_px=1_500_000),
+        ResizeRule(max_side_px=2048, max_area_px=1_500_000),
         states_size=True,
         token_field="max_completion_tokens",
         sends_temperature=False,
@@ -55,7 +59,7 @@ PROFILES: tuple[Profile, ...] = (
         "gpt",
         r"(^|/)(gpt|chatgpt)",
         Frame.PIXEL,
-        ViewRule(max_side_px=2048, max_area_px=1_500_000),
+        ResizeRule(max_side_px=2048, max_area_px=1_500_000),
         states_size=True,
     ),
 )

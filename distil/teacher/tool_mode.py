@@ -9,7 +9,7 @@ from functools import partial
 
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import opening_messages
-from distil.pictures import ViewRule, encode_sent
+from distil.pictures import ResizeRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
 from distil.spending.prices import read_tokens
@@ -221,4 +221,4 @@ def _ask(
 
 
 def _probe_picture() -> SentPicture:
-    return encode_sent(draw_sign(SIGN_WORD), ViewRule())
+    return encode_sent(draw_sign(SIGN_WORD), ResizeRule())

@@ -70,7 +70,7 @@ def _with_range_of(image: Image.Image, ranges: Mapping[str, GreyRange]) -> Mappi
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SeenSizes:
     """What the teacher saw of a scene: the sizes its boxes refer to."""
 
     scene: Scene
@@ -113,7 +113,7 @@ class Tool(Protocol):
         """The function schema as the OpenAI API takes it, saying which frame boxes are in."""
         ...
 
-    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+    def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         """Turn the teacher's arguments into stored ones."""
         ...
 

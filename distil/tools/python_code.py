@@ -17,8 +17,8 @@ from distil.tools.base import (
     BoxFrame,
     Resolved,
     Scene,
+    SeenSizes,
     Tool,
-    View,
     function_schema,
     required_argument,
 )
@@ -52,7 +52,7 @@ class PythonCodeTool(Tool):
         code = {"type": "string", "description": "The Python code. It must assign `result_image`."}
         return function_schema(self.name, _DESCRIPTION, {"code": code}, ["code"])
 
-    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+    def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         """Stored `code` is the teacher's, without its Markdown fence and with the imports it leaves out."""
         code = required_argument(raw, "code", _EXAMPLE)
         if not isinstance(code, str) or not code.strip():

@@ -16,8 +16,8 @@ from distil.tools.base import (
     BoxFrame,
     Resolved,
     Scene,
+    SeenSizes,
     Tool,
-    View,
     finite_number,
     function_schema,
     required_argument,
@@ -35,10 +35,10 @@ class RotateTool(Tool):
         description = "Rotate the most recent image: returns the whole rotated image."
         return function_schema(self.name, description, {"angle": angle}, ["angle"])
 
-    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+    def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         """Stored `angle` is the teacher's number, in degrees."""
         angle = _angle_degrees(required_argument(raw, "angle", '{"angle": 90}'))
-        width, height = view.scene.current.size
+        width, height = seen.scene.current.size
         turn = math.radians(angle % 360)
         cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
         grown = (width * cos + height * sin) * (width * sin + height * cos)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
-from distil.pictures import ViewRule, encode_sent, picture_facts
+from distil.pictures import ResizeRule, encode_sent, picture_facts
 from distil.records import Json, Observation, RawCall, SentPicture, ToolCall
-from distil.tools.base import BoxFrame, Scene, Tool, View
+from distil.tools.base import BoxFrame, Scene, SeenSizes, Tool
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
 from distil.tools.zoom import ZoomTool
@@ -55,7 +55,7 @@ class Toolbox:
 
     tools: tuple[Tool, ...]
     boxes: BoxFrame
-    rule: ViewRule
+    rule: ResizeRule
     states_size: bool = False
 
     def schemas(self) -> tuple[Mapping[str, Json], ...]:
@@ -69,13 +69,13 @@ class Toolbox:
 
         `original` and `current` are the scene's pictures as the teacher saw them.
         """
-        view = View(scene, original.size, current.size)
+        seen = SeenSizes(scene, original.size, current.size)
         arguments: Mapping[str, Json] = {}
         try:
             if call.problem is not None:
                 raise ToolError(call.problem)
             tool = self._find(call.name)
-            resolved = tool.resolve(call.arguments, view, self.boxes)
+            resolved = tool.resolve(call.arguments, seen, self.boxes)
             arguments = resolved.arguments
             observation, scene = self.observe(tool.name, arguments, scene)
         except ToolError as error:

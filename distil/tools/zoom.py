@@ -16,8 +16,8 @@ from distil.tools.base import (
     BoxFrame,
     Resolved,
     Scene,
+    SeenSizes,
     Tool,
-    View,
     finite_number,
     function_schema,
     required_argument,
@@ -52,7 +52,7 @@ class ZoomTool(Tool):
         description = "Zoom in on a region of the image: returns the region at full resolution."
         return function_schema(self.name, description, {BOX_ARGUMENT: box_schema}, [BOX_ARGUMENT])
 
-    def resolve(self, raw: Mapping[str, Json], view: View, boxes: BoxFrame) -> Resolved:
+    def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         """Stored `bbox_2d` is in whole pixels of the picture it crops.
 
         With `crop_from` original, a box inside the current crop is stored relative to that crop, so that
@@ -61,12 +61,12 @@ class ZoomTool(Tool):
         """
         example = json.dumps({BOX_ARGUMENT: json.loads(_EXAMPLES.get(boxes.frame, "[120, 80, 520, 400]"))})
         numbers = _four_numbers(required_argument(raw, BOX_ARGUMENT, example), example)
-        scene = view.scene
+        scene = seen.scene
         if boxes.crop_from is CropFrom.CURRENT:
-            box, clamped = box_to_pixels(numbers, boxes.frame, view.current_sent, scene.current.size)
+            box, clamped = box_to_pixels(numbers, boxes.frame, seen.current_sent, scene.current.size)
             _check_shape(box)
             return Resolved({BOX_ARGUMENT: list(box)}, clamped)
-        box, clamped = box_to_pixels(numbers, boxes.frame, view.original_sent, scene.original.size)
+        box, clamped = box_to_pixels(numbers, boxes.frame, seen.original_sent, scene.original.size)
         _check_shape(box)
         inner = _inside_current(box, scene)
         if inner is not None:
