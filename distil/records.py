@@ -198,6 +198,9 @@ class Reply:
     model: str | None = None  # as the server names the one that replied
 
 
+SUCCESS_MESSAGE = "Success: Image processed successfully"  # what a call that worked tells the teacher
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What a tool call gave: a message for the teacher and, if it succeeded, a picture.
@@ -257,16 +260,29 @@ class Rollout:
     score: Score
 
 
+class FailureKind(StrEnum):
+    """What a sample failed of."""
+
+    SAMPLE = "sample"  # its row cannot be used
+    TEACHER = "teacher"  # no reply, or none that can be read
+    DEADLINE = "deadline"
+    CONTEXT_OVERFLOW = "context_overflow"  # of its first request
+    TOOL = "tool"
+    TRACE = "trace"  # it could not be read back
+    FILE = "file"  # of the dataset, say
+    UNEXPECTED = "unexpected"  # a defect of ours
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sample that has no trace: `kind` is the error's class, `message` is for the user.
+    """A sample that has no trace: what it failed of, and a `message` for the user.
 
     `attempts` are the requests for the turn that failed, 0 where the failure was not the teacher's; `runs`
     how often the sample was tried; `turns_spent` the turns that were paid for and are kept for the next run.
     """
 
     sample_id: SampleId
-    kind: str
+    kind: FailureKind
     message: str
     status: int | None = None
     attempts: int = 0
@@ -293,3 +309,8 @@ class Prompt:
     tools: tuple[Mapping[str, Json], ...] = ()  # function schemas, as the OpenAI API takes them
     tool_mode: ToolMode = ToolMode.NONE
     states_size: bool = False  # say each picture's size in words: boxes are pixels of it
+
+    @property
+    def native_tools(self) -> tuple[Mapping[str, Json], ...]:
+        """The tools that go into the request's own field."""
+        return self.tools if self.tool_mode is ToolMode.NATIVE else ()

@@ -31,7 +31,7 @@ from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.plan import Plan
 from distil.run.settle import chosen_task, settle
-from distil.run.solver import RolloutSolver, offered_natively, open_budget, open_rows
+from distil.run.solver import RolloutSolver, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
@@ -178,7 +178,7 @@ class Bench:
         self._served = bodies
         settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
         budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
-        slots, offered = Slots.unlimited(), offered_natively(run.plan.settings.prompt())
+        slots, offered = Slots.unlimited(), run.plan.settings.prompt().native_tools
         with Teacher(settings, offered, slots, budget, run.plan.api_bases) as teacher:
             outcome = self._outcome(run, row, teacher)
         self._served = ()

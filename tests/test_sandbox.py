@@ -24,8 +24,9 @@ from PIL import Image
 from sandbox_corpus.world import broken_rule
 
 from distil.errors import SandboxUnavailable
+from distil.records import SUCCESS_MESSAGE
 from distil.sandbox import frames, jail
-from distil.sandbox.exchange import SUCCESS_MESSAGE, ExecResult, ReplyReader
+from distil.sandbox.exchange import ExecResult, ReplyReader
 from distil.sandbox.layers import Layers
 from distil.sandbox.sandbox import FairSlots, Sandbox
 

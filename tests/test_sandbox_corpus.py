@@ -20,7 +20,8 @@ from sandbox_corpus.run_all import ATTACK_BOUNDS, TIME_BOUNDS, picture
 from sandbox_corpus.unprotected import Unprotected
 from sandbox_corpus.world import World, broken_rule
 
-from distil.sandbox.exchange import SUCCESS_MESSAGE, ExecResult
+from distil.records import SUCCESS_MESSAGE
+from distil.sandbox.exchange import ExecResult
 from distil.sandbox.sandbox import Sandbox
 
 TESTS = Path(__file__).parent

@@ -21,7 +21,7 @@ from distil.errors import SampleError
 from distil.records import CropFrom, Frame, Outcome, SampleId
 from distil.run.boxes import BoxTally
 from distil.run.distillation import _solve
-from distil.run.solver import RolloutSolver, offered_natively, open_budget
+from distil.run.solver import RolloutSolver, open_budget
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured
 from distil.store.run_totals import RunTotals
@@ -134,7 +134,7 @@ class Trivial(RolloutSolver):
 
 def quick_teacher(run: Run) -> Teacher:
     """A run's teacher, which nothing holds back."""
-    settings, offered = run.plan.teacher(KEY), offered_natively(run.plan.settings.prompt())
+    settings, offered = run.plan.teacher(KEY), run.plan.settings.prompt().native_tools
     budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
     return Teacher(settings, offered, Slots.unlimited(), budget, run.plan.api_bases)
 

@@ -26,9 +26,21 @@ from distil.doctor.findings import (
 from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, Mark, find_frame
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import Message, opening_messages, turn_messages
+from distil.messages.read import quote
 from distil.messages.tags import text_outside
 from distil.pictures import encode_sent
-from distil.records import Frame, Json, Observation, Prompt, RawCall, Reply, ToolCall, ToolMode, Turn
+from distil.records import (
+    SUCCESS_MESSAGE,
+    Frame,
+    Json,
+    Observation,
+    Prompt,
+    RawCall,
+    Reply,
+    ToolCall,
+    ToolMode,
+    Turn,
+)
 from distil.teacher.client import Teacher, TeacherSettings, without_key
 from distil.teacher.models import ModelList, ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
@@ -175,7 +187,7 @@ def _probe_text(interview: _Interview) -> Finding:
         return _failed("plain text", error)
     if not _said(reply):
         return Finding("plain text", Result.PARTLY, _silence(reply))
-    return Finding("plain text", Result.YES, _quote(_said(reply)))
+    return Finding("plain text", Result.YES, quote(_said(reply), _MAX_QUOTED_CHARS))
 
 
 def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Finding, ...]:
@@ -214,8 +226,8 @@ def _reading(probe: str, reply: Reply, word: str) -> Finding:
     said = _said(reply)
     if word.lower() in said.lower():
         return Finding(probe, Result.YES, f"seen: the word {word} was read")
-    detail = f"accepted, but the word {word} was not read: {_quote(said)}" if said else _silence(reply)
-    return Finding(probe, Result.PARTLY, detail)
+    unread = f"accepted, but the word {word} was not read: {quote(said, _MAX_QUOTED_CHARS)}"
+    return Finding(probe, Result.PARTLY, unread if said else _silence(reply))
 
 
 def _probe_limit(interview: _Interview) -> Finding:
@@ -242,7 +254,7 @@ def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> _Cal
     except TeacherError as error:
         return _CallProbe(_failed(probe, error), None)
     if not reply.calls:
-        detail = _silence(reply) if not _said(reply) else f"no call: {_quote(_said(reply))}"
+        detail = _silence(reply) if not _said(reply) else f"no call: {quote(_said(reply), _MAX_QUOTED_CHARS)}"
         return _CallProbe(Finding(probe, Result.NO, detail), box)
     problem = reply.calls[0].problem
     if problem is not None:
@@ -250,7 +262,7 @@ def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> _Cal
     if tool_mode is ToolMode.NATIVE and reply.call_form is ToolMode.TEXT:
         return _CallProbe(Finding(probe, Result.PARTLY, "the server passes calls on as text"), box)
     detail = f"{reply.calls[0].name} {json.dumps(reply.calls[0].arguments)}"
-    return _CallProbe(Finding(probe, Result.YES, _quote(detail)), box)
+    return _CallProbe(Finding(probe, Result.YES, quote(detail, _MAX_QUOTED_CHARS)), box)
 
 
 def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> tuple[Reply, BoxAnswer | None]:
@@ -260,7 +272,7 @@ def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> tupl
         _SYSTEM, _box_question(schema, tool_mode), tools, tool_mode, interview.profile.states_size
     )
     sent = encode_sent(mark.draw(), interview.profile.rule)
-    reply = interview.ask(opening_messages(prompt, sent), _natively(prompt))
+    reply = interview.ask(opening_messages(prompt, sent), prompt.native_tools)
     numbers = _box_numbers(reply)
     return reply, None if numbers is None else BoxAnswer(mark, sent.size, numbers)
 
@@ -334,7 +346,7 @@ def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Finding:
     )
     prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
     try:
-        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)), _natively(prompt))
+        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)), prompt.native_tools)
     except TeacherError as error:
         return _failed(probe, error)
     result = Result.YES if len(reply.calls) > 1 else Result.NO
@@ -365,7 +377,7 @@ def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Finding:
     messages = _opening(interview, prompt, draw_sign("· · ·"))
     messages += turn_messages(_zoomed_turn(interview, tool_mode))
     try:
-        reply = interview.ask(messages, _natively(prompt))
+        reply = interview.ask(messages, prompt.native_tools)
     except TeacherError as error:
         return _failed(probe, error)
     return _reading(probe, reply, _ZOOMED_WORD)
@@ -378,7 +390,7 @@ def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
     content = f"<tool_call>\n{written}\n</tool_call>" if tool_mode is ToolMode.TEXT else ""
     reply = Reply(content, None, None, None, (call,), tool_mode, None)
     sent = encode_sent(draw_sign(_ZOOMED_WORD), interview.profile.rule)
-    observation = Observation(True, "Success: Image processed successfully", sent=sent)
+    observation = Observation(True, SUCCESS_MESSAGE, sent=sent)
     return Turn(1, reply, (ToolCall(call, call.arguments, False, observation),))
 
 
@@ -430,10 +442,6 @@ def _opening(interview: _Interview, prompt: Prompt, image: Image.Image) -> list[
     return opening_messages(prompt, encode_sent(image, interview.profile.rule))
 
 
-def _natively(prompt: Prompt) -> Sequence[Json]:
-    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
-
-
 def _failed(probe: str, error: TeacherError) -> Finding:
     return Finding(probe, Result.NOT_ASKED if isinstance(error, _NotAsked) else Result.NO, str(error))
 
@@ -448,11 +456,6 @@ def _silence(reply: Reply) -> str:
     if reply.finish_reason == "length":
         return "cut off before it said anything; see --max_tokens"
     return reply.refusal or "an empty reply"
-
-
-def _quote(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_QUOTED_CHARS else text[:_MAX_QUOTED_CHARS] + "…"
 
 
 def _without_key(finding: Finding, api_key: str) -> Finding:

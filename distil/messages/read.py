@@ -29,9 +29,9 @@ def parse_reply(body: bytes) -> Reply:
         if not isinstance(native_calls, list):
             raise TypeError
     except (ValueError, RecursionError):
-        raise TeacherError(f"the reply is not JSON: {_quote(body.decode('utf-8', 'replace'))}") from None
+        raise TeacherError(f"the reply is not JSON: {quote(body.decode('utf-8', 'replace'))}") from None
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise TeacherError(f"the reply has no message: {_quote(body.decode('utf-8', 'replace'))}") from None
+        raise TeacherError(f"the reply has no message: {quote(body.decode('utf-8', 'replace'))}") from None
     content, thought_parts = _content(message.get("content"))
     reasoning = _reasoning(message, content, thought_parts)
     reasoning_field = next(iter(reasoning), None)
@@ -73,9 +73,9 @@ def _text_call(body: str) -> RawCall:
     try:
         call = json.loads(body.strip(), strict=False)  # newlines inside code strings are common
     except (ValueError, RecursionError) as error:
-        return RawCall("", body, problem=f"the tool call is not valid JSON ({error}): {_quote(body)}")
+        return RawCall("", body, problem=f"the tool call is not valid JSON ({error}): {quote(body)}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return _kept_call("", call, None, f'the tool call needs "name" and "arguments": {_quote(body)}')
+        return _kept_call("", call, None, f'the tool call needs "name" and "arguments": {quote(body)}')
     # Some models put the arguments beside the name instead of under "arguments".
     beside = {key: value for key, value in call.items() if key not in _CALL_KEYS}
     return _call(call["name"], call.get("arguments", call.get("parameters", beside)), None)
@@ -117,9 +117,7 @@ def _call(name: str, arguments: Json, call_id: str | None) -> RawCall:
         try:
             arguments = json.loads(arguments, strict=False) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
-            problem = (
-                f"the arguments of {_quote(name)} are not valid JSON ({error}): {_quote(str(arguments))}"
-            )
+            problem = f"the arguments of {quote(name)} are not valid JSON ({error}): {quote(str(arguments))}"
             return RawCall(clean_text(name), clean_text(arguments), call_id, problem)
     if arguments is None:
         arguments = {}
@@ -132,20 +130,20 @@ def _kept_call(name: str, arguments: Json, call_id: str | None, problem: str | N
     """The call as it is kept; of arguments that are nested too deeply only their beginning, as text."""
     if not _is_too_deep(arguments):
         return RawCall(name, _clean_json(arguments), call_id, problem)
-    beginning = _quote(_outline(arguments))
+    beginning = quote(_outline(arguments))
     return RawCall(name, beginning, call_id, _too_deep(name, beginning))
 
 
 def _no_function(call: Json) -> str:
-    return f"the tool call names no function: {_quote(_outline(call))}"
+    return f"the tool call names no function: {quote(_outline(call))}"
 
 
 def _no_object(name: str, arguments: Json) -> str:
-    return f"the arguments of {_quote(name)} must be a JSON object: {_quote(_outline(arguments))}"
+    return f"the arguments of {quote(name)} must be a JSON object: {quote(_outline(arguments))}"
 
 
 def _too_deep(name: str, beginning: str) -> str:
-    what = f"the arguments of {_quote(name)} are" if name else "the tool call is"
+    what = f"the arguments of {quote(name)} are" if name else "the tool call is"
     return f"{what} nested too deeply, more than {_MAX_LEVELS} levels: {beginning}"
 
 
@@ -232,6 +230,7 @@ def _text_or_none(value: Json) -> str | None:
     return clean_text(value) if isinstance(value, str) and value else None
 
 
-def _quote(text: str) -> str:
+def quote(text: str, max_chars: int = _MAX_QUOTED_CHARS) -> str:
+    """The beginning of what someone wrote, on one line, for a message."""
     text = clean_text(" ".join(text.split()))
-    return text if len(text) <= _MAX_QUOTED_CHARS else text[:_MAX_QUOTED_CHARS] + "…"
+    return text if len(text) <= max_chars else text[:max_chars] + "…"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from distil.embedded.launch import drawn_signs
 from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
-from distil.records import Json, Prompt, Reply, SampleId, ToolMode
+from distil.records import Reply, SampleId
 from distil.rollout import RolloutSettings, run_rollout
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
@@ -138,12 +138,7 @@ def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -
     """The teacher of a plan, asked with `plan.teacher(key)`; a context manager."""
     slots = Slots(plan.flags.samples.max_workers, plan.flags.samples.fixed_workers)
     budget = open_budget(plan.flags.budget, teacher, spending)
-    return Teacher(teacher, offered_natively(plan.settings.prompt()), slots, budget, plan.api_bases)
-
-
-def offered_natively(prompt: Prompt) -> Sequence[Json]:
-    """The tools that go into the request's own field."""
-    return prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
+    return Teacher(teacher, plan.settings.prompt().native_tools, slots, budget, plan.api_bases)
 
 
 def rollout_settings(settings: TraceSettings, executor: Executor | None) -> RolloutSettings:

@@ -22,18 +22,18 @@ from distil.errors import (
     error_text,
 )
 from distil.interrupts import interruptible
-from distil.records import Failure, Outcome, SampleId
+from distil.records import Failure, FailureKind, Outcome, SampleId
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
-_FAILURE_KINDS: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
-    (SampleError, "sample"),
-    (DeadlinePassed, "deadline"),
-    (ContextOverflow, "context_overflow"),
-    (TeacherError, "teacher"),
-    (ToolError, "tool"),
-    (TraceError, "trace"),
-    (OSError, "file"),
+_FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first that fits
+    (SampleError, FailureKind.SAMPLE),
+    (DeadlinePassed, FailureKind.DEADLINE),
+    (ContextOverflow, FailureKind.CONTEXT_OVERFLOW),
+    (TeacherError, FailureKind.TEACHER),
+    (ToolError, FailureKind.TOOL),
+    (TraceError, FailureKind.TRACE),
+    (OSError, FailureKind.FILE),
 )
 
 
@@ -112,7 +112,9 @@ def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT
 
 
 def _failure(sample_id: SampleId, error: Exception) -> Failure:
-    kind = next((kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class)), "unexpected")
-    text = error_text(error) if kind != "unexpected" else f"{type(error).__name__}: {error_text(error)}"
+    kinds = (kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class))
+    kind, text = next(kinds, FailureKind.UNEXPECTED), error_text(error)
+    if kind is FailureKind.UNEXPECTED:
+        text = f"{type(error).__name__}: {text}"
     status, attempts = getattr(error, "status", None), getattr(error, "attempts", 0)
     return Failure(sample_id, kind, text, status, attempts)

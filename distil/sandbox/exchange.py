@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from distil.records import SUCCESS_MESSAGE
 from distil.sandbox import frames
 from distil.sandbox.server_process import START_SECONDS, ServerProcess, Spare
 
-SUCCESS_MESSAGE = "Success: Image processed successfully"
 # Everything but tab and newline that a terminal would obey instead of showing.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

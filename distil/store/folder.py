@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from distil.errors import TraceError, UsageError
-from distil.records import Failure, Json, OnChange, Rollout, SampleId
+from distil.records import Failure, FailureKind, Json, OnChange, Rollout, SampleId
 from distil.store.atomic import folder_errors, write_bytes, write_json
 from distil.store.claim import RUN_RECORD, lock_folder, read_runs, remove_leftovers
 from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
@@ -270,7 +270,8 @@ def _stored_failure(line: Mapping[str, Json] | None) -> Failure | None:
         sample_id = SampleId.from_json(value)
         others = {name: value[name] for name in value if name not in sample_id.as_json()}
         failure = Failure(sample_id, **others)
-    except (KeyError, TypeError):
+        failure = replace(failure, kind=FailureKind(failure.kind))
+    except (KeyError, TypeError, ValueError):
         return None
     return failure if type(failure.runs) is int else None
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import opening_messages
+from distil.messages.read import quote
 from distil.pictures import ResizeRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
@@ -182,8 +183,7 @@ def _sight_warning(reply: Reply, texts: Sequence[str], sent: SentPicture) -> str
         return None
     if reply.finish_reason == "length":
         return "the teacher was cut off before it named the word in a picture; see --max_tokens"
-    said = " ".join(reply.content.split())
-    said = said if len(said) <= _MAX_QUOTED_CHARS else said[:_MAX_QUOTED_CHARS] + "…"
+    said = quote(reply.content, _MAX_QUOTED_CHARS)
     return (
         f"the teacher did not name the word {SIGN_WORD} in a picture: it said “{said}”. Perhaps "
         f"{PICTURES_DROPPED} (distil doctor finds out)"
@@ -211,9 +211,8 @@ def _ask(
     settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
 ) -> tuple[Reply, TeacherSettings]:
     """The reply, and the settings without what the server refused."""
-    tools = prompt.tools if prompt.tool_mode is ToolMode.NATIVE else ()
     messages = [json.dumps(message).encode() for message in opening_messages(prompt, _probe_picture())]
-    with Teacher(for_setup(settings), tools, budget=budget) as teacher:
+    with Teacher(for_setup(settings), prompt.native_tools, budget=budget) as teacher:
         teacher.tell_by(tell)
         reply = teacher.ask(messages, _PROBE_SEED)
         adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
-from distil.records import Json, Observation, RawCall, SentPicture, ToolCall
+from distil.records import SUCCESS_MESSAGE, Json, Observation, RawCall, SentPicture, ToolCall
 from distil.tools.base import BoxFrame, Scene, SeenSizes, Tool
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
@@ -92,7 +92,7 @@ class Toolbox:
         except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
             message = f"the result cannot be shown: {error}"
             raise ToolError(message, applied.stdout) from None
-        message = "Success: Image processed successfully"
+        message = SUCCESS_MESSAGE
         if self.states_size:
             message += f". The image is now {sent.size[0]}×{sent.size[1]} pixels (width × height)."
         return Observation(True, message, picture_facts(picture), sent, applied.stdout), applied.scene

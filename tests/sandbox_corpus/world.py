@@ -18,8 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from distil.records import SUCCESS_MESSAGE
 from distil.sandbox import frames, jail
-from distil.sandbox.exchange import CONTROL_CHARACTERS, SUCCESS_MESSAGE, ExecResult
+from distil.sandbox.exchange import CONTROL_CHARACTERS, ExecResult
 from distil.sandbox.sandbox import Sandbox
 
 from .entry import Attack
