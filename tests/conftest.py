@@ -109,6 +109,10 @@ LONGEST_FIRST = (  # else a worker is left with one of them when the other has n
     "test_sandbox.py",
     "test_journal.py",
     "test_doctor.py",
+    "test_trace_format_page.py",
+    "test_settings_sent.py",
+    "test_long_tails.py",
+    "test_attempts.py",
     "test_kills.py",
 )
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+from typing import Any
 
 
 def share_tls() -> None:
     """Read the certificates once, where the HTTP library of openai is the one that is known here."""
     with contextlib.suppress(ImportError, AttributeError):
-        import httpcore2
-
-        httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
+        library: Any = importlib.import_module("httpcore2")
+        library.default_ssl_context = functools.cache(library.default_ssl_context)
