@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import subprocess
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from shared_tls import share_tls
 from warm_door import start_door
 
+share_tls()
 pytest.register_assert_rewrite("conversations")
 settings.register_profile("no_deadline", deadline=None)  # busy machines pause for longer than 200 ms
 settings.load_profile("no_deadline")
@@ -92,5 +95,36 @@ def run_door() -> RunDoor:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long, and with which chance, whole conversations are fuzzed."""
-    parser.addoption("--fuzz_seconds", type=float, default=60.0, help="how long (default: 60)")
+    parser.addoption("--fuzz_seconds", type=float, help="how long (default: the same cases in every run)")
     parser.addoption("--fuzz_case", metavar="SEED:NUMBER", help="one case alone, or with SEED: other cases")
+
+
+LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files
+    "test_embedded.py",
+    "test_sandbox_corpus.py",
+    "test_soak.py",
+    "test_doors.py",
+    "test_fuzz_conversations.py",
+    "test_readme.py",
+    "test_sandbox.py",
+    "test_journal.py",
+    "test_doctor.py",
+    "test_trace_format_page.py",
+    "test_settings_sent.py",
+    "test_long_tails.py",
+    "test_attempts.py",
+    "test_kills.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; all else stays as it is."""
+    place = {name: position for position, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported, at each of its rounds."""
+    gc.collect()
+    gc.freeze()

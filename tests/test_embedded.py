@@ -31,9 +31,10 @@ from distil.embedded.gazetteer import load_gazetteer
 
 MODULE = [sys.executable, "-m", "distil.embedded"]
 ROOT = Path(__file__).parents[1]
-PICTURES = 24
+PICTURES = 12  # 11 are read with tools and 1 without: three misreadings from either bound
 CONTROLS = 8
-VARIANTS = 12  # the same signs, read in another way
+VARIANTS = 8  # the same signs, read in another way: all are, which is three from the bound
+COMPARED = 4  # the same signs, asked in another form
 MAX_TURNS = 10
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 FIXED_TOOLS = (ZOOM, ROTATE)
@@ -258,9 +259,9 @@ def pasted_in(host: SignScene, giver: SignScene) -> Image.Image:
 def test_native_and_text_calls_take_the_same_decisions(
     server: Server, scenes: list[SignScene], with_tools: list[Rollout]
 ) -> None:
-    written = roll_all(server, [scene.picture for scene in scenes[:CONTROLS]], FIXED_TOOLS, native=False)
-    assert [rollout.calls for rollout in written] == [rollout.calls for rollout in with_tools[:CONTROLS]]
-    assert [rollout.guess for rollout in written] == [rollout.guess for rollout in with_tools[:CONTROLS]]
+    written = roll_all(server, [scene.picture for scene in scenes[:COMPARED]], FIXED_TOOLS, native=False)
+    assert [rollout.calls for rollout in written] == [rollout.calls for rollout in with_tools[:COMPARED]]
+    assert [rollout.guess for rollout in written] == [rollout.guess for rollout in with_tools[:COMPARED]]
 
 
 def test_when_nothing_is_readable_it_says_so(server: Server) -> None:

@@ -3,7 +3,8 @@
 Nothing a reply holds may lose a sample: each ends as a trace that is readable, verified, restored by the
 recipe and the same to the byte after a resume, or as a failure that says of what kind it is.
 
-`--fuzz_seconds 3600` goes on for an hour; `--fuzz_case SEED:NUMBER` runs the one case a failure names.
+The first NUM_CASES of one seed are held, the same in every run; `--fuzz_seconds 3600` goes on for an hour;
+`--fuzz_case SEED:NUMBER` runs the one case a failure names.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ KINDS = ("sample", "teacher", "context_overflow")  # what may become of a sample
 MODELS = ("Qwen3-VL", "qwen2.5-vl", "gemini-3", "claude-5", "gpt-5", "gpt-4o", "pixel-reasoner", "unheard-of")
 FRAMES = ("auto", "pixel", "rel1000", "rel1000_yx", "rel1")
 HTTP_SHARE, VIEW_SHARE, NUM_SETTINGS = 0.1, 0.3, 24
+NUM_CASES = 500
 NUM_BAD_PICTURES = 5  # the last of PICTURES: their rows fail
 
 
@@ -88,10 +90,11 @@ def test_whole_conversations_end_in_a_true_trace_or_a_typed_failure(
     bench: Bench, request: pytest.FixtureRequest
 ) -> None:
     seed, _, only = (request.config.getoption("--fuzz_case") or "0:").partition(":")
-    until = time.monotonic() + request.config.getoption("--fuzz_seconds")
+    seconds = request.config.getoption("--fuzz_seconds")
+    until = None if seconds is None else time.monotonic() + seconds
     ends: Counter[str] = Counter()
     number = int(only or 0)
-    while not ends or (not only and time.monotonic() < until):
+    while not ends or (not only and _goes_on(number, until)):
         try:
             ends[check(bench, Case.draw(seed, number))] += 1
         except BaseException:
@@ -100,9 +103,13 @@ def test_whole_conversations_end_in_a_true_trace_or_a_typed_failure(
         bench.clear()
         number += 1
     print(f"\n{number} conversations: {dict(ends)}")
-    if not only and number > 1000:
+    if not only and (until is None or number > 1000):
         stops = ("answered", "max_turns", "truncated", "refused", "context_overflow", *KINDS)
         assert all(ends[end] for end in stops), ends  # else it does not go where it should
+
+
+def _goes_on(number: int, until: float | None) -> bool:
+    return number < NUM_CASES if until is None else time.monotonic() < until
 
 
 def check(bench: Bench, case: Case) -> str:

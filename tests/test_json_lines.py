@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distil.store.json_lines import add_lines, open_to_add, read_lines
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a file is written 30,000 times
 
 objects = st.dictionaries(st.text(max_size=9), st.one_of(st.integers(), st.text("a\r\n\u2028é", max_size=9)))
 
@@ -29,7 +32,7 @@ def whole(path: Path) -> list[Any]:
 def test_a_file_torn_at_any_byte_gives_its_whole_lines_and_takes_another(
     values: list[Any], more: Any
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / "lines.jsonl"
         assert add(path, *values) == [end for _, end in read_lines(path)]
         data = path.read_bytes()

@@ -99,6 +99,15 @@ def test_a_side_limit_keeps_the_shape() -> None:
     assert sent_size((4000, 2000), ResizeRule(max_side_px=1568)) == (1568, 784)
 
 
+@pytest.mark.parametrize(
+    ("size", "sent"), [((10_000, 50), (6400, 32)), ((50, 10_000), (32, 6400)), ((10_000, 205), (1568, 32))]
+)
+def test_a_picture_both_too_long_and_too_narrow_is_as_wide_as_servers_take(
+    size: tuple[int, int], sent: tuple[int, int]
+) -> None:
+    assert sent_size(size, ViewRule(max_side_px=1568)) == sent
+
+
 # --- boxes
 
 FRAMES = st.sampled_from(list(Frame))

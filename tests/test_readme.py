@@ -23,6 +23,8 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from seeing_teacher import Seeing
 from warm_door import start_door
 
+from distil.embedded.launch import TEACHER_NOTE
+
 ROOT = PACKAGE.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -174,6 +176,13 @@ def test_the_first_line_prints_what_the_readme_says(tried: Tried) -> None:
     for line in shown.splitlines():
         pattern = ".*".join(map(re.escape, without_figures(line).split("…")))
         assert any(re.fullmatch(pattern, other) for other in printed), line
+
+
+def test_every_trace_of_the_embedded_teacher_says_what_its_teacher_is(tried: Tried) -> None:
+    traces = list((tried.folder / "traces_concurrent").glob("trace_*.json"))
+    notes = [json.loads(path.read_text(encoding="utf-8"))["settings"].get("teacher_note") for path in traces]
+    assert len(notes) == 10 and set(notes) == {TEACHER_NOTE}
+    assert "not for training" in TEACHER_NOTE
 
 
 def without_figures(line: str) -> str:
