@@ -21,6 +21,7 @@ import json
 import math
 import re
 import socket
+import ssl
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -112,8 +113,11 @@ def run_raw(work: Work) -> None:
 def run_openai_post(work: Work, hashes: bool = False) -> None:
     import openai  # noqa: PLC0415
 
+    tls = ssl.create_default_context()  # one for all: a client that makes its own takes 20 ms of CPU
+
     def new_ask() -> Ask:
-        client = openai.OpenAI(base_url=work.api_base, api_key="EMPTY", max_retries=0)
+        http_client = openai.DefaultHttpxClient(verify=tls)
+        client = openai.OpenAI(base_url=work.api_base, api_key="EMPTY", max_retries=0, http_client=http_client)
         options: Any = {"headers": {"Content-Type": "application/json"}}
 
         def ask(messages: list[bytes]) -> bytes:

@@ -11,8 +11,8 @@ NAMES = ("distil_fixed", "distil_fixed, without syncs", "distil_fixed, without j
 
 def measure(bench: Bench) -> list[Row]:
     rows = []
-    for workers in (64,) if bench.is_quick else (32, 128):
+    for workers in (32,) if bench.is_quick else (32, 128):
         say(f"{workers} workers")
-        job = Job("mixed", 1024, 128 if bench.is_quick else 384, workers, Capacity(0.2))
+        job = Job("mixed", 1024, 96 if bench.is_quick else 384, workers, Capacity(0.2))
         rows += bench.compare(bench.contestants(*NAMES), job)
     return rows

@@ -36,7 +36,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def _level_rows(bench: Bench, name: str, capacity: Capacity, calls_a_second: float) -> list[Row]:
     levels = (8, 16) if bench.is_quick else FIXED_LEVELS
-    seconds = SECONDS / 3 if bench.is_quick else SECONDS
+    seconds = SECONDS / 4 if bench.is_quick else SECONDS
     rows = []
     for tree in bench.trees:
         fixed = [_row(bench, bench.label("distil_fixed", tree), level, capacity, calls_a_second, seconds) for level in levels]

@@ -122,7 +122,7 @@ def _lines(axis: Any, rows: Iterable[Row], results: dict[str, Any], x: str, y: s
     for contestant, own in lines.items():
         name, _, tree = contestant.partition("@")
         color, label = _STYLES[name]
-        style = _LINES[results["trees"].index(tree) % len(_LINES)] if tree else "-"
+        style = _LINES[list(results["trees"]).index(tree) % len(_LINES)] if tree else "-"
         points = sorted((row[x], row[y]) for row in own)
         ticks |= {point[0] for point in points}
         axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=color, label=f"{label} {tree}".strip())

@@ -13,7 +13,7 @@ NUM_FEW = 4  # traces of which a run is all start
 
 
 def measure(bench: Bench) -> list[Row]:
-    num_traces = 120 if bench.is_quick else 1000
+    num_traces = 80 if bench.is_quick else 1000
     rows = []
     with bench.folder() as folder:
         for name, count in (("many", num_traces), ("few", NUM_FEW)):
@@ -38,7 +38,7 @@ def _row(bench: Bench, tree: Tree, folder: Path, num_traces: int, workers: int |
     for name in ("few", "many"):
         runs = [
             run_child(tree.distil("verify", name, *flags), tree.environment(), folder)
-            for _ in range(bench.num_repeats)
+            for _ in range(2 if bench.is_quick else 3)
         ]
         seconds[name] = statistics.median(run.wall_seconds for run in runs)
         cpu_seconds[name] = statistics.median(run.cpu_seconds for run in runs)

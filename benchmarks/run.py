@@ -81,7 +81,7 @@ def _measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "is_quick": bench.is_quick,
-        "trees": [tree.name for tree in bench.trees],
+        "trees": {tree.name: tree.version() for tree in bench.trees},
         "sections": {},
         "seconds": {},
     }

@@ -16,7 +16,7 @@ GRID = {  # seconds a call → samples a worker, workers
     5.0: (3, (256, 512)),
     20.0: (1, (512,)),
 }
-QUICK_GRID = {1.0: (3, (64,))}
+QUICK_GRID = {0.5: (3, (64,))}
 NAMES = ("openai_post", "distil_fixed", "distil")
 
 

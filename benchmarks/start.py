@@ -14,7 +14,7 @@ NUM_ROWS = 1_000_000
 
 def measure(bench: Bench) -> list[Row]:
     many = 50_000 if bench.is_quick else NUM_ROWS
-    num_repeats = 3 if bench.is_quick else 7
+    num_repeats = 2 if bench.is_quick else 7
     rows = []
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _ in range(num_repeats):

@@ -105,7 +105,8 @@ def markdown(results: dict[str, Any], titles: dict[str, str]) -> str:
 def machine_line(results: dict[str, Any]) -> str:
     """What it was measured on."""
     machine = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    named = {f"distil {name}": version for name, version in results["trees"].items()} | machine["versions"]
+    versions = ", ".join(f"{name} {version}" for name, version in named.items())
     return f"{machine['num_cores']} × {machine['processor']}, {machine['system']}; Python {machine['python']}, {versions}"
 
 
