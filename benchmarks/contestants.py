@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 from PIL import Image
 
 Json = Any
@@ -52,9 +53,10 @@ QUESTION = (
     "and markings, vehicles and the side they drive on, climate, cultural elements, landmarks. Use the tools to look "
     "closer. Give your final answer in decimal degrees as \\boxed{latitude, longitude}."
 )
-FIELDS = {"model": MODEL, "max_tokens": 2048, "temperature": 0.7, "seed": 1}
+FIELDS: Json = {"model": MODEL, "max_tokens": 2048, "temperature": 0.7, "seed": 1}
 FIELDS_TAIL = b"," + json.dumps(FIELDS).encode()[1:]
 UNHASHED = "0" * 64
+SUCCESS = "Success: Image zoomed in."
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Work:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("--api_base", required=True)
     parser.add_argument("--dataset_path", required=True)
@@ -117,7 +121,9 @@ def run_openai_post(work: Work, hashes: bool = False) -> None:
 
     def new_ask() -> Ask:
         http_client = openai.DefaultHttpxClient(verify=tls)
-        client = openai.OpenAI(base_url=work.api_base, api_key="EMPTY", max_retries=0, http_client=http_client)
+        client = openai.OpenAI(
+            base_url=work.api_base, api_key="EMPTY", max_retries=0, http_client=http_client
+        )
         options: Any = {"headers": {"Content-Type": "application/json"}}
 
         def ask(messages: list[bytes]) -> bytes:
@@ -149,7 +155,8 @@ def solve_all(work: Work, new_ask: Callable[[], Ask], hashes: bool) -> None:
             own.ask = new_ask()
         row = rows[index]
         data = row.pop("image")["bytes"]
-        write_trace(work.output_dir, solve_one(own.ask, index, row, data, hashes, work.dataset_path))
+        trace = solve_one(own.ask, Sample(index, row, data, hashes, work.dataset_path))
+        write_trace(work.output_dir, trace)
 
     with ThreadPoolExecutor(work.max_workers) as pool:
         list(pool.map(solve, range(work.num_samples)))
@@ -158,28 +165,42 @@ def solve_all(work: Work, new_ask: Callable[[], Ask], hashes: bool) -> None:
 # --- one sample ---
 
 
-def solve_one(ask: Ask, index: int, row: Json, data: bytes, hashes: bool, dataset_path: str) -> Json:
+@dataclass(frozen=True)
+class Sample:
+    """A row, its picture's file, and whether the hashes of a trace are computed."""
+
+    index: int
+    row: Json
+    data: bytes
+    hashes: bool
+    dataset_path: str
+
+
+def solve_one(ask: Ask, sample: Sample) -> Json:
     """A conversation to its end, and its trace."""
-    picture = Image.open(io.BytesIO(data))
-    photo_facts = {**facts(picture, hashes), "sent": sent_facts(picture, data, hashes)}
-    messages = [message_bytes("system", SYSTEM), picture_message(data, after=QUESTION)]
+    picture: Image.Image = Image.open(io.BytesIO(sample.data))
+    photo = facts(picture, sample.data, sample.hashes)
+    messages = [message_bytes("system", SYSTEM), picture_message(sample.data, after=QUESTION)]
     turns: list[Json] = []
     calls: list[Json] = []
     while True:
         completion = json.loads(ask(messages))
         text = completion["choices"][0]["message"]["content"]
         turns.append(turn_log(len(turns) + 1, text, completion))
-        found = re.search(r"<tool_call>\s*(.*?)\s*</tool_call>", text, re.DOTALL)
-        if found is None:
-            return trace_of(index, row, data, photo_facts, turns, calls, hashes, dataset_path)
-        call = json.loads(found[1])
+        call = read_call(text)
+        if call is None:
+            return trace_of(sample, photo, turns, calls)
         box = box_px(call["arguments"]["bbox_2d"], picture.size)
         picture = picture.crop(box)
         sent = jpeg_bytes(picture)
-        calls.append(call_log(len(turns), call, box, picture, sent, hashes))
-        message = "Success: Image zoomed in."
+        calls.append(call_log(len(turns), call, box, facts(picture, sent, sample.hashes)))
         messages.append(message_bytes("assistant", text))
-        messages.append(picture_message(sent, "<tool_response>\n", f"\n{message}\n</tool_response>"))
+        messages.append(picture_message(sent, "<tool_response>\n", f"\n{SUCCESS}\n</tool_response>"))
+
+
+def read_call(text: str) -> Json:
+    found = re.search(r"<tool_call>\s*(.*?)\s*</tool_call>", text, re.DOTALL)
+    return None if found is None else json.loads(found[1])
 
 
 def box_px(box: list[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -212,23 +233,16 @@ def picture_message(data: bytes, before: str = "", after: str = "") -> bytes:
 # --- the trace ---
 
 
-def facts(picture: Image.Image, hashes: bool) -> Json:
-    digest = UNHASHED
+def facts(picture: Image.Image, sent: bytes, hashes: bool) -> Json:
+    """What a trace says of a picture and of its file as it was sent."""
+    size = {"width_px": picture.width, "height_px": picture.height}
+    pixel_sha256 = sent_sha256 = UNHASHED
     if hashes:
-        hashed = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
-        hashed.update(picture.tobytes())
-        digest = hashed.hexdigest()
-    return {"width_px": picture.width, "height_px": picture.height, "mode": picture.mode, "pixel_sha256": digest}
-
-
-def sent_facts(picture: Image.Image, data: bytes, hashes: bool) -> Json:
-    return {
-        "media_type": "image/jpeg",
-        "width_px": picture.width,
-        "height_px": picture.height,
-        "num_bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest() if hashes else UNHASHED,
-    }
+        pixels = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
+        pixels.update(picture.tobytes())
+        pixel_sha256, sent_sha256 = pixels.hexdigest(), hashlib.sha256(sent).hexdigest()
+    file = {"media_type": "image/jpeg", **size, "num_bytes": len(sent), "sha256": sent_sha256}
+    return {**size, "mode": picture.mode, "pixel_sha256": pixel_sha256, "sent": file}
 
 
 def turn_log(number: int, text: str, completion: Json) -> Json:
@@ -244,31 +258,32 @@ def turn_log(number: int, text: str, completion: Json) -> Json:
     }
 
 
-def call_log(turn: int, call: Json, box: tuple[int, ...], picture: Image.Image, sent: bytes, hashes: bool) -> Json:
+def call_log(turn: int, call: Json, box: tuple[int, ...], result: Json) -> Json:
     return {
         "turn": turn,
         "tool_name": call["name"],
         "tool_arguments": {"bbox_2d": list(box)},
         "raw_arguments": call["arguments"],
         "success": True,
-        "message": "Success: Image zoomed in.",
+        "message": SUCCESS,
         "clamped": False,
-        "result": {**facts(picture, hashes), "sent": sent_facts(picture, sent, hashes)},
+        "result": result,
     }
 
 
-def trace_of(
-    index: int, row: Json, data: bytes, photo: Json, turns: list[Json], calls: list[Json], hashes: bool, path: str
-) -> Json:
+def trace_of(sample: Sample, photo: Json, turns: list[Json], calls: list[Json]) -> Json:
     """A trace with the fields and the size of distil's."""
-    answer = [float(part) for part in re.findall(r"-?[\d.]+", turns[-1]["assistant_response"].split("\\boxed")[-1])]
+    row, path = sample.row, sample.dataset_path
+    answer = [
+        float(part) for part in re.findall(r"-?[\d.]+", turns[-1]["assistant_response"].split("\\boxed")[-1])
+    ]
     distance_km = haversine_km(answer[0], answer[1], row["lat"], row["lon"])
     score = math.exp(-distance_km / 1492.7)
     within = {f"acc@{radius}km": float(distance_km <= radius) for radius in (1, 25, 200, 750, 2500)}
     return {
         "format": "benchmark",
         "dataset_path": path,
-        "sample_index": index,
+        "sample_index": sample.index,
         "sample_data": row,
         "conversation_log": turns,
         "tool_calls_log": calls,
@@ -291,15 +306,16 @@ def trace_of(
             "truth": {"lat": row["lat"], "lon": row["lon"]},
             "tokens": {"prompt_tokens": 9000, "completion_tokens": 360},
             "settings_sha256": UNHASHED,
-            "versions": {"pillow": Image.__version__},
+            "versions": {"pillow": PIL.__version__},
         },
         "dataset": {"source": path, "kind": "disk", "split": None, "fingerprint": "0" * 16, "num_rows": 0},
-        "image": {
-            "file_sha256": hashlib.sha256(data).hexdigest() if hashes else UNHASHED,
-            "file_format": "JPEG",
-            **photo,
+        "image": {"file_sha256": photo["sent"]["sha256"], "file_format": "JPEG", **photo},
+        "settings": {
+            "system_prompt": SYSTEM,
+            "user_prompt": QUESTION,
+            **FIELDS,
+            "tool_schemas": SYSTEM[200:900],
         },
-        "settings": {"system_prompt": SYSTEM, "user_prompt": QUESTION, **FIELDS, "tool_schemas": SYSTEM[200:900]},
         "integrity_sha256": UNHASHED,
     }
 
@@ -340,24 +356,24 @@ def run_earlier(work: Work) -> None:
             {"role": "system", "content": SYSTEM},
             {"role": "user", "content": [url_part(data), {"type": "text", "text": QUESTION}]},
         ]
-        photo = {**facts(picture, False), "sent": sent_facts(picture, data, False)}
+        photo = facts(picture, data, hashes=False)
         turns: list[Json] = []
         calls: list[Json] = []
         while True:
             completion = client.chat.completions.create(messages=messages, **FIELDS)
             text = completion.choices[0].message.content
             turns.append(turn_log(len(turns) + 1, text, completion.model_dump()))
-            found = re.search(r"<tool_call>\s*(.*?)\s*</tool_call>", text, re.DOTALL)
-            if found is None:
+            call = read_call(text)
+            if call is None:
                 break
-            call = json.loads(found[1])
             box = box_px(call["arguments"]["bbox_2d"], picture.size)
             picture = picture.crop(box)
             sent = jpeg_bytes(picture)
-            calls.append(call_log(len(turns), call, box, picture, sent, False))
+            calls.append(call_log(len(turns), call, box, facts(picture, sent, hashes=False)))
             messages.append({"role": "assistant", "content": text})
-            messages.append({"role": "user", "content": [url_part(sent), {"type": "text", "text": "Success."}]})
-        traces[index] = trace_of(index, row, data, photo, turns, calls, False, work.dataset_path)
+            messages.append({"role": "user", "content": [url_part(sent), {"type": "text", "text": SUCCESS}]})
+        sample = Sample(index, row, data, False, work.dataset_path)
+        traces[index] = trace_of(sample, photo, turns, calls)
 
     with ThreadPoolExecutor(work.max_workers) as pool:
         list(pool.map(solve, range(work.num_samples)))

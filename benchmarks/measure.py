@@ -53,7 +53,9 @@ class Tree:
 
     def environment(self) -> dict[str, str]:
         """Nothing of this shell's that changes who is asked, or how."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))
+        }
         own = {} if self.checkout is None else {"PYTHONPATH": str(self.checkout)}
         return kept | own | {"OPENAI_API_KEY": "EMPTY"}
 
@@ -88,7 +90,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], folder: Pa
     """Run a command to its end in a folder; raises RuntimeError where it fails."""
     with tempfile.TemporaryFile(dir=folder) as output:
         started_at = time.monotonic()
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
@@ -121,7 +123,7 @@ class Job:
     num_rows: int
     num_samples: int
     max_workers: int
-    capacity: Capacity = Capacity()
+    capacity: Capacity
 
 
 DISTIL = {  # contestant → further flags
@@ -178,7 +180,9 @@ class Bench:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def compare(self, contestants: Iterable[str], job: Job, num_repeats: int | None = None, **facts: Any) -> list[Row]:
+    def compare(
+        self, contestants: Iterable[str], job: Job, num_repeats: int | None = None, **facts: Any
+    ) -> list[Row]:
         """A row of medians for each contestant; they take turns, so that a busy machine slows them alike."""
         contestants = list(contestants)
         rows: dict[str, list[Row]] = {name: [] for name in contestants}
@@ -305,7 +309,9 @@ def machine() -> dict[str, Any]:
 
 def _first_line(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:
     try:
-        return subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, env=dict(environment), cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return ""
 

@@ -50,22 +50,25 @@ def dataset(cache_dir: Path, kind: str, num_rows: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("num_rows", type=int)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    _save(options.kind, options.num_rows, options.folder)
+    save(options.kind, options.num_rows, options.folder)
 
 
-def _save(name: str, num_rows: int, folder: Path) -> None:
+def save(name: str, num_rows: int, folder: Path) -> None:
     import datasets  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
     import pyarrow as pa  # noqa: PLC0415
 
     kind = KINDS[name]
     photos = [
-        _jpeg(seed, kind.sizes[seed % len(kind.sizes)], kind) for seed in range(min(num_rows, kind.num_distinct))
+        _jpeg(seed, kind.sizes[seed % len(kind.sizes)], kind)
+        for seed in range(min(num_rows, kind.num_distinct))
     ]
     if name == "rows":
         photos += [_jpeg(1, (16, 16), kind)] * (num_rows - 1)

@@ -28,7 +28,14 @@ def _make_traces(bench: Bench, folder: Path, name: str, num_traces: int) -> None
     tree = bench.trees[0]
     with serving(Capacity()) as teacher:
         flags = ["--api_base", teacher.api_base, "--model", MODEL, "--tool_mode", "text", "--max_workers", 8]
-        flags += ["--dataset_path", bench.dataset("mixed", 1024), "--num_samples", num_traces, "--output_dir", name]
+        flags += [
+            "--dataset_path",
+            bench.dataset("mixed", 1024),
+            "--num_samples",
+            num_traces,
+            "--output_dir",
+            name,
+        ]
         run_child(tree.distil("run", *flags), tree.environment(), folder)
 
 

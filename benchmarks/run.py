@@ -16,6 +16,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import journal
 import level
@@ -45,7 +46,9 @@ NOT_QUICK = ("signs",)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer points, in about two minutes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"))
@@ -77,7 +80,7 @@ def main() -> None:
 
 def _measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
     """Measure section by section; what is done is written after each."""
-    results = {
+    results: dict[str, Any] = {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "is_quick": bench.is_quick,
@@ -98,7 +101,7 @@ def _measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
     (output_dir / "tables.md").write_text(markdown, encoding="utf-8")
     print(markdown)
     try:
-        import plots  # noqa: PLC0415: not before all is measured, a child's peak starts at its parent's size
+        import plots  # noqa: PLC0415 - not before all is measured, a child's peak starts at its parent's size
     except ImportError as error:
         say(f"no plots: {error} (pip install matplotlib)")
     else:

@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from distil.sandbox.exchange import ExecResult
-from distil.sandbox.sandbox import Sandbox
 from measure import percentile
 from PIL import Image
+
+from distil.sandbox.exchange import ExecResult
+from distil.sandbox.sandbox import Sandbox
 
 JOB = "result_image = image.rotate(45).crop((100, 100, 500, 500))"
 FRESH_NAME = "fresh python -I"
@@ -44,7 +45,9 @@ Design = Callable[[Image.Image], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--soak", type=int, default=0)
     options = parser.parse_args()
@@ -67,7 +70,14 @@ def main() -> None:
     if options.soak:
         soak(options.soak)
     rows = [{"contestant": name, **one_by_one[name], **at_once[name]} for name in designs]
-    print(json.dumps([row | ({"start_ms": start_ms, "idle_mb": idle_mb} if row["contestant"] == "sandbox" else {}) for row in rows]))
+    print(
+        json.dumps(
+            [
+                row | ({"start_ms": start_ms, "idle_mb": idle_mb} if row["contestant"] == "sandbox" else {})
+                for row in rows
+            ]
+        )
+    )
 
 
 def photo() -> Image.Image:
@@ -82,7 +92,9 @@ def run_in_process(picture: Image.Image) -> None:
 
 def run_fresh(picture: Image.Image) -> None:
     """A new interpreter per call, as subprocess-based tools do it."""
-    subprocess.run([sys.executable, "-I", "-c", FRESH], input=picture.tobytes(), capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-I", "-c", FRESH], input=picture.tobytes(), capture_output=True, check=True
+    )
 
 
 def timed_ms(call: Callable[[], object]) -> float:
@@ -151,7 +163,14 @@ def _session_bytes(session: int) -> int:
 
 def soak(calls: int) -> None:
     """Calls of every kind; prints what was there before and after."""
-    codes = [JOB, JOB, "1 / 0", "import os\nos._exit(0)", "import ctypes\nctypes.string_at(0)", "print('x' * 99999)"]
+    codes = [
+        JOB,
+        JOB,
+        "1 / 0",
+        "import os\nos._exit(0)",
+        "import ctypes\nctypes.string_at(0)",
+        "print('x' * 99999)",
+    ]
     picture = photo().resize((64, 48))
 
     def counts(sandbox: Sandbox) -> dict[str, Any]:

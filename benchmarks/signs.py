@@ -23,7 +23,10 @@ def measure(bench: Bench) -> list[Row]:
         rows = [_run(bench, folder, "run", workers) for workers in WORKERS]
     for row in rows:
         row["speed_up"] = rows[0]["seconds"] / row["seconds"]
-    return [{**kept, "saved": 0.0}, *({**row, "saved": 1 - row["trace_kb"] / kept["trace_kb"]} for row in rows)]
+    return [
+        {**kept, "saved": 0.0},
+        *({**row, "saved": 1 - row["trace_kb"] / kept["trace_kb"]} for row in rows),
+    ]
 
 
 def _run(bench: Bench, folder: Path, command: str, workers: int) -> Row:

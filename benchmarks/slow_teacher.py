@@ -26,6 +26,8 @@ def measure(bench: Bench) -> list[Row]:
         for workers in all_workers:
             say(f"{seconds_per_call:g} s a call, {workers} workers, {samples_a_worker} samples each")
             num_samples = samples_a_worker * workers
-            job = Job("mixed", 192 if bench.is_quick else 2560, num_samples, workers, Capacity(seconds_per_call))
+            job = Job(
+                "mixed", 192 if bench.is_quick else 2560, num_samples, workers, Capacity(seconds_per_call)
+            )
             rows += bench.compare(bench.contestants(*NAMES), job, num_repeats=1)
     return rows

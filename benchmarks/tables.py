@@ -98,7 +98,9 @@ def markdown(results: dict[str, Any], titles: dict[str, str]) -> str:
     parts = [_machine_text(results), "## Targets\n\n" + _table(results["targets"], _TARGETS)]
     for name, title in titles.items():
         text = _table(results["sections"][name], _SAID[name])
-        parts.append(f"## {title}\n\n{text}\n{results['seconds'][name]:.0f} s; {_server_text(results['sections'][name])}")
+        parts.append(
+            f"## {title}\n\n{text}\n{results['seconds'][name]:.0f} s; {_server_text(results['sections'][name])}"
+        )
     return "\n".join(parts)
 
 

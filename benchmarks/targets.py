@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from measure import Bench, Row
@@ -17,7 +19,10 @@ def judge(sections: Sections, bench: Bench) -> list[Target]:
     found = []
     for tree in bench.trees:
         for judge_one in (_cpu, _throughput, _slow, _level, _memory, _start, _journal, _replay, _sandbox):
-            found += [{"tree": tree.name, **target} for target in judge_one(sections, lambda name: bench.label(name, tree))]
+            found += [
+                {"tree": tree.name, **target}
+                for target in judge_one(sections, partial(bench.label, tree=tree))
+            ]
     return found
 
 
@@ -43,7 +48,10 @@ def _figure(sections: Sections, section: str, figure: str, **wanted: Any) -> flo
 
 def _cpu(sections: Sections, label: Label) -> Iterator[Target]:
     for name in (label("distil_fixed"), label("distil")):
-        at = {workers: {row["contestant"]: row for row in _rows(sections, "workers", workers=workers)} for workers in (8, 128)}
+        at = {
+            workers: {row["contestant"]: row for row in _rows(sections, "workers", workers=workers)}
+            for workers in (8, 128)
+        }
         ours = at[128].get(name)
         if ours is None or name not in at[8]:
             continue
@@ -51,7 +59,9 @@ def _cpu(sections: Sections, label: Label) -> Iterator[Target]:
             ratio = ours["cpu_ms_per_call"] / at[128][other]["cpu_ms_per_call"]
             yield _most(f"1. {name}: CPU a call at 128 workers, × {other}", ratio, limit)
         few = at[8][name]
-        yield _most(f"1. {name}: CPU a call, 128 workers × 8", ours["cpu_ms_per_call"] / few["cpu_ms_per_call"], 1.25)
+        yield _most(
+            f"1. {name}: CPU a call, 128 workers × 8", ours["cpu_ms_per_call"] / few["cpu_ms_per_call"], 1.25
+        )
         switches = ours["switches_per_call"] / few["switches_per_call"]
         yield _most(f"1. {name}: context switches a call, 128 workers × 8", switches, 2)
 
@@ -61,7 +71,7 @@ def _throughput(sections: Sections, label: Label) -> Iterator[Target]:
         rates = {row["workers"]: row["calls_a_second"] for row in _rows(sections, "workers", contestant=name)}
         if len(rates) > 1:
             steps = list(rates.values())
-            least = min(later / earlier for earlier, later in zip(steps, steps[1:], strict=False))
+            least = min(later / earlier for earlier, later in pairwise(steps))
             most = max(rates)
             # 5 % is what two runs of the same differ by.
             yield _least(f"2. {name}: calls/s, least ratio of a step in workers up to {most:g}", least, 0.95)
@@ -77,13 +87,19 @@ def _slow(sections: Sections, label: Label) -> Iterator[Target]:
             wanted = {"contestant": label(name), "workers": workers, "seconds_per_call": seconds}
             share = _figure(sections, "slow_teacher", "share_of_ideal", **wanted)
             if share is not None:
-                yield _least(f"3. {label(name)}: share of ideal, {seconds:g} s a call, {workers} workers", share, limit)
+                yield _least(
+                    f"3. {label(name)}: share of ideal, {seconds:g} s a call, {workers} workers", share, limit
+                )
 
 
 def _level(sections: Sections, label: Label) -> Iterator[Target]:
     for row in _rows(sections, "level", contestant=label("distil")):
         # What it reached when this was written was from 93 % to all of the best fixed level.
-        yield _least(f"3. {row['contestant']}: rate of the best fixed level, {row['server']}", row["share_of_best"], 0.9)
+        yield _least(
+            f"3. {row['contestant']}: rate of the best fixed level, {row['server']}",
+            row["share_of_best"],
+            0.9,
+        )
 
 
 def _memory(sections: Sections, label: Label) -> Iterator[Target]:
@@ -116,7 +132,11 @@ def _journal(sections: Sections, label: Label) -> Iterator[Target]:
         without = _figure(sections, "journal", "calls_a_second", contestant=bare, workers=row["workers"])
         if without is not None:
             ratio = row["calls_a_second"] / without
-            yield _least(f"6. {row['contestant']}: rate with the journal by without, {row['workers']} workers", ratio, 0.95)
+            yield _least(
+                f"6. {row['contestant']}: rate with the journal by without, {row['workers']} workers",
+                ratio,
+                0.95,
+            )
 
 
 def _replay(sections: Sections, label: Label) -> Iterator[Target]:

@@ -76,7 +76,9 @@ class Teacher:
 
     def seen(self) -> Seen:
         """What it saw so far."""
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self._root}/stats") as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"{self._root}/stats"
+        ) as reply:
             return Seen(**json.load(reply))
 
 
@@ -232,7 +234,10 @@ def _content_length(head: bytes) -> int:
 
 
 def _ok(body: bytes, status: bytes = b"200 OK") -> bytes:
-    head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+        status,
+        len(body),
+    )
     return head + body
 
 
@@ -263,7 +268,9 @@ def _replies(num_turns: int) -> list[bytes]:
 
 
 _MODELS = _ok(
-    json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "x"}]}).encode()
+    json.dumps(
+        {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "x"}]}
+    ).encode()
 )
 _PROBED = _completion("OSLO")
 _REFUSED = _ok(b'{"error": {"message": "too many requests"}}', b"429 Too Many Requests")
@@ -290,7 +297,9 @@ async def _serve(capacity: Capacity) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for item in fields(Capacity):
         parser.add_argument(f"--{item.name}", type=type(item.default), default=item.default)
     asyncio.run(_serve(Capacity(**vars(parser.parse_args()))))

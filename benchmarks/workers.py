@@ -15,7 +15,7 @@ NUM_ROWS = 1024
 
 def measure(bench: Bench) -> list[Row]:
     rows = []
-    for workers, num_samples in NUM_SAMPLES.items():
+    for workers, full_samples in NUM_SAMPLES.items():
         if bench.is_quick and workers not in JUDGED:
             continue
         names = ["raw", "openai_post", "earlier", "distil_fixed", "distil"]
@@ -25,7 +25,7 @@ def measure(bench: Bench) -> list[Row]:
             names.insert(2, "openai_post_hashed")
         if workers > MAX_EARLIER:
             names.remove("earlier")
-        num_samples = 128 if bench.is_quick else num_samples
+        num_samples = 128 if bench.is_quick else full_samples
         num_repeats = bench.num_repeats if workers in JUDGED else 1
         say(f"{workers} workers, {num_samples} samples")
         job = Job("mixed", NUM_ROWS, num_samples, workers, Capacity(SECONDS_PER_CALL))
