@@ -85,6 +85,15 @@ _SAID: dict[str, tuple[Column, ...]] = {  # section → columns, the headings of
         ("saved", "saved", ".0%"),
     ),
 }
+_HOURS = {1: 27.0, 4: 7.0, 8: 3.5}  # asked for, by workers
+_HOURS_TITLE = "Speed-up: 1,000 samples that take one worker 27 hours"
+_HOURS_COLUMNS: tuple[Column, ...] = (
+    ("contestant", "", ""),
+    ("workers", "workers", ".0f"),
+    ("speed_up", "× one worker", ".2f"),
+    ("hours", "hours", ".2g"),
+    ("asked", "hours asked for", "g"),
+)
 _TARGETS: tuple[Column, ...] = (
     ("tree", "tree", ""),
     ("target", "target", ""),
@@ -96,12 +105,30 @@ _TARGETS: tuple[Column, ...] = (
 def markdown(results: dict[str, Any], titles: dict[str, str]) -> str:
     """All tables, the targets first."""
     parts = [_machine_text(results), "## Targets\n\n" + _table(results["targets"], _TARGETS)]
+    if "workers" in titles:
+        parts.append(f"## {_HOURS_TITLE}\n\n{_hours_table(results['sections']['workers'])}")
     for name, title in titles.items():
         text = _table(results["sections"][name], _SAID[name])
         parts.append(
             f"## {title}\n\n{text}\n{results['seconds'][name]:.0f} s; {_server_text(results['sections'][name])}"
         )
     return "\n".join(parts)
+
+
+def _hours_table(rows: Sequence[Row]) -> str:
+    """The table that distil was asked to reach, carried on: what its 27 hours would be at the speed-ups here."""
+    ours = [row for row in rows if row["contestant"].startswith("distil") and "speed_up" in row]
+    said = [
+        {
+            "contestant": row["contestant"],
+            "workers": row["workers"],
+            "speed_up": row["speed_up"],
+            "hours": _HOURS[1] / row["speed_up"],
+            "asked": _HOURS.get(int(row["workers"])),
+        }
+        for row in ours
+    ]
+    return _table(sorted(said, key=lambda row: row["contestant"]), _HOURS_COLUMNS)
 
 
 def machine_line(results: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +60,13 @@ def test_the_teacher_zooms_twice_and_answers_whatever_the_size_of_a_body(teacher
 def test_the_turns_of_a_body_are_counted_wherever_it_is_cut(teacher: Teacher) -> None:
     body = conversation(1, 8)
     address = urllib.parse.urlsplit(teacher.api_base)
-    for cut in range(0, len(body), 3):
+    mark = body.index(b'"assistant"')
+    for cut in range(mark, mark + len(b'"assistant"') + 1):
         connection = http.client.HTTPConnection(address.netloc, timeout=10)
         connection.putrequest("POST", "/v1/chat/completions")
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:cut])
+        time.sleep(0.02)  # for the server to read what is there
         connection.send(body[cut:])
         text = json.load(connection.getresponse())["choices"][0]["message"]["content"]
         connection.close()
