@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -113,6 +114,34 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], folder: Pa
         peak_bytes=used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         output=text,
     )
+
+
+@contextlib.contextmanager
+def open_child(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is ended with the block."""
+    with subprocess.Popen(
+        command,
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """What a process that runs has used, its children left out; not a number where the system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ _SAID: dict[str, tuple[Column, ...]] = {  # section → columns, the headings of
         ("contestant", "", ""),
         ("what", "until", ""),
         ("seconds", "s", ".2f"),
-        ("cpu_seconds", "CPU s of the process", ".2f"),
+        ("cpu_seconds", "CPU s until then", ".2f"),
     ),
     "signs": (
         ("contestant", "", ""),

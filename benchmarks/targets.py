@@ -11,7 +11,7 @@ from measure import Bench, Row
 
 Sections = dict[str, list[Row]]
 Target = dict[str, Any]
-OPENAI_SECONDS, HELP_SECONDS = 1.5, 0.2
+OPENAI_RATIO, HELP_SECONDS = 1.5, 0.2
 
 
 def judge(sections: Sections, bench: Bench) -> list[Target]:
@@ -118,12 +118,14 @@ def _memory(sections: Sections, label: Label) -> Iterator[Target]:
 
 
 def _start(sections: Sections, label: Label) -> Iterator[Target]:
-    rows = {row["what"]: row["seconds"] for row in _rows(sections, "start", contestant=label("distil"))}
-    for what, seconds in rows.items():
+    rows = {row["what"]: row for row in _rows(sections, "start", contestant=label("distil"))}
+    for what, row in rows.items():
         if what.startswith("first request"):
-            yield _most(f"5. {what}, × import openai", seconds / rows["import openai"], OPENAI_SECONDS)
+            for name, unit in (("seconds", "time"), ("cpu_seconds", "CPU")):
+                ratio = row[name] / rows["import openai"][name]
+                yield _most(f"5. {what}: {unit}, × import openai", ratio, OPENAI_RATIO)
         elif what.endswith("--help"):
-            yield _most(f"5. {what}, seconds", seconds, HELP_SECONDS)
+            yield _most(f"5. {what}: seconds", row["seconds"], HELP_SECONDS)
 
 
 def _journal(sections: Sections, label: Label) -> Iterator[Target]:

@@ -49,6 +49,7 @@ class Capacity:
     sigma: float = 0.0  # of the log-normal factor on the time of a reply
     seconds_per_neighbour: float = 0.0
     num_turns: int = 3  # 1: the answer at once
+    seconds_per_probe: float = 0.0
 
 
 # --- for who measures ---
@@ -118,7 +119,7 @@ class _Script:
         now = time.monotonic()
         self._first_request_at = self._first_request_at or now
         if is_probe:
-            connection.reply(_PROBED)
+            asyncio.get_running_loop().call_later(self._capacity.seconds_per_probe, connection.reply, _PROBED)
             return
         if self._first_call_at is None:
             self._first_call_at, self._cpu_seconds_before = now, _cpu_seconds()
