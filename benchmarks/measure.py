@@ -28,6 +28,7 @@ from teacher_server import MODEL, Capacity, Seen, serving
 
 HERE = Path(__file__).parent
 BYTES_A_MB = 1e6
+MAX_ERROR_CHARS = 500
 Row = dict[str, Any]
 
 
@@ -164,7 +165,7 @@ WITHOUT = {
     "without syncs": "os.fsync = os.fdatasync = lambda descriptor: None",
     "without journal": (
         "os.fsync = os.fdatasync = lambda descriptor: None; import distil.store.journal as journal; "
-        "journal.SampleJournal.journaled = lambda self, ask: ask"
+        "journal.SampleJournal.journaled; journal.SampleJournal.journaled = lambda self, ask: ask"
     ),
 }
 
@@ -177,6 +178,7 @@ class Bench:
     cache_dir: Path
     is_quick: bool
     num_repeats: int
+    failures: list[str] = field(default_factory=list)
     _start_cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     def contestants(self, *names: str) -> list[str]:
@@ -217,8 +219,12 @@ class Bench:
         rows: dict[str, list[Row]] = {name: [] for name in contestants}
         for _ in range(num_repeats or self.num_repeats):
             for name in contestants:
-                rows[name].append(self.run(name, job))
-        return [{"contestant": name, **facts, **medians(rows[name])} for name in contestants]
+                try:
+                    rows[name].append(self.run(name, job))
+                except RuntimeError as error:  # an hour's figures are not lost for one that fails
+                    say(f"  FAILED: {error}")
+                    self.failures.append(f"{name}, {job.max_workers} workers: {str(error)[:MAX_ERROR_CHARS]}")
+        return [{"contestant": name, **facts, **medians(own)} for name, own in rows.items() if own]
 
     def run(self, contestant: str, job: Job) -> Row:
         """One contestant, one time."""

@@ -14,6 +14,7 @@ import argparse
 import datetime as dt
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import slow_teacher
 import start
 import tables
 import workers
-from measure import Bench, Tree, machine, say
+from measure import MAX_ERROR_CHARS, Bench, Tree, machine, say
 from targets import judge
 
 SECTIONS = {
@@ -75,10 +76,12 @@ def main() -> None:
     )
     chosen = options.only or [name for name in SECTIONS if not (options.quick and name in NOT_QUICK)]
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    _measure_all(bench, chosen, options.output_dir)
+    measure_all(bench, chosen, options.output_dir)
+    if bench.failures:
+        sys.exit("failed: " + "; ".join(bench.failures))
 
 
-def _measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
+def measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
     """Measure section by section; what is done is written after each."""
     results: dict[str, Any] = {
         "started_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -91,10 +94,16 @@ def _measure_all(bench: Bench, chosen: list[str], output_dir: Path) -> None:
     for name in chosen:
         say(f"— {SECTIONS[name].TITLE}")
         started = time.monotonic()
-        results["sections"][name] = SECTIONS[name].measure(bench)
+        try:
+            results["sections"][name] = SECTIONS[name].measure(bench)
+        except RuntimeError as error:
+            say(f"  FAILED: {error}")
+            bench.failures.append(f"{name}: {str(error)[:MAX_ERROR_CHARS]}")
+            results["sections"][name] = []
         results["seconds"][name] = time.monotonic() - started
         results["machine"]["load_after"] = os.getloadavg()[0]
         results["targets"] = judge(results["sections"], bench)
+        results["failures"] = bench.failures
         text = json.dumps(results, ensure_ascii=False, indent=1)
         (output_dir / "results.json").write_text(text + "\n", encoding="utf-8")
     markdown = tables.markdown(results, {name: SECTIONS[name].TITLE for name in chosen})

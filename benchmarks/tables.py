@@ -105,6 +105,8 @@ _TARGETS: tuple[Column, ...] = (
 def markdown(results: dict[str, Any], titles: dict[str, str]) -> str:
     """All tables, the targets first."""
     parts = [_machine_text(results), "## Targets\n\n" + _table(results["targets"], _TARGETS)]
+    if results["failures"]:
+        parts.append("## Failed\n\n" + "".join(f"- {failure}\n" for failure in results["failures"]))
     if "workers" in titles:
         parts.append(f"## {_HOURS_TITLE}\n\n{_hours_table(results['sections']['workers'])}")
     for name, title in titles.items():

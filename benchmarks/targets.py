@@ -56,6 +56,8 @@ def _cpu(sections: Sections, label: Label) -> Iterator[Target]:
         if ours is None or name not in at[8]:
             continue
         for other, limit in (("openai_post", 1.2), ("openai_post_hashed", 1.2), ("raw", 2.0)):
+            if other not in at[128]:
+                continue
             ratio = ours["cpu_ms_per_call"] / at[128][other]["cpu_ms_per_call"]
             yield _most(f"1. {name}: CPU a call at 128 workers, × {other}", ratio, limit)
         few = at[8][name]
