@@ -22,11 +22,12 @@ from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
-from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog, shown_url
+from distil.teacher.connection import Connection, Server, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
 from distil.teacher.statuses import Means, meaning
+from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
 OPENAI_URL = "https://api.openai.com/v1"
@@ -102,6 +103,7 @@ class Teacher:
         self._replicas = Replicas(urls)
         self._tools = tools
         self._local = threading.local()
+        self._servers: dict[str, Server] = {}
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
@@ -183,9 +185,9 @@ class Teacher:
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
-            body = b"".join((self._head(settings, seed), b",".join(messages), b"]}"))
+            pieces = _pieces(self._head(settings, seed), messages)
             try:
-                reply_body = self._sent(url, _PATH, body, max(0.001, until - time.monotonic()))
+                reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
             except openai.APIStatusError as error:
                 if Means.PERHAPS_BILLED not in meaning(error.status_code):
                     request.refused()
@@ -202,14 +204,14 @@ class Teacher:
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
         )
 
-    def _sent(self, url: str, path: str, body: bytes | None, seconds: float) -> bytes:
+    def _sent(self, url: str, path: str, pieces: Sequence[bytes] | None, seconds: float) -> bytes:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
         connection = self._connection(url)
         try:
             with self._watchdog.watching(connection, seconds) as watch:
-                if body is None:
+                if pieces is None:
                     return connection.get(path, seconds)
-                return connection.post(path, body, seconds)
+                return connection.post(path, pieces, seconds)
         except openai.APIStatusError:
             raise
         except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
@@ -233,8 +235,10 @@ class Teacher:
         """This thread's own connection to a server: one shared pool becomes a lock above 100 threads."""
         connections: dict[str, Connection] = self._local.__dict__
         if url not in connections:
-            connections[url] = Connection(url, self.settings.api_key)
             with self._lock:
+                if url not in self._servers:
+                    self._servers[url] = Server(url, self.settings.api_key)
+                connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
         self._availability.check_open()  # after it is listed, so that `close` misses none
         return connections[url]
@@ -340,6 +344,15 @@ def base_url_text(settings: TeacherSettings) -> str:
 def without_key(text: str, api_key: str) -> str:
     """The text with the key blacked out: servers quote it in their error messages."""
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def _pieces(head: bytes, messages: Sequence[bytes]) -> list[bytes]:
+    """A request's body, unjoined: joined, each picture would be held twice while it is sent."""
+    pieces = [head]
+    for message in messages:
+        pieces += (message, b",")
+    pieces[-1] = b"]}"
+    return pieces
 
 
 def _parsed(body: bytes, request: Request) -> Reply:
