@@ -63,6 +63,16 @@ class TeacherSettings:
     sends_seed: bool = True
     may_adapt: bool = False
 
+    def opening(self, tools_text: str, seed: int) -> bytes:
+        """A request's body up to its first message, with tools as JSON."""
+        request: dict[str, Json] = {"model": self.model, self.token_field: self.max_tokens}
+        if self.sends_temperature:
+            request["temperature"] = self.temperature
+        if self.sends_seed:
+            request["seed"] = seed
+        tools = "" if tools_text == "[]" else f', "tools": {tools_text}'  # vLLM refuses an empty list
+        return f'{json.dumps(request)[:-1]}{tools}, "messages": ['.encode()
+
     def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
         text = error_text.lower()
@@ -101,7 +111,7 @@ class Teacher:
         self.budget = budget or Budget.unlimited()
         self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
         self._replicas = Replicas(urls)
-        self._tools = tools
+        self._tools_text = json.dumps(list(tools))  # the longest part of a request's opening
         self._local = threading.local()
         self._servers: dict[str, Server] = {}
         self._connections: list[Connection] = []
@@ -185,7 +195,7 @@ class Teacher:
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
-            pieces = _pieces(self._head(settings, seed), messages)
+            pieces = _pieces(settings.opening(self._tools_text, seed), messages)
             try:
                 reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
             except openai.APIStatusError as error:
@@ -220,16 +230,6 @@ class Teacher:
                 raise AttemptFailed(TeacherError(f"{shown_url(url)}: {cause}"), False, Sign.ALIVE) from None
             self._availability.check_open()  # a closed client raises RuntimeError
             raise self._connection_failure(url, error, seconds if watch.has_passed else None) from None
-
-    def _head(self, settings: TeacherSettings, seed: int) -> bytes:
-        request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
-        if settings.sends_temperature:
-            request["temperature"] = settings.temperature
-        if settings.sends_seed:
-            request["seed"] = seed
-        if self._tools:  # vLLM refuses an empty list
-            request["tools"] = list(self._tools)
-        return json.dumps(request)[:-1].encode() + b', "messages": ['
 
     def _connection(self, url: str) -> Connection:
         """This thread's own connection to a server: one shared pool becomes a lock above 100 threads."""

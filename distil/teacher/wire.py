@@ -215,7 +215,14 @@ def opened(
         for number, (family, kind, protocol, _, address) in enumerate(addresses, 1):
             sock = socket.socket(family, kind, protocol)
             try:
-                return _opened_at(sock, address, host, tls, until, show)
+                show(sock)
+                sock.settimeout(max(0.001, until - time.monotonic()))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if tls is not None:
+                    sock = _secured(sock, tls, host, show)
+                sock.settimeout(None)  # a watchdog keeps the deadline; this one would poll before each read
+                return Wire(sock)
             except OSError:
                 sock.close()
                 if number == len(addresses):
@@ -227,26 +234,15 @@ def opened(
     raise httpx.ConnectError(f"no address of {host}")
 
 
-def _opened_at(
-    sock: socket.socket,
-    address: Any,
-    host: str,
-    tls: ssl.SSLContext | None,
-    until: float,
-    show: Callable[[socket.socket], None],
-) -> Wire:
-    show(sock)
-    sock.settimeout(max(0.001, until - time.monotonic()))
-    sock.connect(address)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if tls is not None:
-        with sock.dup() as handle:  # the handshake takes the socket itself away
-            show(handle)
-            sock.settimeout(max(0.001, until - time.monotonic()))
-            sock = tls.wrap_socket(sock, server_hostname=host)
-            show(sock)
-    sock.settimeout(None)  # a watchdog keeps the deadline; a time-out here would poll before each read
-    return Wire(sock)
+def _secured(
+    sock: socket.socket, tls: ssl.SSLContext, host: str, show: Callable[[socket.socket], None]
+) -> socket.socket:
+    """The connection with TLS above it; it can be shut down in the handshake too."""
+    with sock.dup() as handle:  # the handshake takes the socket itself away
+        show(handle)
+        secured = tls.wrap_socket(sock, server_hostname=host)
+        show(secured)
+    return secured
 
 
 def unpacked(received: Received) -> bytes | None:
