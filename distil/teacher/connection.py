@@ -93,19 +93,22 @@ class Server:
     def head(self, path: str, has_body: bool) -> Head:
         """The head of requests for a path."""
         if path not in self._heads:
-            self.judged(path, has_body, Received(200, [], b""))
+            with self._lock:
+                self._tell(path, has_body, Received(200, [], b""))
+                self._heads[path] = _head(self._asked)
         return self._heads[path]
 
     def judged(self, path: str, has_body: bool, told: Received | Exception) -> bytes:
         """The body of a reply as the client decodes it, or the error that it makes of it or of a failure."""
         with self._lock:
-            self._told = told
-            try:
-                return asked_by(self._client, path, b"" if has_body else None, 1.0)
-            finally:
-                self._told = None  # with an error's traceback it would keep the request's pictures
-                if self._asked is not None:
-                    self._heads[path], self._asked = _head(self._asked), None
+            return self._tell(path, has_body, told)
+
+    def _tell(self, path: str, has_body: bool, told: Received | Exception) -> bytes:
+        self._told = told
+        try:
+            return asked_by(self._client, path, b"" if has_body else None, 1.0)
+        finally:
+            self._told = None  # with an error's traceback it would keep the request's pictures
 
     @cached_property
     def _client(self) -> openai.OpenAI:

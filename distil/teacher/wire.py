@@ -25,6 +25,7 @@ httpx: Any = importlib.import_module(_HTTP_LIBRARY)
 
 _READ_BYTES = 2**16
 _MAX_HEAD_BYTES = 100 * 2**10
+_MAX_LINE_BYTES = 2**16  # between chunks
 _MAX_BUFFERS = 512  # of one send: half of what Linux takes
 _TLS_BYTES = 2**14  # of a record
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -173,7 +174,7 @@ class Wire:
 
     def _read_line(self) -> bytes:
         while (end := self._data.find(b"\n", self._at)) < 0:
-            if len(self._data) - self._at > _READ_BYTES:
+            if len(self._data) - self._at > _MAX_LINE_BYTES:
                 raise httpx.RemoteProtocolError("a line between chunks is too long")
             if not self._read_more():
                 raise httpx.RemoteProtocolError(
@@ -184,16 +185,16 @@ class Wire:
         return line
 
     def _read_to_end(self) -> bytes:
-        parts = [self._data[self._at :]]
-        self._at = len(self._data)
-        num_bytes = len(parts[0])
-        while self._read_more():
-            num_bytes += len(self._data)
+        parts: list[bytes] = []
+        num_bytes = 0
+        while True:
+            parts.append(self._data[self._at :])
+            self._at = len(self._data)
+            num_bytes += len(parts[-1])
             if num_bytes > MAX_REPLY_BYTES:
                 raise ReplyTooLarge
-            parts.append(self._data)
-            self._at = len(self._data)
-        return b"".join(parts)
+            if not self._read_more():
+                return b"".join(parts)
 
     def _read_more(self, num_bytes: int = 0) -> bool:
         """Read on, behind what was not used yet; False at the end of the connection."""
