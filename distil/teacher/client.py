@@ -1,8 +1,8 @@
 """Asking the teacher: one chat completion per call, over the `openai` client.
 
-A conversation only grows, so a request's body is joined from message parts that were encoded once, and
-`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`. What is here makes
-one attempt; `attempts` decides on the next one, and `replicas` where it goes.
+A conversation only grows, so a request's body is the messages as they were encoded once, sent in pieces and
+never joined. What is here makes one attempt; `attempts` decides on the next one, `replicas` where it goes,
+and `connection` takes it there.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Teacher:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
         connection = self._connection(url)
         try:
-            with self._watchdog.watching(connection, seconds) as watch:
+            with self._watchdog.watching(connection, seconds):
                 if pieces is None:
                     return connection.get(path, seconds)
                 return connection.post(path, pieces, seconds)
@@ -229,7 +229,7 @@ class Teacher:
             if isinstance(cause, ReplyTooLarge):
                 raise AttemptFailed(TeacherError(f"{shown_url(url)}: {cause}"), False, Sign.ALIVE) from None
             self._availability.check_open()  # a closed client raises RuntimeError
-            raise self._connection_failure(url, error, seconds if watch.has_passed else None) from None
+            raise self._connection_failure(url, error, seconds if connection.is_cut else None) from None
 
     def _connection(self, url: str) -> Connection:
         """This thread's own connection to a server: one shared pool becomes a lock above 100 threads."""

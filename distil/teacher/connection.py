@@ -21,7 +21,6 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -136,7 +135,7 @@ class Connection:
         self._cookie: str | None = None
         self._is_direct = server.is_direct
         # What several threads look at is written before the other thread's is read, by each of them.
-        self._in_flight = self._is_cut = self._is_closed = False
+        self._in_flight = self.is_cut = self._is_closed = False
 
     def post(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
         """Send a JSON body; raises what openai raises, ReplyTooLarge, or ConnectionAbortedError if closed."""
@@ -150,12 +149,12 @@ class Connection:
 
     def cut(self) -> None:
         """Break off the request in flight, from any thread; the caller sees to it that it is still that."""
-        self._is_cut = True
+        self.is_cut = True
         _shut_down(self._socket)
 
     def mend(self) -> None:
-        """Make a connection that was cut take requests again, by its own thread."""
-        self._is_cut = self._is_closed
+        """Take requests again after a cut, by its own thread."""
+        self.is_cut = self._is_closed
 
     def close(self) -> None:
         """Break off what is in flight and take no more requests, from any thread."""
@@ -196,10 +195,10 @@ class Connection:
             try:
                 received = wire.ask((head.bytes_of(num_bytes, seconds, self._cookie), *pieces))
             finally:
-                if self._is_cut or not wire.is_idle:
+                if self.is_cut or not wire.is_idle:
                     self._wire = None
                     wire.close()
-            if self._is_cut:
+            if self.is_cut:
                 raise httpx.ReadError("cut off")  # what ends with its connection may look whole
         except httpx.TransportError as error:
             return error  # type: ignore[no-any-return]
@@ -218,7 +217,7 @@ class Connection:
     def _show(self, sock: socket.socket) -> None:
         """Have a new socket cut off as well, at once where the deadline passed before it was there."""
         self._socket = sock
-        if self._is_cut:
+        if self.is_cut:
             _shut_down(sock)
             raise ConnectionAbortedError("cut off")
 
@@ -245,7 +244,7 @@ class Connection:
             sock = info["return_value"].get_extra_info("socket")
             if sock is not None:
                 self._socket = sock
-                if self._is_cut:  # the deadline passed while it connected
+                if self.is_cut:  # the deadline passed while it connected
                     _shut_down(sock)
 
     def _release(self) -> None:
@@ -256,42 +255,34 @@ class Connection:
             self._client.close()
 
 
-@dataclass(eq=False, slots=True)
-class Watch:
-    """One attempt's deadline; `has_passed` once its connection was cut for it."""
-
-    connection: Connection
-    at: float
-    has_passed: bool = False
-
-
 class Watchdog:
     """Cuts connections at their deadlines; one thread for all of them, started when it is first needed.
 
-    Who takes a watch out of the dictionary, its own thread or the watchdog, has it: a cut never meets the
-    request after. The lock is taken only where one of them has to wait for the other.
+    Who takes a deadline out of the dictionary, the connection's own thread or the watchdog, has it: a cut
+    never meets the request after. The lock is taken only where one of them has to wait for the other.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._watches: dict[Watch, None] = {}
+        self._deadlines: dict[tuple[Connection, float], None] = {}  # with when: the next request's is another
         self._thread: threading.Thread | None = None
-        self._wakes_at = math.inf  # a watch that is added while the thread looks through them wakes it
+        self._wakes_at = math.inf  # a deadline that is added while the thread looks through them wakes it
         self._is_closed = False
 
     @contextlib.contextmanager
-    def watching(self, connection: Connection, seconds: float) -> Iterator[Watch]:
-        """Cut the connection if the block takes longer."""
-        watch = Watch(connection, time.monotonic() + seconds)
-        self._watches[watch] = None
-        if watch.at < self._wakes_at:
+    def watching(self, connection: Connection, seconds: float) -> Iterator[None]:
+        """Cut the connection if the block takes longer; `is_cut` tells, until it is watched again."""
+        connection.mend()
+        deadline = connection, time.monotonic() + seconds
+        self._deadlines[deadline] = None
+        if deadline[1] < self._wakes_at:
             self._wake()
         try:
-            yield watch
+            yield
         finally:
-            if self._watches.pop(watch, watch) is watch:
-                with self._changed:  # once the cut is done
-                    connection.mend()
+            if self._deadlines.pop(deadline, deadline) is not None:
+                with self._changed:  # until the cut is done
+                    pass
 
     def close(self) -> None:
         """End the thread."""
@@ -311,12 +302,11 @@ class Watchdog:
             while not self._is_closed:
                 self._wakes_at = math.inf  # before they are listed, so that none is missed
                 now = time.monotonic()
-                watches = list(self._watches)
-                for watch in watches:
-                    if watch.at <= now and self._watches.pop(watch, watch) is None:
-                        watch.has_passed = True
-                        watch.connection.cut()
-                left = [watch.at for watch in watches if watch.at > now]
+                deadlines = self._deadlines.copy()
+                for deadline in deadlines:
+                    if deadline[1] <= now and self._deadlines.pop(deadline, deadline) is None:
+                        deadline[0].cut()
+                left = [at for _, at in deadlines if at > now]
                 self._wakes_at = min(left, default=now + _IDLE_SECONDS)
                 self._changed.wait(max(0.0, min(self._wakes_at - now, _IDLE_SECONDS)))
 
