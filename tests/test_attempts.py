@@ -139,7 +139,7 @@ def test_a_huge_reply_is_cut_off_and_not_asked_for_again(status: int, by_chunks:
         with pytest.raises(TeacherError, match="larger than 16 MiB"):
             teacher.ask(MESSAGES, 0)
         assert len(server.requests) == 1
-        assert server.sent_mib < 40, "not read to its end"  # type: ignore[attr-defined]
+        assert getattr(server, "sent_mib", 0) < 40, "not read to its end"
 
 
 @pytest.mark.parametrize(

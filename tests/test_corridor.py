@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ def frames_to_the_socket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     asked: list[list[str]] = []
     post = Connection.post
 
-    def seen(self: Connection, path: str, body: bytes, seconds: float) -> bytes:
+    def seen(self: Connection, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
         ours = [frame for frame in inspect.stack()[1:] if Path(frame.filename).is_relative_to(PACKAGE)]
         names = [frame.function for frame in ours]
         if "run_rollout" in names:
             asked.append([*reversed(names[: names.index("run_rollout")]), "post"])
-        return post(self, path, body, seconds)
+        return post(self, path, pieces, seconds)
 
     monkeypatch.setattr(Connection, "post", seen)
     photos = save_photos(folder / "photos", [photo_bytes(1, (64, 48))])

@@ -71,10 +71,10 @@ class Availability:
 
         Raises TeacherRefused when it has been down for too long.
         """
+        self.check_open()
+        if not self._is_down:  # no lock for a server that is there
+            return 0.0
         with self._changed:
-            self.check_open()
-            if not self._is_down:
-                return 0.0
             started = self._clock()
             while self._is_down and not self._may_probe(caller):
                 self._wait(
@@ -102,8 +102,8 @@ class Availability:
 
     def note(self, caller: object, sign: Sign, reason: str = "") -> bool:
         """Take in how an attempt of a caller ended; returns whether the server is down."""
-        if sign is Sign.OTHERS:
-            return False
+        if sign is Sign.OTHERS or (sign in (Sign.ALIVE, Sign.NOTHING) and not self._num_failures):
+            return False  # no news of a server that is there, and no lock for it
         line = ""
         with self._changed:
             if caller is self._prober:

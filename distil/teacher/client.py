@@ -1,8 +1,8 @@
 """Asking the teacher: one chat completion per call, over the `openai` client.
 
-A conversation only grows, so a request's body is joined from message parts that were encoded once, and
-`client.post` sends the bytes as they are: 2 ms a call instead of the 5 ms of `create()`. What is here makes
-one attempt; `attempts` decides on the next one, and `replicas` where it goes.
+A conversation only grows, so a request's body is the messages as they were encoded once, sent in pieces and
+never joined. What is here makes one attempt; `attempts` decides on the next one, `replicas` where it goes,
+and `connection` takes it there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
-from distil.teacher.connection import Connection, ReplyTooLarge, Watchdog, shown_url
+from distil.teacher.connection import Connection, Server, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
 from distil.teacher.statuses import Means, meaning
+from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
 OPENAI_URL = "https://api.openai.com/v1"
@@ -61,6 +62,16 @@ class TeacherSettings:
     sends_temperature: bool = True
     sends_seed: bool = True
     may_adapt: bool = False
+
+    def opening(self, tools_text: str, seed: int) -> bytes:
+        """A request's body up to its first message, with tools as JSON."""
+        request: dict[str, Json] = {"model": self.model, self.token_field: self.max_tokens}
+        if self.sends_temperature:
+            request["temperature"] = self.temperature
+        if self.sends_seed:
+            request["seed"] = seed
+        tools = "" if tools_text == "[]" else f', "tools": {tools_text}'  # vLLM refuses an empty list
+        return f'{json.dumps(request)[:-1]}{tools}, "messages": ['.encode()
 
     def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
@@ -100,8 +111,9 @@ class Teacher:
         self.budget = budget or Budget.unlimited()
         self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
         self._replicas = Replicas(urls)
-        self._tools = tools
+        self._tools_text = json.dumps(list(tools))  # the longest part of a request's opening
         self._local = threading.local()
+        self._servers: dict[str, Server] = {}
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
@@ -183,9 +195,9 @@ class Teacher:
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
-            body = b"".join((self._head(settings, seed), b",".join(messages), b"]}"))
+            pieces = _pieces(settings.opening(self._tools_text, seed), messages)
             try:
-                reply_body = self._sent(url, _PATH, body, max(0.001, until - time.monotonic()))
+                reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
             except openai.APIStatusError as error:
                 if Means.PERHAPS_BILLED not in meaning(error.status_code):
                     request.refused()
@@ -202,14 +214,14 @@ class Teacher:
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
         )
 
-    def _sent(self, url: str, path: str, body: bytes | None, seconds: float) -> bytes:
+    def _sent(self, url: str, path: str, pieces: Sequence[bytes] | None, seconds: float) -> bytes:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
         connection = self._connection(url)
         try:
-            with self._watchdog.watching(connection, seconds) as watch:
-                if body is None:
+            with self._watchdog.watching(connection, seconds):
+                if pieces is None:
                     return connection.get(path, seconds)
-                return connection.post(path, body, seconds)
+                return connection.post(path, pieces, seconds)
         except openai.APIStatusError:
             raise
         except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
@@ -217,24 +229,16 @@ class Teacher:
             if isinstance(cause, ReplyTooLarge):
                 raise AttemptFailed(TeacherError(f"{shown_url(url)}: {cause}"), False, Sign.ALIVE) from None
             self._availability.check_open()  # a closed client raises RuntimeError
-            raise self._connection_failure(url, error, seconds if watch.has_passed else None) from None
-
-    def _head(self, settings: TeacherSettings, seed: int) -> bytes:
-        request: dict[str, Json] = {"model": settings.model, settings.token_field: settings.max_tokens}
-        if settings.sends_temperature:
-            request["temperature"] = settings.temperature
-        if settings.sends_seed:
-            request["seed"] = seed
-        if self._tools:  # vLLM refuses an empty list
-            request["tools"] = list(self._tools)
-        return json.dumps(request)[:-1].encode() + b', "messages": ['
+            raise self._connection_failure(url, error, seconds if connection.is_cut else None) from None
 
     def _connection(self, url: str) -> Connection:
         """This thread's own connection to a server: one shared pool becomes a lock above 100 threads."""
         connections: dict[str, Connection] = self._local.__dict__
         if url not in connections:
-            connections[url] = Connection(url, self.settings.api_key)
             with self._lock:
+                if url not in self._servers:
+                    self._servers[url] = Server(url, self.settings.api_key)
+                connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
         self._availability.check_open()  # after it is listed, so that `close` misses none
         return connections[url]
@@ -340,6 +344,15 @@ def base_url_text(settings: TeacherSettings) -> str:
 def without_key(text: str, api_key: str) -> str:
     """The text with the key blacked out: servers quote it in their error messages."""
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def _pieces(head: bytes, messages: Sequence[bytes]) -> list[bytes]:
+    """A request's body, unjoined: joined, each picture would be held twice while it is sent."""
+    pieces = [head]
+    for message in messages:
+        pieces += (message, b",")
+    pieces[-1] = b"]}"
+    return pieces
 
 
 def _parsed(body: bytes, request: Request) -> Reply:

@@ -1,134 +1,288 @@
 """One thread's connection to the server: one attempt a call, cut off at its deadline or as the run ends.
 
-A time-out of the HTTP client is one of each read, which a server that trickles bytes never meets. So a
-watchdog shuts the socket down at the deadline: the thread that waits on it wakes at once, and the server
-sees its client leave and can drop the generation.
+What is sent besides the body is asked of the `openai` client once for each server, and what a refusal means
+is asked of it as refusals come; what lies between, a request that is answered, goes over a `Wire`. No lock
+is taken for it, since a thread that holds one while it waits for the interpreter makes all others wait.
+
+A time-out of a read is none that a server which trickles bytes ever meets. So a watchdog shuts the socket
+down at the deadline: the thread that waits on it wakes at once, and the server sees its client leave and
+can drop the generation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import urllib.request
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import openai
 
-MAX_REPLY_BYTES = 16 * 2**20
+from distil.teacher.wire import MAX_REPLY_BYTES, Received, ReplyTooLarge, Wire, httpx, opened, unpacked
+
 _CONNECT_SECONDS = 15.0
 _IDLE_SECONDS = 3600.0
+_PART_BYTES = 2**14  # of a body that is decoded: of 1 MiB of zeros gzip makes 1 KiB
+_REDIRECTS = (301, 302, 303, 307, 308)
+_READ_TIMEOUT = "x-stainless-read-timeout"
+_OWN_FIELDS = ("content-length", "transfer-encoding", "cookie", _READ_TIMEOUT)  # told for each request
 
 
-class ReplyTooLarge(openai.OpenAIError):
-    """A reply went on beyond MAX_REPLY_BYTES and was not read to its end."""
+class Head(NamedTuple):
+    """The head of the requests for one path, without what differs from one to the next."""
+
+    url: Any  # of httpx
+    host: str
+    port: int
+    start: bytes
+    tells_read_timeout: bool
+
+    def bytes_of(self, num_bytes: int, seconds: float, cookie: str | None) -> bytes:
+        """The whole head of a request with so many bytes of body."""
+        fields = self.start
+        if num_bytes:
+            fields += b"Content-Length: %d\r\n" % num_bytes
+        if self.tells_read_timeout:
+            fields += f"{_READ_TIMEOUT}: {seconds:.3f}\r\n".encode()
+        if cookie:
+            fields += f"Cookie: {cookie}\r\n".encode("latin-1")
+        return fields + b"\r\n"
+
+
+class Server:
+    """A server as the openai client sees it: the heads of requests to it, what its refusals mean.
+
+    `is_direct`: requests go straight to it, and nobody wants the client's log of them.
+    """
+
+    def __init__(self, api_base: str, api_key: str) -> None:
+        self.is_direct = not _is_proxied(api_base) and not _is_logged()
+        self._address = (api_base, api_key)
+        self._told: Received | Exception | None = None
+        self._asked: Any = None  # a request as the client makes it
+        self._heads: dict[str, Head] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """How certificates are checked, as the HTTP library does it; None without TLS."""
+        api_base, _ = self._address
+        if urllib.parse.urlsplit(api_base).scheme != "https":
+            return None
+        context: ssl.SSLContext = httpx.create_ssl_context(trust_env=not is_loopback(api_base))
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """A new openai client of the server; `options` are its HTTP client's."""
+        api_base, api_key = self._address
+        options.setdefault("trust_env", not is_loopback(api_base))  # no proxy to this very machine
+        hooks = {"response": [_limit_size], **options.pop("event_hooks", {})}
+        http_client = openai.DefaultHttpxClient(event_hooks=hooks, **options)
+        return openai.OpenAI(base_url=api_base, api_key=api_key, max_retries=0, http_client=http_client)
+
+    def head(self, path: str, has_body: bool) -> Head:
+        """The head of requests for a path."""
+        if path not in self._heads:
+            with self._lock:
+                self._tell(path, has_body, Received(200, [], b""))
+                self._heads[path] = _head(self._asked)
+        return self._heads[path]
+
+    def judged(self, path: str, has_body: bool, told: Received | Exception) -> bytes:
+        """The body of a reply as the client decodes it, or the error that it makes of it or of a failure."""
+        with self._lock:
+            return self._tell(path, has_body, told)
+
+    def _tell(self, path: str, has_body: bool, told: Received | Exception) -> bytes:
+        self._told = told
+        try:
+            return asked_by(self._client, path, b"" if has_body else None, 1.0)
+        finally:
+            self._told = None  # with an error's traceback it would keep the request's pictures
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        return self.client(transport=self, follow_redirects=False)
+
+    def handle_request(self, request: Any) -> Any:
+        """As the transport of the client: no request leaves, and the answer is what was told already."""
+        self._asked = request
+        if not isinstance(self._told, Received):
+            raise self._told or RuntimeError
+        return httpx.Response(self._told.status, headers=self._told.fields, content=_parts(self._told.body))
+
+    def close(self) -> None:
+        """As the transport of a client."""
 
 
 class Connection:
-    """An openai client that one thread uses, and that any thread may cut off."""
+    """A connection that one thread uses, and that any thread may cut off."""
 
-    def __init__(self, api_base: str, api_key: str) -> None:
-        http_client = openai.DefaultHttpxClient(
-            trust_env=not is_loopback(api_base),  # requests to this very machine never go through a proxy
-            event_hooks={"request": [self._watch_socket], "response": [_limit_size]},
-        )
-        self._client = openai.OpenAI(
-            base_url=api_base, api_key=api_key, max_retries=0, http_client=http_client
-        )
-        self._lock = threading.Lock()
-        self._stream: Any = None  # the network stream that was opened last
-        self._in_flight = self._is_cut = self._is_closed = False
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._wire: Wire | None = None
+        self._socket: socket.socket | None = None  # that was opened last
+        self._cookies: Any = None
+        self._cookie: str | None = None
+        self._is_direct = server.is_direct
+        # What several threads look at is written before the other thread's is read, by each of them.
+        self._in_flight = self.is_cut = self._is_closed = False
 
-    def post(self, path: str, body: bytes, seconds: float) -> bytes:
+    def post(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
         """Send a JSON body; raises what openai raises, ReplyTooLarge, or ConnectionAbortedError if closed."""
-        headers = {"Content-Type": "application/json"}
         with self._request():
-            return self._client.post(
-                path, cast_to=bytes, content=body, options={"headers": headers, "timeout": _timeout(seconds)}
-            )
+            return self._reply(path, pieces, seconds)
 
     def get(self, path: str, seconds: float) -> bytes:
         """Read a document; raises as `post` does."""
         with self._request():
-            return self._client.get(path, cast_to=bytes, options={"timeout": _timeout(seconds)})
+            return self._reply(path, (), seconds)
 
     def cut(self) -> None:
-        """Break off the request in flight, from any thread."""
-        with self._lock:
-            if self._in_flight:
-                self._is_cut = True
-                _shut_down(self._stream)
+        """Break off the request in flight, from any thread; the caller sees to it that it is still that."""
+        self.is_cut = True
+        _shut_down(self._socket)
+
+    def mend(self) -> None:
+        """Take requests again after a cut, by its own thread."""
+        self.is_cut = self._is_closed
 
     def close(self) -> None:
         """Break off what is in flight and take no more requests, from any thread."""
-        self.cut()
-        with self._lock:
-            self._is_closed = True
-            if self._in_flight:  # its own thread closes: a descriptor may be taken anew while it is waited on
-                return
-        self._client.close()
+        self._is_closed = True
+        if self._in_flight:  # its own thread closes: a descriptor may be taken anew while it is waited on
+            self.cut()
+        else:
+            self._release()
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[None]:
-        with self._lock:
+        self._in_flight = True
+        try:
             if self._is_closed:
                 raise ConnectionAbortedError("closed")
-            self._in_flight, self._is_cut = True, False
-        try:
             yield
         finally:
-            with self._lock:
-                self._in_flight = False
-                is_closed = self._is_closed
-            if is_closed:
-                self._client.close()
+            self._in_flight = False
+            if self._is_closed:
+                self._release()
+
+    def _reply(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
+        if self._is_direct:
+            told = self._received(path, pieces, seconds)
+            if isinstance(told, Received) and told.status == 200 and (body := unpacked(told)) is not None:
+                return body
+            if not (isinstance(told, Received) and told.status in _REDIRECTS and told.value(b"location")):
+                return self._server.judged(path, bool(pieces), told)
+            self._is_direct = False
+        return asked_by(self._client, path, b"".join(pieces) if pieces else None, seconds)
+
+    def _received(self, path: str, pieces: Sequence[bytes], seconds: float) -> Received | Exception:
+        """What came, or the error that the HTTP library would have raised."""
+        num_bytes = sum(map(len, pieces))
+        try:
+            head = self._server.head(path, bool(pieces))
+            wire = self._free_wire(head, min(seconds, _CONNECT_SECONDS))
+            try:
+                received = wire.ask((head.bytes_of(num_bytes, seconds, self._cookie), *pieces))
+            finally:
+                if self.is_cut or not wire.is_idle:
+                    self._wire = None
+                    wire.close()
+            if self.is_cut:
+                raise httpx.ReadError("cut off")  # what ends with its connection may look whole
+        except httpx.TransportError as error:
+            return error  # type: ignore[no-any-return]
+        if received.value(b"set-cookie") is not None:
+            self._keep_cookies(head, received)
+        return received
+
+    def _free_wire(self, head: Head, seconds: float) -> Wire:
+        if self._wire is not None and self._wire.is_stale():
+            self._wire.close()
+            self._wire = None
+        if self._wire is None:
+            self._wire = opened(head.host, head.port, self._server.tls, seconds, self._show)
+        return self._wire
+
+    def _show(self, sock: socket.socket) -> None:
+        """Have a new socket cut off as well, at once where the deadline passed before it was there."""
+        self._socket = sock
+        if self.is_cut:
+            _shut_down(sock)
+            raise ConnectionAbortedError("cut off")
+
+    def _keep_cookies(self, head: Head, received: Received) -> None:
+        """Take in cookies, by which a balancer may know this connection's server again."""
+        self._cookies = self._cookies or httpx.Cookies()
+        request = httpx.Request("GET", head.url)
+        self._cookies.extract_cookies(
+            httpx.Response(received.status, headers=received.fields, request=request)
+        )
+        self._cookies.set_cookie_header(request)
+        self._cookie = request.headers.get("cookie")
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        """A client with the HTTP library's own transport: for proxies, redirects and its log."""
+        return self._server.client(event_hooks={"request": [self._watch_socket]})
 
     def _watch_socket(self, request: Any) -> None:
         request.extensions["trace"] = self._on_event
 
     def _on_event(self, name: str, info: dict[str, Any]) -> None:
-        if not name.endswith(("connect_tcp.complete", "start_tls.complete")):
-            return
-        with self._lock:
-            self._stream = info["return_value"]
-            if self._is_cut:  # the deadline passed while it connected
-                _shut_down(self._stream)
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            sock = info["return_value"].get_extra_info("socket")
+            if sock is not None:
+                self._socket = sock
+                if self.is_cut:  # the deadline passed while it connected
+                    _shut_down(sock)
 
-
-@dataclass(eq=False, slots=True)
-class Watch:
-    """One attempt's deadline; `has_passed` once its connection was cut for it."""
-
-    connection: Connection
-    at: float
-    has_passed: bool = False
+    def _release(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+        if "_client" in self.__dict__:
+            self._client.close()
 
 
 class Watchdog:
-    """Cuts connections at their deadlines; one thread for all of them, started when it is first needed."""
+    """Cuts connections at their deadlines; one thread for all of them, started when it is first needed.
+
+    Who takes a deadline out of the dictionary, the connection's own thread or the watchdog, has it: a cut
+    never meets the request after. The lock is taken only where one of them has to wait for the other.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._watches: set[Watch] = set()
+        self._deadlines: dict[tuple[Connection, float], None] = {}  # with when: the next request's is another
         self._thread: threading.Thread | None = None
-        self._wakes_at = 0.0
+        self._wakes_at = math.inf  # a deadline that is added while the thread looks through them wakes it
         self._is_closed = False
 
     @contextlib.contextmanager
-    def watching(self, connection: Connection, seconds: float) -> Iterator[Watch]:
-        """Cut the connection if the block takes longer."""
-        watch = Watch(connection, time.monotonic() + seconds)
-        with self._changed:
-            self._watches.add(watch)
-            self._wake_for(watch)
+    def watching(self, connection: Connection, seconds: float) -> Iterator[None]:
+        """Cut the connection if the block takes longer; `is_cut` tells, until it is watched again."""
+        connection.mend()
+        deadline = connection, time.monotonic() + seconds
+        self._deadlines[deadline] = None
+        if deadline[1] < self._wakes_at:
+            self._wake()
         try:
-            yield watch
+            yield
         finally:
-            with self._changed:
-                self._watches.discard(watch)
+            if self._deadlines.pop(deadline, deadline) is not None:
+                with self._changed:  # until the cut is done
+                    pass
 
     def close(self) -> None:
         """End the thread."""
@@ -136,23 +290,24 @@ class Watchdog:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _wake_for(self, watch: Watch) -> None:
-        if self._thread is None:
-            self._wakes_at = watch.at
-            self._thread = threading.Thread(target=self._run, name="teacher-watchdog", daemon=True)
-            self._thread.start()
-        elif watch.at < self._wakes_at:
+    def _wake(self) -> None:
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="teacher-watchdog", daemon=True)
+                self._thread.start()
             self._changed.notify_all()
 
     def _run(self) -> None:
         with self._changed:
             while not self._is_closed:
+                self._wakes_at = math.inf  # before they are listed, so that none is missed
                 now = time.monotonic()
-                for watch in [watch for watch in self._watches if watch.at <= now]:
-                    watch.has_passed = True
-                    watch.connection.cut()
-                    self._watches.discard(watch)
-                self._wakes_at = min((watch.at for watch in self._watches), default=now + _IDLE_SECONDS)
+                deadlines = self._deadlines.copy()
+                for deadline in deadlines:
+                    if deadline[1] <= now and self._deadlines.pop(deadline, deadline) is None:
+                        deadline[0].cut()
+                left = [at for _, at in deadlines if at > now]
+                self._wakes_at = min(left, default=now + _IDLE_SECONDS)
                 self._changed.wait(max(0.0, min(self._wakes_at - now, _IDLE_SECONDS)))
 
 
@@ -169,8 +324,45 @@ def is_loopback(api_base: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _timeout(seconds: float) -> openai.Timeout:
-    return openai.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+def asked_by(client: openai.OpenAI, path: str, body: bytes | None, seconds: float) -> bytes:
+    """The body of what a client gets: for a JSON body, or a document where there is none."""
+    timeout = openai.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+    if body is None:
+        return client.get(path, cast_to=bytes, options={"timeout": timeout})
+    headers = {"Content-Type": "application/json"}
+    return client.post(path, cast_to=bytes, content=body, options={"headers": headers, "timeout": timeout})
+
+
+def _head(request: Any) -> Head:
+    url, fields = request.url, request.headers.raw
+    if any(mark in text for field in fields for text in field for mark in (b"\r", b"\n", b"\0")):
+        raise httpx.LocalProtocolError("Illegal header value")
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), url.raw_path)]
+    lines += [b"%s: %s" % field for field in fields if field[0].lower().decode() not in _OWN_FIELDS]
+    host, port = url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
+    return Head(url, host, port, b"\r\n".join(lines) + b"\r\n", _READ_TIMEOUT in request.headers)
+
+
+def _is_proxied(api_base: str) -> bool:
+    """Whether a proxy of the environment may apply; in doubt it does, and the HTTP library looks closer."""
+    proxies = urllib.request.getproxies()
+    parts = urllib.parse.urlsplit(api_base)
+    if is_loopback(api_base) or not any(proxies.get(scheme) for scheme in (parts.scheme, "all")):
+        return False
+    host = parts.hostname or ""
+    exempt = [name.strip().lower() for name in proxies.get("no", "").split(",") if name.strip()]
+    return not any(name in ("*", host) or host.endswith("." + name.lstrip(".")) for name in exempt)
+
+
+def _is_logged() -> bool:
+    """Whether the client's log of its requests is wanted (`OPENAI_LOG`)."""
+    names = (openai.__name__, httpx.__name__)
+    return any(logging.getLogger(name).isEnabledFor(logging.INFO) for name in names)
+
+
+def _parts(body: bytes) -> Iterator[bytes]:
+    for start in range(0, len(body), _PART_BYTES):
+        yield body[start : start + _PART_BYTES]
 
 
 def _limit_size(response: Any) -> None:
@@ -182,14 +374,13 @@ def _limit_size(response: Any) -> None:
         for chunk in read_chunks(*arguments):
             num_bytes += len(chunk)
             if num_bytes > MAX_REPLY_BYTES:
-                raise ReplyTooLarge(f"the reply is larger than {MAX_REPLY_BYTES // 2**20} MiB")
+                raise ReplyTooLarge
             yield chunk
 
     response.iter_bytes = limited  # what `read` reads by; a limit of the client's own does not exist
 
 
-def _shut_down(stream: Any) -> None:
-    sock = stream.get_extra_info("socket") if stream is not None else None
+def _shut_down(sock: Any) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):  # closed by its own thread already
             socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the TCP connection below TLS too

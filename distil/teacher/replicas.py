@@ -86,9 +86,10 @@ class Replicas:
 
     def mark_alive(self, url: str) -> None:
         """A replica replied."""
-        with self._lock:
-            replica = self._replicas[url]
-            replica.rest_seconds = replica.retry_at = 0.0
+        replica = self._replicas[url]
+        if replica.rest_seconds or replica.retry_at:  # no lock for one that was alive
+            with self._lock:
+                replica.rest_seconds = replica.retry_at = 0.0
 
 
 @dataclass(eq=False, slots=True)
