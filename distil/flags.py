@@ -136,6 +136,11 @@ def _positive(text: str) -> int:
     return value
 
 
+def _cores() -> int:
+    """How many processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _amount(text: str) -> float:
     value = float(text)
     if not (value > 0 and math.isfinite(value)):
@@ -371,7 +376,7 @@ class VerifyFlags:
     dataset_path: Annotated[
         str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
     ] = None
-    max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = os.cpu_count() or 1
+    max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
 
 

@@ -95,6 +95,23 @@ def interruptible(wake: Callable[[], object]) -> Iterator[Interruption]:
     interruption.check()  # last: it may have been set until here
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """While inside, signals wait, and a process that is started has them wait until `leave_to_parent`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_to_parent() -> None:
+    """In a process of ours that works for another: the terminal's signals are the other's, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 def ignore() -> None:
     """From here on signals do nothing: the result is known, and a moment later the process ends."""
     for number in _handled():

@@ -54,7 +54,7 @@ ABSENT = _Absent()
 def rebuilt_trace(
     trace: StoredTrace, sample: Sample, identity: DatasetIdentity, executor: Executor | None = None
 ) -> dict[str, Json]:
-    """The trace as this code writes it; code runs in `executor`.
+    """The trace as this code writes it, but for `integrity_sha256`; code runs in `executor`.
 
     Raises KeyError, ValueError or TypeError where the settings cannot be read, ContextOverflow where there is
     no turn, SandboxUnavailable where there is code but nothing to run it in.
@@ -75,8 +75,8 @@ def rebuilt_trace(
     stored = trace.json["settings"]  # with what other versions write
     rebuilt["settings"] = {**stored, **_derived_settings(settings, toolbox)}
     rebuilt["metadata"]["settings_sha256"] = settings_sha256(stored, identity.fingerprint)
-    value: dict[str, Json] = json.loads(json.dumps(rebuilt))
-    return value
+    del rebuilt["integrity_sha256"]  # it says nothing of its own
+    return rebuilt
 
 
 def differences(stored: Json, now: Json, path: str = "") -> Iterator[Difference]:

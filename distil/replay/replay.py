@@ -59,7 +59,10 @@ class Replay:
 
 
 class Executors:
-    """Sandboxes by their limits, each started when the first code has to run again; a context manager."""
+    """Sandboxes by their limits, each started when the first code has to run again; a context manager.
+
+    One call at a time in each: who verifies with several processes has as many of these.
+    """
 
     def __init__(self) -> None:
         self._started: dict[tuple[float, int], Sandbox] = {}
@@ -80,7 +83,7 @@ class Executors:
         bounds = (code.timeout_seconds, code.memory_bytes)
         with self._lock:
             if bounds not in self._started:
-                self._started[bounds] = Sandbox(*bounds)
+                self._started[bounds] = Sandbox(*bounds, workers=1)
             return self._started[bounds]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +30,7 @@ from distil.store.trace_file import (
     trace_name,
     versions_now,
 )
-from distil.store.trace_settings import settings_sha256
+from distil.store.trace_settings import json_sha256, settings_sha256
 from distil.tasks import task_of
 from distil.tools.python_code import Executor
 
@@ -61,15 +60,6 @@ class Verification:
     path: Path
     verdict: Verdict
     detail: str = ""
-
-
-def verify_traces(
-    paths: Sequence[Path], dataset_path: str | None, max_workers: int
-) -> Iterator[Verification]:
-    """Verify every trace; verdicts come in the order of `paths`."""
-    sources = Sources(dataset_path)
-    with Executors() as executors, ThreadPoolExecutor(max_workers) as pool:
-        yield from pool.map(lambda path: verify_trace(path, sources, executors), paths)
 
 
 def verify_trace(path: Path, sources: Sources, executors: Executors | None = None) -> Verification:
@@ -164,12 +154,10 @@ def _changed_row(trace: StoredTrace, sample: Sample) -> str | None:
 
 def _judge(trace: StoredTrace, rebuilt: Mapping[str, Json]) -> _Found | None:
     """What the difference between a trace and the one that was made again says; None without one."""
-    skipped = {"integrity_sha256": None}
-    found = [
-        difference
-        for difference in differences({**trace.json, **skipped}, {**rebuilt, **skipped})
-        if not _is_later_field(difference)
-    ]
+    if json_sha256(rebuilt) == trace.json["integrity_sha256"]:
+        return None
+    now = json.loads(json.dumps(rebuilt)) | {"integrity_sha256": trace.json["integrity_sha256"]}
+    found = [difference for difference in differences(trace.json, now) if not _is_later_field(difference)]
     consequences = _consequences(trace)
     found.sort(key=lambda difference: difference.path.startswith(consequences))
     if not found:

@@ -71,11 +71,13 @@ class TraceSettings:
 
     def as_json(self) -> dict[str, Json]:
         """As a trace stores them."""
-        value = asdict(self) | {
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__} | {
             "tool_mode": self.tool_mode.value,
             "coordinates": self.coordinates.value,
             "crop_from": self.crop_from.value,
+            "resize_rule": asdict(self.resize_rule),
             "tool_schemas": list(self.tool_schemas),
+            "code": self.code and asdict(self.code),
         }
         return {name: item for name, item in value.items() if name not in _UNSAID or item != _UNSAID[name]}
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from distil.errors import UsageError
-from distil.replay.verify import RECIPE_NOT_RUN, Verdict, verify_traces
+from distil.replay.processes import verify_traces
+from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    """A bar without tqdm's own thread, beside which no process could fork."""
+
+    monitor_interval = 0
 
 
 def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool, terminal: Terminal) -> int:
@@ -22,23 +32,52 @@ def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool
     files = [path] if path.is_file() else find_trace_files(path)
     if not files:
         raise UsageError(f"{path} is no trace file and holds no trace_*.json")
-    results = list(tqdm(verify_traces(files, dataset_path, max_workers), total=len(files), unit="trace"))
-    bad = [result for result in results if result.verdict is not Verdict.MATCHED]
-    for result in results if verbose else bad[:_SHOWN]:
-        style = "green" if result.verdict is Verdict.MATCHED else "red"
-        line = f"{result.path.name}: {result.verdict.value.replace('_', ' ')}"
-        terminal.say(f"{line}: {result.detail}" if result.detail else line, style)
-    if not verbose and len(bad) > _SHOWN:
-        terminal.say(f"… and {len(bad) - _SHOWN} more (--verbose)")
-    counts = {verdict: sum(result.verdict is verdict for result in results) for verdict in Verdict}
-    matched, unreadable = counts.pop(Verdict.MATCHED), counts.pop(Verdict.UNREADABLE)
-    mismatched = ", ".join(
-        f"{name.value.replace('_', ' ')} {count}" for name, count in counts.items() if count
-    )
-    terminal.say(
-        f"{matched} matched, {sum(counts.values())} mismatched{f' ({mismatched})' if mismatched else ''}, "
-        f"{unreadable} unreadable"
-    )
-    if any(result.detail == RECIPE_NOT_RUN for result in results):
+    counts: Counter[Verdict] = Counter()
+    shown: list[Verification] = []  # the first bad ones: nothing here grows with the number of traces
+    recipe_not_run = False
+    with (
+        _Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
+        closing(verify_traces(files, dataset_path, max_workers, partial(_say_above_bar, terminal))) as found,
+    ):
+        for result in found:
+            counts[result.verdict] += 1
+            recipe_not_run |= result.detail == RECIPE_NOT_RUN
+            if verbose:
+                _say_above_bar(terminal, *_line(result))
+            elif result.verdict is not Verdict.MATCHED and len(shown) < _SHOWN:
+                shown.append(result)
+            bar.update()
+    for result in shown:
+        terminal.say(*_line(result))
+    bad = counts.total() - counts[Verdict.MATCHED]
+    if not verbose and bad > _SHOWN:
+        terminal.say(f"… and {bad - _SHOWN} more (--verbose)")
+    terminal.say(_totals(counts))
+    if recipe_not_run:
         terminal.say(f"Matched, but {RECIPE_NOT_RUN}")
     return 1 if bad else 0
+
+
+def _say_above_bar(terminal: Terminal, line: str, style: str = "") -> None:
+    with _Bar.external_write_mode():
+        terminal.say(line, style)
+
+
+def _line(result: Verification) -> tuple[str, str]:
+    """What is said of a trace, and its style."""
+    style = "green" if result.verdict is Verdict.MATCHED else "red"
+    line = f"{result.path.name}: {result.verdict.value.replace('_', ' ')}"
+    return (f"{line}: {result.detail}" if result.detail else line), style
+
+
+def _totals(counts: Counter[Verdict]) -> str:
+    mismatched = {
+        verdict: counts[verdict]
+        for verdict in Verdict
+        if counts[verdict] and verdict not in (Verdict.MATCHED, Verdict.UNREADABLE)
+    }
+    names = ", ".join(f"{verdict.value.replace('_', ' ')} {count}" for verdict, count in mismatched.items())
+    return (
+        f"{counts[Verdict.MATCHED]} matched, {sum(mismatched.values())} mismatched"
+        f"{f' ({names})' if names else ''}, {counts[Verdict.UNREADABLE]} unreadable"
+    )
