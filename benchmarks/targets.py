@@ -77,9 +77,13 @@ def _throughput(sections: Sections, label: Label) -> Iterator[Target]:
             most = max(rates)
             # 5 % is what two runs of the same differ by.
             yield _least(f"2. {name}: calls/s, least ratio of a step in workers up to {most:g}", least, 0.95)
-        earlier = _figure(sections, "workers", "calls_a_second", contestant="earlier", workers=128)
-        if earlier and 128 in rates:
-            yield _least(f"2. {name}: calls/s at 128 workers, × earlier", rates[128] / earlier, 2.5)
+        # With the start, which is where the earlier approach decodes.
+        theirs, ours = (
+            _figure(sections, "workers", "calls_a_second_with_start", contestant=contestant, workers=128)
+            for contestant in ("earlier", name)
+        )
+        if theirs and ours:
+            yield _least(f"2. {name}: calls/s at 128 workers, start included, × earlier", ours / theirs, 2.5)
 
 
 def _slow(sections: Sections, label: Label) -> Iterator[Target]:
