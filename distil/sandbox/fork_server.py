@@ -48,6 +48,10 @@ OPEN_FILES_MAX = 8
 UNUSED_DEATHS_MAX = 20
 UNKNOWN_BASE_BYTES = 512 * 1024**2  # about twice what is usual
 HEAP_BYTES = 64 * 1024**2
+HUGE_PAGE_BYTES = 2 * 1024**2
+HOLE_BYTES = 256 * 1024
+WALL_BYTES = 4096
+MALLOC_HEADER_BYTES = 8  # glibc's, of a chunk in use
 LINUX = sys.platform == "linux"
 
 
@@ -264,7 +268,7 @@ class Pool:
         ours, theirs = socket.socketpair()
         self.last_number = (self.last_number + 1) % 2**32
         server_pid = os.getpid()
-        pid = os.fork()
+        pid = jail.bare_fork() if LINUX else os.fork()
         if pid == 0:
             try:
                 self.become_spare(theirs.detach(), server_pid)
@@ -369,14 +373,30 @@ def serve(control: socket.socket, setup: Setup, report: Report, left: list[str])
 def reserve_heap() -> None:
     """Give back the heap's holes, then grow it untouched: a child's pictures lie in whole fresh huge pages.
 
-    In a hole that the server has used every page would be copied on its first write. The trim threshold in
-    our environment keeps what was freed; without one, or without glibc, this does little and no harm.
+    In a huge page that the server has used, each small page would be faulted in or copied by itself. So what
+    is small gets a hole below, and between the two a wall that is never freed ends where a huge page begins.
+    The trim threshold in our environment keeps what was freed; without one, or without glibc, this does
+    little and no harm.
     """
-    if hasattr(jail.LIBC, "malloc_trim"):
-        jail.LIBC.malloc_trim(0)
-    jail.LIBC.malloc.restype = ctypes.c_void_p
-    jail.LIBC.free.argtypes = [ctypes.c_void_p]
-    jail.LIBC.free(jail.LIBC.malloc(ctypes.c_size_t(HEAP_BYTES)))
+    libc = jail.LIBC
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+
+    def at_the_end(size_bytes: Callable[[int], int]) -> int:
+        """A piece of the heap's end: what is so large lies nowhere else, and is then cut to size."""
+        piece: int = libc.malloc(HEAP_BYTES)
+        libc.realloc(piece, size_bytes(piece) - MALLOC_HEADER_BYTES)
+        return piece
+
+    at_the_end(lambda start: HUGE_PAGE_BYTES + -(start + HOLE_BYTES + WALL_BYTES) % HUGE_PAGE_BYTES)
+    hole = at_the_end(lambda _: HOLE_BYTES)
+    at_the_end(lambda _: WALL_BYTES)
+    libc.free(libc.malloc(HEAP_BYTES))
+    libc.free(hole)
 
 
 def load_libraries(setup: Setup) -> Callable[[], None]:

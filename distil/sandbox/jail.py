@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC_WITH_GIL = ctypes.PyDLL(None, use_errno=True)
 
 # --- seccomp -----------------------------------------------------------------------------------
 
@@ -154,6 +155,14 @@ def check(result: int, what: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
     return result
+
+
+def bare_fork() -> int:
+    """fork(2) of a process that has one thread, without Python's hooks for locks, threads and chance.
+
+    They write to some hundred pages that a child would otherwise share; raises OSError.
+    """
+    return check(_LIBC_WITH_GIL.fork(), "fork")
 
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
