@@ -17,7 +17,7 @@ from PIL import Image
 
 MAX_STEPS = 8  # from a picture that is at hand to the one asked for; one further off is kept in any case
 _MAX_AT_WORK = 16
-_KEPT_BYTES = 192 * 2**20
+_KEPT_BYTES = 96 * 2**20
 _PHOTO_SHARE = 2 / 3  # of the room: a crop takes less of it and would cost its photo's decoding too
 
 PIXEL_WORK = threading.BoundedSemaphore(min(os.cpu_count() or 1, _MAX_AT_WORK))
