@@ -115,6 +115,12 @@ class LazyPicture:
             self._source, self._num_steps = None, 0  # what it was made of is needed no more
         self.let_go()
 
+    def give_up(self) -> None:
+        """Drop the picture although there is room for it, where it can be made again: others need the room."""
+        self._is_kept = False
+        if self._make is not None:
+            self._image = None
+
     def let_go(self) -> None:
         """Drop this picture, and those that it was made of, where they can be made again and are not kept."""
         picture: LazyPicture | None = self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,7 @@ def opened_pictures() -> Iterator[tuple[list[int], list[int]]]:
             pictures.append(weakref.ref(picture))
             opened.append(len(opened))
             alive.append(sum(one() is not None for one in pictures))
+        time.sleep(0.005)  # large ones take their time too, and let others go ahead
         return picture
 
     with pytest.MonkeyPatch.context() as patch:

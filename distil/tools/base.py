@@ -86,6 +86,8 @@ class Scene:
         """
         if keeps_original:
             self.photo.rest()
+        elif self.picture is not self.photo:
+            self.photo.give_up()
         self.picture.rest()
         self.let_go()
 
