@@ -15,7 +15,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 
 from distil.bare_file import without_metadata
 from distil.errors import SampleError, ToolError, error_text
-from distil.records import Box, Frame, GreyRange, PictureFacts, SentPicture, Size, StoredPicture
+from distil.lazy_picture import LazyPicture
+from distil.records import Box, Frame, GreyRange, Json, PictureFacts, SentPicture, Size, StoredPicture
 
 JPEG_QUALITY = 90
 _JPEG_MAX_SIDE_PX = 65_500  # libjpeg
@@ -31,6 +32,7 @@ MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (the
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _FULL_SCALES = (1.0, 255.0, 65535.0)  # what white is in float, 8-bit and 16-bit pictures
+_PIECE_PIXELS = 2**19
 _ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an eighth pixel
 
 
@@ -48,15 +50,41 @@ class ResizeRule:
     factor_px: int = 1
 
 
-def decode_stored(data: bytes, mode: str | None = None, decoded: Image.Image | None = None) -> StoredPicture:
+def decode_stored(
+    data: bytes,
+    mode: str | None = None,
+    decoded: Image.Image | None = None,
+    read: Callable[[], bytes] | None = None,
+) -> StoredPicture:
     """Decode a picture file as `datasets.Image(mode=mode)` does: first frame, EXIF orientation applied.
 
-    `decoded` is its picture where `datasets` itself has decoded it already. Raises SampleError where the
-    file is empty, broken, truncated, or too large to be decoded safely.
+    `decoded` is its picture where `datasets` itself has decoded it already. `read` reads the file again, so
+    that neither it nor its picture has to be kept. Raises SampleError where the file is empty, broken,
+    truncated, or too large to be decoded safely.
     """
+    image, upright, orientation = _decode(data, mode, decoded)
+    file_sha256 = hashlib.sha256(data).hexdigest()
+    read_again = _unchanged(read, file_sha256) if read is not None else _always(data)
+    picture = LazyPicture.of(upright)
+    if decoded is None:
+        picture = LazyPicture(lambda: _decode(read_again(), mode)[1], upright)
+    return StoredPicture(
+        file_sha256=file_sha256,
+        file_format=image.format or "unknown",
+        file_mode=image.mode,
+        exif_orientation=orientation if isinstance(orientation, int) else None,
+        facts=picture_facts(upright),
+        read=read_again,
+        picture=picture,
+    )
+
+
+def _decode(
+    data: bytes, mode: str | None, decoded: Image.Image | None = None
+) -> tuple[Image.Image, Image.Image, Json]:
+    """The picture as Pillow opens it, as `datasets` gives it, and its EXIF orientation."""
     try:
         image = Image.open(io.BytesIO(data))
-        file_format, file_mode = image.format or "unknown", image.mode
         if decoded is None:
             image.load()  # all of it: a broken photo must be found before anything is paid for
         orientation = image.getexif().get(_ORIENTATION_TAG)
@@ -80,10 +108,23 @@ def decode_stored(data: bytes, mode: str | None = None, decoded: Image.Image | N
         ) from None
     if 0 in upright.size:
         raise SampleError(f"the picture is empty: {upright.width}×{upright.height} pixels")
-    exif_orientation = orientation if isinstance(orientation, int) else None
-    file_sha256 = hashlib.sha256(data).hexdigest()
-    facts = picture_facts(upright)
-    return StoredPicture(data, file_sha256, file_format, file_mode, exif_orientation, upright, facts)
+    return image, upright, orientation
+
+
+def _always(data: bytes) -> Callable[[], bytes]:
+    return lambda: data
+
+
+def _unchanged(read: Callable[[], bytes], file_sha256: str) -> Callable[[], bytes]:
+    """`read`, and SampleError where it reads another file than at first."""
+
+    def read_again() -> bytes:
+        data = read()
+        if hashlib.sha256(data).hexdigest() != file_sha256:
+            raise SampleError("the picture file was changed while its sample was solved")
+        return data
+
+    return read_again
 
 
 def picture_facts(image: Image.Image) -> PictureFacts:
@@ -91,8 +132,19 @@ def picture_facts(image: Image.Image) -> PictureFacts:
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
     if image.mode == "P":
         digest.update(repr(image.getpalette("RGB")).encode())
-    digest.update(image.tobytes())
+    for piece in _pieces(image):  # the bytes of all at once would be the picture once more
+        digest.update(piece.tobytes())
     return PictureFacts(image.width, image.height, image.mode, digest.hexdigest())
+
+
+def _pieces(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture in stripes of bounded size, from top to bottom."""
+    num_rows = max(1, _PIECE_PIXELS // max(1, image.width))
+    if num_rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, num_rows):
+        yield image.crop((0, top, image.width, min(top + num_rows, image.height)))
 
 
 def sent_size(size: Size, rule: ResizeRule) -> Size:
@@ -160,12 +212,12 @@ def encode_sent(
 
 def _can_send_as_stored(stored: StoredPicture) -> bool:
     turned = stored.exif_orientation not in (None, 1)
-    same_mode = stored.file_mode == stored.image.mode in ("RGB", "L")
+    same_mode = stored.file_mode == stored.facts.mode in ("RGB", "L")
     return stored.file_format in _SENT_AS_STORED and same_mode and not turned
 
 
 def _sent(media_type: str, size: Size, data: bytes, grey_range: GreyRange | None = None) -> SentPicture:
-    return SentPicture(media_type, size, data, hashlib.sha256(data).hexdigest(), grey_range)
+    return SentPicture(media_type, size, data, len(data), hashlib.sha256(data).hexdigest(), grey_range)
 
 
 def is_deep_grey(image: Image.Image) -> bool:

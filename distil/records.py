@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:  # not at run time: the flags take their choices from here, and --help is to be quick
     from PIL import Image
+
+    from distil.lazy_picture import LazyPicture
 
 Json = Any  # a value that json.dumps writes as it is: dict, list, str, int, float, bool or None
 Size = tuple[int, int]  # width and height in pixels
@@ -140,26 +142,46 @@ class SentPicture:
     """A picture as the teacher gets it: an encoded file of `size` pixels, without metadata.
 
     `grey_range` says how deep grey was scaled to 8 bits, None where the picture is of another kind.
+    `data` may be left out, as b"", once it stands in a message.
     """
 
     media_type: str
     size: Size
     data: bytes
+    num_bytes: int
     sha256: str
     grey_range: GreyRange | None = None
+
+    def without_data(self) -> SentPicture:
+        """What a trace says of it."""
+        return replace(self, data=b"")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPicture:
-    """The picture file of a dataset row, with its picture decoded exactly as `datasets` decodes it."""
+    """The picture file of a dataset row, with its picture decoded exactly as `datasets` decodes it.
 
-    data: bytes
+    Neither lies in memory for as long as a sample takes: `data` and `image` are read again, and raise
+    SampleError where the file is another by now.
+    """
+
     file_sha256: str
     file_format: str
     file_mode: str  # the picture's is another where the dataset's column asks for one
     exif_orientation: int | None
-    image: Image.Image = field(repr=False)
     facts: PictureFacts
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+    picture: LazyPicture = field(repr=False, compare=False)
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return self.read()
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture."""
+        return self.picture.image()
 
 
 @dataclass(frozen=True, slots=True)

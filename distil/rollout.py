@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distil.errors import ContextOverflow, SampleError
-from distil.messages.compose import Message, opening_messages, turn_messages
+from distil.messages.compose import encoded, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import (
     Json,
@@ -43,6 +42,7 @@ class RolloutSettings:
     toolbox: Toolbox
     max_turns: int
     seed: int
+    keeps_pictures: bool = True  # the files of what tools made, in the rollout's turns
 
 
 def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
@@ -50,12 +50,16 @@ def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
 
     Raises SampleError before anything is asked where the row has no truth.
     """
-    truth = _truth(sample, settings.task)
-    conversation = Conversation.start(sample, settings)
+    return run_conversation(Conversation.start(sample, settings), ask)
+
+
+def run_conversation(conversation: Conversation, ask: Ask) -> Rollout:
+    """Go on from the opening of a conversation to its end; raises as `run_rollout` does."""
+    settings, sample_id = conversation.settings, conversation.sample.id
     stop: StopReason | None = None
     for number in range(1, settings.max_turns + 1):
         try:
-            reply = ask(conversation.messages, turn_seed(settings.seed, sample.id, number))
+            reply = ask(conversation.messages, turn_seed(settings.seed, sample_id, number))
         except ContextOverflow:
             if not conversation.turns:
                 raise
@@ -66,7 +70,7 @@ def run_rollout(sample: Sample, ask: Ask, settings: RolloutSettings) -> Rollout:
         conversation.append(Turn(number, reply, calls))
         if stop:
             break
-    return _finish(conversation, stop or StopReason.MAX_TURNS, settings.task, truth)
+    return _finish(conversation, stop or StopReason.MAX_TURNS)
 
 
 def stop_reason(reply: Reply) -> StopReason | None:
@@ -86,10 +90,14 @@ def turn_seed(seed: int, sample_id: SampleId, turn: int) -> int:
 
 @dataclass
 class Conversation:
-    """A sample's state: what was said so far, encoded once, and the scene that the calls made."""
+    """A sample's state: what was said so far, encoded once, and the scene that the calls made.
+
+    It waits for the teacher nearly all the time, so of its pictures it holds no more than the messages.
+    """
 
     sample: Sample
-    toolbox: Toolbox
+    truth: Mapping[str, Json]
+    settings: RolloutSettings
     sent: SentPicture
     scene: Scene
     current_sent: SentPicture
@@ -98,11 +106,14 @@ class Conversation:
 
     @classmethod
     def start(cls, sample: Sample, settings: RolloutSettings) -> Conversation:
-        """The conversation before the first turn."""
-        image = sample.picture.image
-        sent = encode_sent(image, settings.toolbox.rule, sample.picture)
-        messages = [_encode(message) for message in opening_messages(settings.prompt, sent)]
-        return cls(sample, settings.toolbox, sent, Scene.start(image), sent, messages)
+        """The conversation before the first turn; raises SampleError where the row has no truth."""
+        truth = _truth(sample, settings.task)
+        sent = encode_sent(sample.picture.image, settings.toolbox.rule, sample.picture)
+        messages = [encoded(message) for message in opening_messages(settings.prompt, sent)]
+        scene = Scene.start(sample.picture.picture)
+        scene.rest()
+        sent = sent.without_data()
+        return cls(sample, truth, settings, sent, scene, sent, messages)
 
     def run_calls(self, reply: Reply) -> tuple[ToolCall, ...]:
         """Run the calls of a reply in order, each on the picture that the one before made.
@@ -111,7 +122,7 @@ class Conversation:
         """
         calls = []
         for raw in reply.calls[:MAX_CALLS_A_TURN]:
-            call, self.scene = self.toolbox.run(raw, self.scene, self.sent, self.current_sent)
+            call, self.scene = self.settings.toolbox.run(raw, self.scene, self.sent, self.current_sent)
             self.current_sent = call.observation.sent or self.current_sent
             calls.append(call)
         not_run = Observation(False, f"Error: only the first {MAX_CALLS_A_TURN} calls of a turn are run")
@@ -120,13 +131,20 @@ class Conversation:
 
     def append(self, turn: Turn) -> None:
         """Add a turn whose calls have been run."""
-        self.turns.append(turn)
         # What stands stays byte-identical from turn to turn, or the server's prefix cache is lost.
-        self.messages += [_encode(message) for message in turn_messages(turn)]
+        self.messages += [encoded(message) for message in turn_messages(turn)]
+        self.turns.append(turn if self.settings.keeps_pictures else _without_pictures(turn))
 
 
-def _encode(message: Message) -> bytes:
-    return json.dumps(message).encode()
+def _without_pictures(turn: Turn) -> Turn:
+    """The turn without the files of its pictures, which stand in the messages."""
+    calls = (
+        replace(call, observation=replace(call.observation, sent=call.observation.sent.without_data()))
+        if call.observation.sent
+        else call
+        for call in turn.calls
+    )
+    return replace(turn, calls=tuple(calls))
 
 
 def _truth(sample: Sample, task: Task) -> Mapping[str, Json]:
@@ -136,8 +154,9 @@ def _truth(sample: Sample, task: Task) -> Mapping[str, Json]:
         raise SampleError(f"{sample.name}: {error}") from None
 
 
-def _finish(conversation: Conversation, stop: StopReason, task: Task, truth: Mapping[str, Json]) -> Rollout:
-    answer, turns = _answer(conversation.turns[-1].reply, stop, task), tuple(conversation.turns)
+def _finish(conversation: Conversation, stop: StopReason) -> Rollout:
+    task, truth, turns = conversation.settings.task, conversation.truth, tuple(conversation.turns)
+    answer = _answer(turns[-1].reply, stop, task)
     score = task.score(answer, truth)
     return Rollout(conversation.sample, truth, conversation.sent, turns, stop, answer, score)
 

@@ -65,7 +65,8 @@ def refusal_of(call: RawCall, picture: Image.Image | None = None, box: Toolbox |
     assert (done.observation.facts, done.observation.sent) == (None, None)
     assert done.arguments == {}
     assert not done.clamped
-    assert scene == Scene.start(picture)
+    assert scene.original is scene.current is picture
+    assert scene.corner == (0, 0)
     assert done.observation.message.startswith("Error: ")
     return done.observation.message
 

@@ -69,7 +69,8 @@ def rebuilt_trace(
         return replies.pop(0)
 
     task = task_of(trace.json)
-    run = RolloutSettings(task, settings.prompt(), toolbox, settings.max_turns, settings.seed)
+    prompt, keeps = settings.prompt(), settings.keep_pictures
+    run = RolloutSettings(task, prompt, toolbox, settings.max_turns, settings.seed, keeps)
     rollout = run_rollout(sample, ask, run)
     rebuilt = trace_json(rollout, RunFacts(identity, settings, trace.json["metadata"]["versions"]))
     stored = trace.json["settings"]  # with what other versions write
@@ -154,6 +155,8 @@ class _StoredFailures:
         self._executor = executor
         self._calls = [call for call in trace.calls if "code" in call.arguments]
         self._limits = trace.settings.code
+
+    workers = 1  # the calls of one trace
 
     def run(self, code: str, picture: Image.Image) -> ExecResult:
         """Run code on a picture; the calls come in the order of the trace."""

@@ -153,7 +153,7 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     sample = source.load(trace.sample_id)
     toolbox = trace.settings.toolbox(executor)
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
-    scene = Scene.start(sample.picture.image)
+    scene = Scene.start(sample.picture.picture)
     observations = []
     for call in trace.calls:
         observation = Observation(call.success, call.message, stdout=call.stdout)

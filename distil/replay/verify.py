@@ -130,6 +130,8 @@ class _RememberedRuns:
         self._executor = executor
         self._runs: list[tuple[str, Image.Image, ExecResult]] = []
 
+    workers = 1  # the calls of one trace
+
     def run(self, code: str, picture: Image.Image) -> ExecResult:
         """Run code on a picture, or give what that came to before."""
         for earlier_code, earlier_picture, result in self._runs:

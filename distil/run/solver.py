@@ -10,8 +10,9 @@ from dataclasses import replace
 from distil.embedded.launch import drawn_signs
 from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
+from distil.lazy_picture import PIXEL_WORK
 from distil.records import Reply, SampleId
-from distil.rollout import RolloutSettings, run_rollout
+from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
 from distil.run.plan import Plan, code_limits
@@ -59,8 +60,8 @@ class RolloutSolver:
             raise RunHalted(self.halt)
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        sample = self.source.load(sample_id)
-        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
+        conversation = self._opening(sample_id)
+        journal = self.folder.journals.of(sample_id, conversation.sample.picture.file_sha256)
         is_resumed = journal.num_turns > 0
         with self.teacher.asking(deadline) as teacher:
             ask_or_recall = journal.journaled(teacher.ask)
@@ -70,7 +71,7 @@ class RolloutSolver:
                 self.models.note(reply.model)
                 return reply
 
-            rollout = run_rollout(sample, ask_noted, self.rollout)
+            rollout = run_conversation(conversation, ask_noted)
         self.folder.write_trace(rollout)
         journal.remove()
         seconds = round(time.perf_counter() - started, 4)
@@ -79,6 +80,12 @@ class RolloutSolver:
         summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
         self.tally.add(summary)
         return summary
+
+    def _opening(self, sample_id: SampleId) -> Conversation:
+        """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
+        decode = self.source.read(sample_id)
+        with PIXEL_WORK:
+            return Conversation.start(decode(None), self.rollout)
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""
@@ -149,4 +156,5 @@ def rollout_settings(settings: TraceSettings, executor: Executor | None) -> Roll
         settings.toolbox(executor),
         settings.max_turns,
         settings.seed,
+        settings.keep_pictures,
     )

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from distil.errors import SampleError, SourceError, error_text
 from distil.pictures import decode_stored
-from distil.records import DatasetIdentity, Json, Sample, SampleId, StoredPicture
+from distil.records import DatasetIdentity, Json, Sample, SampleId
 from distil.source.json_values import has_labels, to_json, with_label_names
 from distil.source.reopenable import is_relative, recipe_path
 
@@ -59,18 +60,38 @@ class Source:
 
         `decoded` is its picture where `datasets` itself has decoded it already.
         """
+        return self.read(sample_id)(decoded)
+
+    def read(self, sample_id: SampleId) -> Callable[[Image.Image | None], Sample]:
+        """Read a sample's row and its picture file, from wherever it lies; what is returned decodes them.
+
+        Both raise SampleError naming what is wrong with the row.
+        """
         index = sample_id.index
         if not 0 <= index < len(self):
             raise SampleError(f"{self.identity.source} has {len(self)} rows and no row {index}")
         name = f"row {index} of {self.identity.source}"
-        row = self._rows[index].to_pylist()[0]
-        self._trim.count_row()
-        try:
-            picture = self._picture(row[IMAGE_COLUMN], decoded)
-            data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
+        row = self._row(index)
+        with _naming(name):
+            file = _picture_bytes(row[IMAGE_COLUMN])
+        data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
+        is_kept = _is_far(row.pop(IMAGE_COLUMN))
+
+        def read_again() -> bytes:
+            with _naming(name):
+                return _picture_bytes(self._row(index)[IMAGE_COLUMN])
+
+        def decode(decoded: Image.Image | None) -> Sample:
+            with _naming(name):
+                picture = decode_stored(file, self._mode, decoded, None if is_kept else read_again)
             return Sample(sample_id, name, data, picture)
-        except SampleError as error:
-            raise SampleError(f"{name}: {error}") from None
+
+        return decode
+
+    def _row(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._rows[index].to_pylist()[0]
+        self._trim.count_row()
+        return row
 
     def select(self, order: str, num_samples: int, seed: int) -> list[int]:
         """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.
@@ -111,9 +132,6 @@ class Source:
     def _value(self, column: str, value: Any) -> Json:
         labels = self._labels.get(column)
         return to_json(value if labels is None else with_label_names(value, labels))
-
-    def _picture(self, value: Json, decoded: Image.Image | None) -> StoredPicture:
-        return decode_stored(_picture_bytes(value), self._mode, decoded)
 
 
 def open_source(dataset_path: str, tell: Callable[[str], None] | None = None) -> Source:
@@ -272,6 +290,20 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__  # its own text says only that an error occurred
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say of which row a SampleError is."""
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(f"{name}: {error}") from None
+
+
+def _is_far(value: Mapping[str, Json]) -> bool:
+    """Whether a picture has to be fetched over a network, which nobody wants to do for it twice."""
+    return value.get("bytes") is None and not Path(str(value["path"])).is_absolute()
 
 
 def _picture_bytes(value: Mapping[str, Json] | None) -> bytes:

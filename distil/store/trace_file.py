@@ -165,7 +165,7 @@ def _sent_json(sent: SentPicture) -> Json:
         "media_type": sent.media_type,
         "width_px": sent.size[0],
         "height_px": sent.size[1],
-        "num_bytes": len(sent.data),
+        "num_bytes": sent.num_bytes,
         "sha256": sent.sha256,
     }
     if sent.grey_range is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from PIL import Image
 
 from distil.errors import ToolError
+from distil.lazy_picture import PIXEL_WORK, LazyPicture
 from distil.pictures import find_grey_range
 from distil.records import Box, CropFrom, Frame, GreyRange, Json, Size
 
@@ -26,40 +28,77 @@ class BoxFrame:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The pictures that a call can work on.
+    """The pictures that a call can work on: made when they are asked for, and dropped when the scene rests.
 
     `corner` is where the current picture's top left pixel lies in the original, None once a call has
     done more than crop. `grey_ranges` says by mode how deep grey is shown: the first picture of a mode,
     mostly the photo, sets it for all that follow, so that a crop is as bright as it was in the whole.
     """
 
-    original: Image.Image = field(repr=False)
-    current: Image.Image = field(repr=False)
+    photo: LazyPicture = field(repr=False)
+    picture: LazyPicture = field(repr=False)
     corner: tuple[int, int] | None = (0, 0)
     grey_ranges: Mapping[str, GreyRange] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, image: Image.Image) -> Scene:
+    def start(cls, photo: LazyPicture | Image.Image) -> Scene:
         """The scene before the first call."""
-        return cls(image, image, grey_ranges=_with_range_of(image, {}))
+        photo = LazyPicture.of(photo) if isinstance(photo, Image.Image) else photo
+        return cls(photo, photo, grey_ranges=_with_range_of(photo.image(), {}))
+
+    @property
+    def original(self) -> Image.Image:
+        """The photo."""
+        return self.photo.image()
+
+    @property
+    def current(self) -> Image.Image:
+        """The picture that the last call made, at first the photo."""
+        return self.picture.image()
 
     @property
     def grey_range(self) -> GreyRange | None:
         """How the current picture is shown; None where it is no deep grey."""
-        return self.grey_ranges.get(self.current.mode)
+        return self.grey_ranges.get(self.picture.mode)
 
     def cropped(self, box: Box) -> Scene:
         """The scene after cropping the current picture."""
         corner = self.corner and (self.corner[0] + box[0], self.corner[1] + box[1])
-        return replace(self, current=self.current.crop(box), corner=corner)
+        return replace(self, picture=self.picture.changed(lambda image: image.crop(box)), corner=corner)
 
     def recropped(self, box: Box) -> Scene:
         """The scene after cropping the original picture."""
-        return replace(self, current=self.original.crop(box), corner=(box[0], box[1]))
+        crop = self.photo.changed(lambda image: image.crop(box))
+        return replace(self, picture=crop, corner=(box[0], box[1]))
+
+    def changed(self, action: Callable[[Image.Image], Image.Image]) -> Scene:
+        """The scene after a call that makes the same picture of the current one whenever it is made."""
+        return self._with(self.picture.changed(action))
 
     def replaced(self, image: Image.Image) -> Scene:
-        """The scene after a call that made a picture in any other way."""
-        return replace(self, current=image, corner=None, grey_ranges=_with_range_of(image, self.grey_ranges))
+        """The scene after a call that made a picture in any other way: it is kept as it is."""
+        return self._with(LazyPicture.made_once(image))
+
+    def rest(self, keeps_original: bool = False) -> None:
+        """Let go of what the next call does not need, or can have made again, until somebody asks for it.
+
+        `keeps_original`: the next call probably works on the original.
+        """
+        if keeps_original:
+            self.photo.rest()
+        elif self.picture is not self.photo:
+            self.photo.give_up()
+        self.picture.rest()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of all that can be made again and is not kept already."""
+        self.picture.let_go()
+        self.photo.let_go()
+
+    def _with(self, picture: LazyPicture) -> Scene:
+        ranges = _with_range_of(picture.image(), self.grey_ranges)
+        return replace(self, picture=picture, corner=None, grey_ranges=ranges)
 
 
 def _with_range_of(image: Image.Image, ranges: Mapping[str, GreyRange]) -> Mapping[str, GreyRange]:
@@ -108,6 +147,11 @@ class Tool(Protocol):
     def runs_code(self) -> bool:
         """Whether `code` is among its arguments: Python for an executor, which a trace keeps as code."""
         return False
+
+    @property
+    def work(self) -> AbstractContextManager[object]:
+        """What is held while a call is applied: it bounds how many pictures are in the making at once."""
+        return PIXEL_WORK
 
     def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
         """The function schema as the OpenAI API takes it, saying which frame boxes are in."""

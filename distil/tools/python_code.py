@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,6 +37,8 @@ _IMPORTS = {"Image": "from PIL import Image", "np": "import numpy as np"}
 class Executor(Protocol):
     """What runs model-written code: `distil.sandbox.Sandbox`."""
 
+    workers: int  # how many runs there are at once
+
     def run(self, code: str, picture: Image.Image) -> ExecResult:
         """Run code on a picture; what the code does wrong is in the result."""
         ...
@@ -46,7 +50,14 @@ class PythonCodeTool(Tool):
 
     executor: Executor | None = field(default=None, repr=False, compare=False)
     name: str = "python_code_tool"
+    work: AbstractContextManager[object] = field(default=nullcontext(), init=False, repr=False, compare=False)
     runs_code = True
+
+    def __post_init__(self) -> None:
+        if (
+            self.executor is not None
+        ):  # its own bound, or code that only waits would keep others from the cores
+            object.__setattr__(self, "work", threading.BoundedSemaphore(self.executor.workers))
 
     def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:
         code = {"type": "string", "description": "The Python code. It must assign `result_image`."}

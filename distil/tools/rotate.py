@@ -38,7 +38,7 @@ class RotateTool(Tool):
     def resolve(self, raw: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Resolved:
         """Stored `angle` is the teacher's number, in degrees."""
         angle = _angle_degrees(required_argument(raw, "angle", '{"angle": 90}'))
-        width, height = seen.scene.current.size
+        width, height = seen.scene.picture.size
         turn = math.radians(angle % 360)
         cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
         grown = (width * cos + height * sin) * (width * sin + height * cos)
@@ -49,7 +49,8 @@ class RotateTool(Tool):
         return Resolved({"angle": angle})
 
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
-        return Applied(scene.replaced(scene.current.rotate(arguments["angle"], expand=True)))
+        angle = arguments["angle"]
+        return Applied(scene.changed(lambda image: image.rotate(angle, expand=True)))
 
     def restores(self, arguments: Mapping[str, Json]) -> bool:
         return True

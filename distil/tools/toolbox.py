@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
-from distil.records import SUCCESS_MESSAGE, Json, Observation, RawCall, SentPicture, ToolCall
+from distil.records import SUCCESS_MESSAGE, CropFrom, Json, Observation, RawCall, SentPicture, ToolCall
 from distil.tools.base import BoxFrame, Scene, SeenSizes, Tool
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
@@ -84,8 +84,22 @@ class Toolbox:
         return ToolCall(call, arguments, resolved.clamped, observation), scene
 
     def observe(self, name: str, arguments: Mapping[str, Json], scene: Scene) -> tuple[Observation, Scene]:
-        """Apply resolved arguments: the one function that sampling and replay share; raises ToolError."""
-        applied = self._find(name).apply(arguments, scene)
+        """Apply resolved arguments: the one function that sampling and replay share; raises ToolError.
+
+        The scenes rest afterwards: a picture of theirs that is not kept is made again when it is asked for.
+        """
+        tool, keeps_original = self._find(name), self.boxes.crop_from is CropFrom.ORIGINAL
+        with tool.work:
+            following = scene
+            try:
+                observation, following = self._observed(tool, arguments, scene)
+            finally:
+                following.rest(keeps_original)
+                scene.let_go()
+        return observation, following
+
+    def _observed(self, tool: Tool, arguments: Mapping[str, Json], scene: Scene) -> tuple[Observation, Scene]:
+        applied = tool.apply(arguments, scene)
         picture = applied.scene.current
         try:
             sent = encode_sent(picture, self.rule, grey_range=applied.scene.grey_range)

@@ -63,10 +63,10 @@ class ZoomTool(Tool):
         numbers = _four_numbers(required_argument(raw, BOX_ARGUMENT, example), example)
         scene = seen.scene
         if boxes.crop_from is CropFrom.CURRENT:
-            box, clamped = box_to_pixels(numbers, boxes.frame, seen.current_sent, scene.current.size)
+            box, clamped = box_to_pixels(numbers, boxes.frame, seen.current_sent, scene.picture.size)
             _check_shape(box)
             return Resolved({BOX_ARGUMENT: list(box)}, clamped)
-        box, clamped = box_to_pixels(numbers, boxes.frame, seen.original_sent, scene.original.size)
+        box, clamped = box_to_pixels(numbers, boxes.frame, seen.original_sent, scene.photo.size)
         _check_shape(box)
         inner = _inside_current(box, scene)
         if inner is not None:
@@ -115,5 +115,5 @@ def _inside_current(box: Box, scene: Scene) -> Box | None:
         return None
     x, y = scene.corner
     inner = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-    fits = min(inner) >= 0 and inner[2] <= scene.current.width and inner[3] <= scene.current.height
+    fits = min(inner) >= 0 and inner[2] <= scene.picture.size[0] and inner[3] <= scene.picture.size[1]
     return inner if fits else None
