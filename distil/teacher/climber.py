@@ -260,7 +260,7 @@ class Climber:
         self._refused_share -= self._refused_share / max(_MIN_LATEST, self.level)
         if self._climb is not None:
             if is_saturated and not (self._climb.is_held and ticket.lag_seconds > _BUSY_SHARE * seconds):
-                self._rise_to(min(self.level + 1, self._climb.foot << (self._climb.top_judged + 3)))
+                self._rise_to(self.level + 1)
             self._judge_rung(self._climb, *self._climb.add(ticket, seconds), now)
         elif self._window.num_to_skip:
             self._window.skip(now)
