@@ -333,3 +333,23 @@ def test_who_waits_sleeps_until_it_is_let_in_and_nobody_else_is_woken() -> None:
     assert len(switches) == 100
     switches.sort()
     assert switches[50] <= 4, "one to wait, and what waiting for the interpreter takes"
+
+
+def test_how_late_a_thread_ran_is_told_for_those_that_waited() -> None:
+    ticks = iter(range(10**6))
+    slots = Slots(1, clock=lambda: next(ticks))  # a second passes whenever it is asked
+    lags: list[float] = []
+
+    def work() -> None:
+        with slots.slot() as slot:
+            assert slot._ticket is not None
+            lags.append(slot._ticket.lag_seconds)
+
+    with slots.slot() as first:
+        assert first._ticket is not None
+        assert first._ticket.lag_seconds == 0
+        (thread,) = in_threads(1, work)
+        while not slots._waiters:
+            time.sleep(0.01)
+    thread.join(30)
+    assert lags[0] >= 1
