@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import pytest
@@ -41,6 +42,7 @@ class Run:
     refuses_above: int = 10**9
     seconds_per_neighbour: float = 0.0
     sigma: float = 0.0
+    wake_seconds: float = 0.0  # that a thread takes to wake, however many there are
     now: float = 0.0
     num_served: int = 0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -83,7 +85,8 @@ class Run:
     def _admit(self) -> None:
         while self._waiting and self.climber.has_room:
             worker, ticket = self._waiting.popleft(), self.climber.start(self.now)
-            self._process(lambda worker=worker, ticket=ticket: self._send(worker, ticket))  # type: ignore[misc]
+            then = partial(self._process, partial(self._send, worker, ticket))
+            self._after(self.wake_seconds, then)
 
     def _process(self, then: Callable[[], None]) -> None:
         """Half of a request's time of the processor, after those that came before."""
@@ -119,7 +122,7 @@ class Run:
             noise = self._generator.lognormvariate(-(self.sigma**2) / 2, self.sigma)
             seconds = self.seconds + self.seconds_per_neighbour * (self._num_at_server - 1)
             reply = self._at_server.popleft()
-            self._after(seconds * noise, lambda reply=reply: self._reply(reply))  # type: ignore[misc]
+            self._after(seconds * noise, partial(self._reply, reply))
 
     def _reply(self, reply: Callable[[], None]) -> None:
         self._num_served_now -= 1
@@ -248,6 +251,15 @@ def test_a_server_that_queues_is_named_though_our_machine_is_half_busy() -> None
     assert run.throughput(FEW_SECONDS) >= 0.96 * 160
     assert run.climber.changes[Reason.QUEUE]
     assert run.climber.level <= 28
+
+
+def test_threads_that_wake_late_whatever_the_level_do_not_keep_it_down() -> None:
+    run = adaptive(64, 0.05, num_slots=8, wake_seconds=0.01)
+    run.throughput(10)
+    assert run.climber.level <= 40
+    run.num_slots = 10**9
+    run.throughput(40)
+    assert run.climber.level >= 50
 
 
 @pytest.mark.parametrize("cpu_seconds", [0.0, 0.001, 0.006])

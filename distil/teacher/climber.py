@@ -359,11 +359,8 @@ class Climber:
         return rounds >= _MIN_ROUNDS and (window.relative_error <= _PRECISION or is_longest)
 
     def _judge(self, now: float) -> None:
-        if self._window.is_ours:
-            self._learn_nothing(Reason.CLIENT, now)
-            return
         if self._window.mean_in_flight < _SATURATED * self.level:
-            self._learn_nothing(Reason.NO_DEMAND, now)
+            self._learn_nothing(now)
             return
         measured = self._window.by_count(self.level, now)
         self._forget_refusal()
@@ -377,29 +374,33 @@ class Climber:
     def _pays(self, measured: _Measured, base: _Measured) -> bool:
         """Whether the tried level is the better one: the same test for a higher and a lower one.
 
-        A small rise must stand out from the noise as well, or the level would drift up in a queue.
+        A small rise must stand out from the noise as well, or the level would drift up in a queue. That
+        fewer give the same says nothing of the server where our own threads are late.
         """
-        return _is_worth(measured, base, self._window.relative_error if measured.level > base.level else 0.0)
+        is_up = measured.level > base.level
+        noise = self._window.relative_error if is_up else 0.0
+        return _is_worth(measured, base, noise) and (is_up or not self._window.is_ours)
 
-    def _learn_nothing(self, reason: Reason, now: float) -> None:
-        """Nothing can be learnt from this window: the level was not full, or we were slow ourselves."""
+    def _learn_nothing(self, now: float) -> None:
+        """The samples did not fill the level: nothing can be learnt from this window."""
         if self._is_trying and self._base is not None:
+            reason = Reason.CLIENT if self._window.is_ours else Reason.NO_DEMAND
             self._stay(int(self._base.level), reason, now)
         else:
-            if reason is Reason.CLIENT:
-                self.reason = reason
             self._window = _Window(now)
 
     def _hold(self, measured: _Measured, now: float) -> None:
         self._num_held += 1
         base, self._base = self._base, measured
-        self._window = _Window(now)
-        if base is not None and measured.latency_seconds > _CLIMBED * base.latency_seconds:
+        is_ours, self._window = self._window.is_ours, _Window(now)
+        if is_ours:
+            self.reason, self._is_next_up = Reason.CLIENT, True
+        elif base is not None and measured.latency_seconds > _CLIMBED * base.latency_seconds:
             self._patience, self._num_held, self._is_next_up = _FIRST_PATIENCE, 1, False
-        else:
-            self._base = base.mean_with(measured) if base is not None else measured
-            if self._num_held >= self._patience:
-                self._try_in_turn(now)
+            return
+        self._base = base.mean_with(measured) if base is not None else measured
+        if self._num_held >= self._patience:
+            self._try_in_turn(now)
 
     def _try_in_turn(self, now: float) -> None:
         is_up = self._is_next_up
@@ -437,7 +438,8 @@ class Climber:
     def _lose(self, base: _Measured, now: float) -> None:
         """The tried level is left for the one before."""
         self._patience = min(2 * self._patience, _MAX_PATIENCE)
-        self._stay(int(base.level), Reason.QUEUE if self.level > base.level else Reason.NEEDED, now)
+        reason = Reason.QUEUE if self.level > base.level else Reason.NEEDED
+        self._stay(int(base.level), Reason.CLIENT if self._window.is_ours else reason, now)
 
     def _back_off(self, in_flight: int, now: float) -> None:
         # Refused twice with no good window between: what the server takes is not known.
