@@ -211,12 +211,10 @@ def test_it_does_not_rise_where_nobody_asks_for_more() -> None:
 
 
 def test_refusals_of_one_round_lower_it_once() -> None:
-    climber = Climber(64, 0.0, is_fixed=False)
-    climber.level = 40
-    epochs = [climber.start(0.0) for _ in range(40)]
-    for epoch in epochs:
-        climber.refuse(epoch, 0.1)
-    assert climber.level == 28
+    climber = Climber(8, 0.0)
+    for ticket in fill(climber, 0.0):
+        climber.refuse(ticket, 0.1)
+    assert climber.level == 5
     assert climber.changes == {Reason.REFUSED: 1}
 
 

@@ -1,4 +1,7 @@
-"""The slots of the requests in flight: threads wait for one, first come first served."""
+"""The slots of the requests in flight: threads wait for one, first come first served.
+
+Who waits sleeps until it is let in: a slot that is given back wakes one thread, whatever their number.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +9,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from distil.errors import TeacherError
 from distil.teacher.climber import Climber, LevelState, Ticket
 
-_WAKE_SECONDS = 0.5
+_LOOK_SECONDS = 0.5  # at what is stuck, while threads wait
+_RISE_SECONDS = 0.02  # the same while the level rises by time
 _UNLIMITED = 2**30
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Slot:
     """The leave to have one request in flight; a context manager that waits for it and gives it back."""
 
     _slots: Slots
-    _ticket: Ticket | None = None
-    _started_at: float = 0.0
+    _ticket: Ticket | None = None  # not let in
+    _wake: threading.Lock | None = None  # held until it is let in, where it has to wait
     _was_refused: bool = False
 
     def __enter__(self) -> Slot:
-        self._ticket, self._started_at = self._slots._acquire()
+        self._slots._acquire(self)
         return self
 
     def __exit__(self, error_class: type[BaseException] | None, *_: object) -> None:
-        is_measured = error_class is None and not self._was_refused
         if self._ticket is not None:
-            self._slots._release(self._ticket, self._started_at if is_measured else None)
+            self._slots._release(self._ticket, error_class is None and not self._was_refused)
 
     def refused(self) -> None:
         """Tell that the server has too many requests (429, 503)."""
         self._was_refused = True
         if self._ticket is not None:
             self._slots._refuse(self._ticket)
-
-
-@dataclass(slots=True)
-class _Waiter:
-    admitted: threading.Event = field(default_factory=threading.Event)
-    ticket: Ticket | None = None  # not let in
-    started_at: float = 0.0
 
 
 class Slots:
@@ -56,8 +52,8 @@ class Slots:
         self._clock = clock
         self._climber = Climber(ceiling, clock(), is_fixed)
         self._lock = threading.Lock()
-        self._waiters: deque[_Waiter] = deque()
-        self._is_closed = False
+        self._waiters: deque[Slot] = deque()
+        self._is_looked_after = self._is_closed = False
 
     @classmethod
     def unlimited(cls) -> Slots:
@@ -80,41 +76,60 @@ class Slots:
         """Let nobody in any more, and wake all who wait."""
         with self._lock:
             self._is_closed = True
-            waiters, self._waiters = list(self._waiters), deque()
-        for waiter in waiters:
-            waiter.admitted.set()
+            while self._waiters:
+                _wake(self._waiters.popleft())
 
-    def _acquire(self) -> tuple[Ticket, float]:
-        waiter = _Waiter()
+    def _acquire(self, slot: Slot) -> None:
         with self._lock:
-            self._waiters.append(waiter)
-            self._admit()
-        while not waiter.admitted.wait(_WAKE_SECONDS):
-            with self._lock:
-                self._climber.pass_over_stuck(self._clock())
-                self._admit()
-        if waiter.ticket is None:
+            if not self._is_closed and not self._waiters and self._climber.has_room:
+                slot._ticket = self._climber.start(self._clock())
+                return
+            if not self._is_closed:
+                slot._wake = threading.Lock()
+                slot._wake.acquire()
+                self._waiters.append(slot)
+            is_first = not self._is_closed and self._climber.is_steering and not self._is_looked_after
+            self._is_looked_after |= is_first
+        if is_first:
+            threading.Thread(target=self._look_after, name="teacher-level", daemon=True).start()
+        if slot._wake is not None:
+            slot._wake.acquire()
+        if slot._ticket is None:
             raise TeacherError("the run was given up")
-        return waiter.ticket, waiter.started_at
+        slot._ticket.lag_seconds = self._clock() - slot._ticket.started_at
 
-    def _release(self, ticket: Ticket, started_at: float | None) -> None:
+    def _release(self, ticket: Ticket, is_measured: bool) -> None:
         with self._lock:
             now = self._clock()
-            self._climber.finish(ticket, now, None if started_at is None else now - started_at)
+            self._climber.finish(ticket, now, now - ticket.started_at if is_measured else None)
             self._admit()
 
     def _refuse(self, ticket: Ticket) -> None:
         with self._lock:
             self._climber.refuse(ticket, self._clock())
 
+    def _look_after(self) -> None:
+        """Now and then, while threads wait: let in who may be by the time that has passed."""
+        while True:
+            time.sleep(_RISE_SECONDS if self._climber.rises_by_time else _LOOK_SECONDS)
+            with self._lock:
+                if self._is_closed or not self._waiters:
+                    self._is_looked_after = False
+                    return
+                now = self._clock()
+                self._climber.rise_by_time(now)
+                self._climber.pass_over_stuck(now)
+                self._admit()
+
     def _admit(self) -> None:
         """Let in those who wait longest while there is room; the lock is held."""
-        if self._is_closed:
-            for waiter in self._waiters:
-                waiter.admitted.set()
-            self._waiters.clear()
         while self._waiters and self._climber.has_room:
-            waiter = self._waiters.popleft()
-            waiter.started_at = self._clock()
-            waiter.ticket = self._climber.start(waiter.started_at)
-            waiter.admitted.set()
+            slot = self._waiters.popleft()
+            slot._ticket = self._climber.start(self._clock())
+            _wake(slot)
+
+
+def _wake(slot: Slot) -> None:
+    """Let the thread that waits for the slot go on."""
+    if slot._wake is not None:
+        slot._wake.release()
