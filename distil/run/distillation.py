@@ -6,9 +6,7 @@ import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
-
-import datasets
-import openai
+from importlib.metadata import version
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
@@ -140,7 +138,7 @@ def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> 
         "probe": dict(plan.probe),
         "settings": plan.settings.as_json(),
         "settings_sha256": facts.settings_sha256,
-        "versions": {**facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
+        "versions": {**facts.versions, "openai": version("openai"), "datasets": version("datasets")},
         "sandbox": sandbox.layers.as_dict() if sandbox is not None else None,
         "num_samples": num_samples,
         "num_skipped": num_skipped,
