@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ EXIT_DONE, EXIT_USAGE = 0, 2  # and 1, some samples failed: the commands return 
 def enter(name: str, command: Callable[[], int]) -> NoReturn:
     """Run a command to the end of this process: from here on no signal leaves a traceback."""
     interrupts.handle(name)
+    gc.disable()  # while modules are imported, which make much that stays and no garbage
     try:
         status = command()
     except SystemExit as leaving:  # argparse, after --help and on wrong usage
@@ -33,6 +35,9 @@ def exit_code_of(
     `advice` ends what is said of an interrupted one; `spell` makes an error's words fit for the terminal.
     """
     interrupts.advise(advice)
+    if not gc.isenabled():
+        gc.freeze()  # what was imported is never looked through
+        gc.enable()
     try:
         status = command()
         interrupts.ignore()

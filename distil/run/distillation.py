@@ -18,9 +18,6 @@ from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
 from distil.store.run_totals import RunTotals
 from distil.teacher.address import find_teacher, served
-from distil.terminal.estimate import print_estimate
-from distil.terminal.progress import Progress
-from distil.terminal.summary import print_summary
 from distil.terminal.terminal import Terminal
 
 
@@ -42,6 +39,10 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
 
 def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:
+    # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
+    from distil.terminal.estimate import print_estimate  # noqa: PLC0415
+    from distil.terminal.summary import print_summary  # noqa: PLC0415
+
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
     done = folder.finished(wanted)
     todo, num_resumed = _to_do(solver, wanted, done)
@@ -101,6 +102,8 @@ def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
 
 def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -> None:
     """Solve the samples; `totals` count each that ends, whatever ends the run."""
+    from distil.terminal.progress import Progress  # noqa: PLC0415
+
     num_done = totals.num_skipped
     with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)

@@ -40,7 +40,7 @@ def first_rows(rows: StoredRows, order: str, num_rows: int, seed: int) -> Sequen
     try:
         if _is_number(kind):
             return _first_of_numbers(rows.pieces(name), num_rows, is_descending)
-        values = [value for piece in rows.pieces(name) for value in piece.to_pylist()]
+        values = [value for piece in rows.pieces(name) for chunk in piece for value in chunk.to_pylist()]
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return _first_of_texts(values, num_rows, is_descending)
         return _first_of_values(values, num_rows, is_descending)
@@ -52,7 +52,9 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind))
 
 
-def _first_of_numbers(pieces: Iterable[pa.Array], num_rows: int, is_descending: bool) -> Sequence[int]:
+def _first_of_numbers(
+    pieces: Iterable[Sequence[pa.Array]], num_rows: int, is_descending: bool
+) -> Sequence[int]:
     values, is_filled = map(np.concatenate, zip(*map(_numbers, pieces), strict=True))
     filled, empty = np.flatnonzero(is_filled), np.flatnonzero(~is_filled)
     values = values[filled]
@@ -69,8 +71,9 @@ def _first_of_numbers(pieces: Iterable[pa.Array], num_rows: int, is_descending: 
     return array("q", ordered.astype(np.int64).tobytes())
 
 
-def _numbers(piece: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _numbers(chunks: Sequence[pa.Array]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The values, and which of them are neither null nor NaN; `to_numpy` would import pandas for nulls."""
+    piece = pa.concat_arrays(chunks)
     rows = slice(piece.offset, piece.offset + len(piece))
     validity, data = piece.buffers()
     dtype = {"float": "f4", "double": "f8"}.get(str(piece.type), str(piece.type))

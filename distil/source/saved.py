@@ -89,13 +89,13 @@ class StoredRows:
 
     def kind(self, name: str) -> pa.DataType:
         """The type of a column."""
-        return self._batches[0].schema.field(name).type
+        return self._chunks(name)[0].type
 
-    def pieces(self, name: str) -> Iterator[pa.Array]:
-        """One column, copied piece by piece: the pages of a file that lie between do not stay in memory."""
+    def pieces(self, name: str) -> Iterator[Sequence[pa.Array]]:
+        """One column, to be copied piece by piece: what lies between in a file does not stay in memory."""
         chunks = self._chunks(name)
         for start in range(0, len(chunks), _BATCHES_BETWEEN_TRIMS):
-            yield pa.concat_arrays(chunks[start : start + _BATCHES_BETWEEN_TRIMS])
+            yield chunks[start : start + _BATCHES_BETWEEN_TRIMS]
             self.trim()
 
     def trim(self) -> None:
