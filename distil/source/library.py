@@ -48,6 +48,7 @@ def open_dataset(dataset_path: str, tell: Callable[[str], None] | None = None) -
         ValueError,
         KeyError,
         TypeError,
+        AttributeError,  # dataset_info.json that holds something else
         LookupError,  # an empty saved folder
         StopIteration,  # an empty JSONL file
         pa.ArrowException,

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from distil.records import DatasetIdentity, Json
+from distil.source.fingerprint import loaded_fingerprint
 from distil.source.picture_paths import check_paths
 
 IMAGE_COLUMN = "image"
@@ -120,15 +121,16 @@ def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         if not (_is_local(dataset_path) and _is_local(str(folder)) and _is_plain(state, info)):
             return None
+        fingerprint = loaded_fingerprint(state["_fingerprint"])
         files = [folder / file["filename"] for file in state["_data_files"]]
         rows = _mapped_rows(files, info["features"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException):
         return None
-    if rows is None or not len(rows):
+    if rows is None or not len(rows) or fingerprint is None:
         return None
     check_paths(rows.column(IMAGE_COLUMN), IMAGE_COLUMN, None)
     path = str(folder)
-    return rows, DatasetIdentity(path, path, "saved", split, state["_fingerprint"], len(rows))
+    return rows, DatasetIdentity(path, path, "saved", split, fingerprint, len(rows))
 
 
 def split_path(dataset_path: str) -> tuple[str, str | None]:
