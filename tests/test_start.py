@@ -15,8 +15,25 @@ from distil.cli import COMMANDS
 
 # What a run on a plain saved dataset does without until its first request has left.
 LATER = frozenset(
-    "datasets pandas fsspec multiprocess multiprocessing dill huggingface_hub yaml rich pygments tqdm "
-    "genai_prices onnxruntime rapidocr pyarrow.compute pyarrow.parquet pyarrow.dataset".split()
+    [
+        "datasets",
+        "pandas",
+        "fsspec",
+        "multiprocess",
+        "multiprocessing",
+        "dill",
+        "huggingface_hub",
+        "yaml",
+        "rich",
+        "pygments",
+        "tqdm",
+        "genai_prices",
+        "onnxruntime",
+        "rapidocr",
+        "pyarrow.compute",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+    ]
 )
 HEAVY = LATER | {"PIL", "numpy", "openai", "pyarrow", "filelock", "asyncio", "ssl"}
 
