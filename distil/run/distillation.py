@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import overload
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
@@ -78,7 +79,7 @@ def _to_do(
 ) -> tuple[Sequence[SampleId], int]:
     """The samples to solve; and for an estimate, how many of them go on from turns of an earlier run."""
     flags, folder = solver.plan.flags, solver.folder
-    left = [sample_id for sample_id in wanted if sample_id not in done]
+    left = [sample_id for sample_id in wanted if sample_id not in done] if done else wanted
     if flags.samples.retry_failed:
         failed_before = folder.failed()
         left = [sample_id for sample_id in left if sample_id in failed_before]
@@ -89,9 +90,33 @@ def _to_do(
     return todo, len(resumed.intersection(todo))
 
 
-def _sample_ids(indices: Sequence[int]) -> list[SampleId]:
+def _sample_ids(indices: Sequence[int]) -> Sequence[SampleId]:
     """The samples of the selected rows, in their order."""
-    return [SampleId(index) for index in indices]
+    return _FirstRollouts(indices)
+
+
+class _FirstRollouts(Sequence[SampleId]):
+    """The first rollout of each row, made as it is asked for: a list of a million takes 85 MB."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[SampleId]:
+        return map(SampleId, self._indices)
+
+    @overload
+    def __getitem__(self, place: int) -> SampleId: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[SampleId]: ...
+
+    def __getitem__(self, place: int | slice) -> SampleId | Sequence[SampleId]:
+        if isinstance(place, slice):
+            return _FirstRollouts(self._indices[place])
+        return SampleId(self._indices[place])
 
 
 def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
