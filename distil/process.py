@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ _M_MMAP_THRESHOLD, _MAPPED_APART_BYTES = -3, 256 * 1024  # malloc.h of glibc
 def enter(name: str, command: Callable[[], int]) -> NoReturn:
     """Run a command to the end of this process: from here on no signal leaves a traceback."""
     interrupts.handle(name)
+    gc.disable()  # while modules are imported, which make much that stays and no garbage
     try:
         status = command()
     except SystemExit as leaving:  # argparse, after --help and on wrong usage
@@ -45,6 +47,9 @@ def exit_code_of(
     `advice` ends what is said of an interrupted one; `spell` makes an error's words fit for the terminal.
     """
     interrupts.advise(advice)
+    if not gc.isenabled():
+        gc.freeze()  # what was imported is never looked through
+        gc.enable()
     try:
         status = command()
         interrupts.ignore()

@@ -105,7 +105,7 @@ def test_a_side_limit_keeps_the_shape() -> None:
 def test_a_picture_both_too_long_and_too_narrow_is_as_wide_as_servers_take(
     size: tuple[int, int], sent: tuple[int, int]
 ) -> None:
-    assert sent_size(size, ViewRule(max_side_px=1568)) == sent
+    assert sent_size(size, ResizeRule(max_side_px=1568)) == sent
 
 
 # --- boxes

@@ -36,6 +36,10 @@ _READ_AT_START = ("PYTHON", "HF_", "LD_", "OMP_", "OPENBLAS_", "ARROW_", "TQDM_"
 _MODULES = (  # what a run is seen to import, where it is installed
     "distil.cli",
     "distil.run.distillation",
+    "distil.source.library",
+    "distil.terminal.estimate",
+    "distil.terminal.progress",
+    "distil.terminal.summary",
     "distil.terminal.traces",
     "distil.terminal.verification",
     "distil.terminal.doctor",

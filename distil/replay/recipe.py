@@ -17,7 +17,8 @@ from PIL import Image
 
 from distil.errors import DistilError, error_text
 from distil.pictures import picture_facts
-from distil.source.rows import IMAGE_COLUMN, MappingTrimmer
+from distil.source.rows import MappingTrimmer
+from distil.source.saved import IMAGE_COLUMN
 from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
-
-import datasets
-import openai
+from importlib.metadata import version
+from typing import overload
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags, flags_json
@@ -21,9 +20,6 @@ from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
 from distil.store.run_totals import RunTotals
 from distil.teacher.address import find_teacher, served
-from distil.terminal.estimate import print_estimate
-from distil.terminal.progress import Progress
-from distil.terminal.summary import print_summary
 from distil.terminal.terminal import Terminal
 
 
@@ -46,6 +42,10 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
 
 def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:
+    # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
+    from distil.terminal.estimate import print_estimate  # noqa: PLC0415
+    from distil.terminal.summary import print_summary  # noqa: PLC0415
+
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
     done = folder.finished(wanted)
     todo, num_resumed = _to_do(solver, wanted, done)
@@ -81,7 +81,7 @@ def _to_do(
 ) -> tuple[Sequence[SampleId], int]:
     """The samples to solve; and for an estimate, how many of them go on from turns of an earlier run."""
     flags, folder = solver.plan.flags, solver.folder
-    left = [sample_id for sample_id in wanted if sample_id not in done]
+    left = [sample_id for sample_id in wanted if sample_id not in done] if done else wanted
     if flags.samples.retry_failed:
         failed_before = folder.failed()
         left = [sample_id for sample_id in left if sample_id in failed_before]
@@ -92,9 +92,33 @@ def _to_do(
     return todo, len(resumed.intersection(todo))
 
 
-def _sample_ids(indices: Sequence[int]) -> list[SampleId]:
+def _sample_ids(indices: Sequence[int]) -> Sequence[SampleId]:
     """The samples of the selected rows, in their order."""
-    return [SampleId(index) for index in indices]
+    return _FirstRollouts(indices)
+
+
+class _FirstRollouts(Sequence[SampleId]):
+    """The first rollout of each row, made as it is asked for: a list of a million takes 85 MB."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[SampleId]:
+        return map(SampleId, self._indices)
+
+    @overload
+    def __getitem__(self, place: int) -> SampleId: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[SampleId]: ...
+
+    def __getitem__(self, place: int | slice) -> SampleId | Sequence[SampleId]:
+        if isinstance(place, slice):
+            return _FirstRollouts(self._indices[place])
+        return SampleId(self._indices[place])
 
 
 def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
@@ -105,6 +129,8 @@ def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
 
 def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -> None:
     """Solve the samples; `totals` count each that ends, whatever ends the run."""
+    from distil.terminal.progress import Progress  # noqa: PLC0415
+
     num_done = totals.num_skipped
     with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
@@ -142,7 +168,7 @@ def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> 
         "probe": dict(plan.probe),
         "settings": plan.settings.as_json(),
         "settings_sha256": facts.settings_sha256,
-        "versions": {**facts.versions, "openai": openai.__version__, "datasets": datasets.__version__},
+        "versions": {**facts.versions, "openai": version("openai"), "datasets": version("datasets")},
         "sandbox": sandbox.layers.as_dict() if sandbox is not None else None,
         "num_samples": num_samples,
         "num_skipped": num_skipped,

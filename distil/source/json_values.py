@@ -22,7 +22,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 
 from distil.records import Json
@@ -79,21 +78,23 @@ def _mapping(value: Mapping[Any, Any]) -> Json:
     return {str(to_json(key)): to_json(item) for key, item in value.items()}
 
 
-def has_labels(feature: Any) -> bool:
-    """Whether a feature of `datasets` has class labels in it, however deep."""
-    if isinstance(feature, Mapping):
-        return any(map(has_labels, feature.values()))
+def has_labels(feature: Json) -> bool:
+    """Whether a feature, as `Features.to_dict` writes it, has class labels in it, however deep."""
     if isinstance(feature, list):
         return any(map(has_labels, feature))
-    inner = getattr(feature, "feature", None)
-    return isinstance(feature, datasets.ClassLabel) or (inner is not None and has_labels(inner))
+    if not isinstance(feature, dict):
+        return False
+    kind = _kind(feature)
+    if kind is None:
+        return any(map(has_labels, feature.values()))
+    return kind == "ClassLabel" or has_labels(feature.get("feature"))
 
 
-def with_label_names(value: Any, feature: Any) -> Any:
+def with_label_names(value: Any, feature: Json) -> Any:
     """The value with the names of its class labels; a number that has no name (-1, say) stays a number."""
-    if isinstance(feature, datasets.ClassLabel):
-        has_name = isinstance(value, int) and 0 <= value < len(feature.names)
-        return feature.names[value] if has_name else value
+    if isinstance(feature, dict) and _kind(feature) == "ClassLabel":
+        names = feature["names"]
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     if isinstance(value, Mapping):
         return {name: with_label_names(item, _of_field(feature, name)) for name, item in value.items()}
     if isinstance(value, list):
@@ -101,12 +102,22 @@ def with_label_names(value: Any, feature: Any) -> Any:
     return value
 
 
-def _of_field(feature: Any, name: str) -> Any:
-    if isinstance(feature, Mapping):
+def _kind(feature: Mapping[str, Json]) -> str | None:
+    """The class of a feature, None for a struct; a field of one may have any name."""
+    kind = feature.get("_type")
+    return kind if isinstance(kind, str) else None
+
+
+def _of_field(feature: Json, name: str) -> Json:
+    if not isinstance(feature, dict):
+        return None
+    if _kind(feature) is None:
         return feature.get(name)
-    inner = getattr(feature, "feature", None)  # datasets 3: a list of structs is kept as a struct of lists
-    return [inner.get(name)] if isinstance(inner, Mapping) else None
+    inner = feature.get("feature")  # datasets 3: a list of structs is kept as a struct of lists
+    return [inner.get(name)] if isinstance(inner, dict) and _kind(inner) is None else None
 
 
-def _of_item(feature: Any) -> Any:
-    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+def _of_item(feature: Json) -> Json:
+    if isinstance(feature, list):
+        return feature[0] if feature else None
+    return feature.get("feature") if isinstance(feature, dict) and _kind(feature) is not None else None

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +25,10 @@ import pyarrow as pa
 
 from distil.errors import SourceError
 from distil.records import Json
+from distil.source.picture_paths import TEXT_TYPES, bare_paths, check_paths, is_relative
+from distil.source.saved import STORED_PICTURE
 
-_STORED_PICTURE = datasets.Image().pa_type  # a struct of bytes and path
-_TEXT = (pa.null(), pa.string(), pa.large_string(), pa.string_view())
 _BYTES = (pa.null(), pa.binary(), pa.large_binary(), pa.binary_view())
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ROWS_A_BATCH = 100  # an Arrow batch of pictures must stay below 2 GiB
 _TRIES_TO_RENAME = 3
 
@@ -44,17 +41,12 @@ def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, 
     the cache of `datasets` cannot be written.
     """
     _check_type(table.data.schema.field(image_column).type, image_column)
-    _check_paths(table, image_column, folder)
+    check_paths(table.data.column(image_column), image_column, folder)
     features = _recipe_features(table, image_column)
     is_plain = table.format["type"] is None and len(table.format["columns"]) == len(table.column_names)
     if saved is not None and is_plain and features == table.features:
         return saved
     return _view(table, features, image_column, _view_name(table, saved), folder)
-
-
-def is_relative(path: str) -> bool:
-    """Whether the picture that a path names depends on the current folder; a URL does not."""
-    return not os.path.isabs(path) and _URL.match(path) is None  # noqa: PTH117 - called for every row
 
 
 def _check_type(kind: pa.DataType, column: str) -> None:
@@ -63,10 +55,10 @@ def _check_type(kind: pa.DataType, column: str) -> None:
         is_picture = (
             bool({"bytes", "path"} & set(fields))
             and _is_bytes(fields.get("bytes", pa.null()))
-            and fields.get("path", pa.null()) in _TEXT
+            and fields.get("path", pa.null()) in TEXT_TYPES
         )
     else:
-        is_picture = not pa.types.is_null(kind) and (kind in _TEXT or _is_bytes(kind))
+        is_picture = not pa.types.is_null(kind) and (kind in TEXT_TYPES or _is_bytes(kind))
     if not is_picture:
         raise SourceError(
             f"column {column!r} holds {kind}: one picture a row is needed, as datasets.Image, as the bytes "
@@ -76,26 +68,6 @@ def _check_type(kind: pa.DataType, column: str) -> None:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return kind in _BYTES or pa.types.is_fixed_size_binary(kind)
-
-
-def _check_paths(table: datasets.Dataset, image_column: str, folder: Path | None) -> None:
-    relative = [] if folder else [path for path in _bare_paths(table, image_column) if is_relative(path)]
-    if relative and len(relative) == len(table):
-        raise SourceError(
-            f"column {image_column!r} holds relative paths such as {relative[0]!r}, and this kind of dataset "
-            "has no folder that they could be relative to: use absolute paths, or store the pictures in it"
-        )
-
-
-def _bare_paths(table: datasets.Dataset, image_column: str) -> Iterator[str]:
-    """The paths of the pictures whose bytes are not in the table."""
-    for chunk in table.data.column(image_column).chunks:
-        if chunk.type in _TEXT:
-            yield from (path for path in chunk.to_pylist() if path)
-        elif pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0:
-            has_bytes = chunk.type.get_field_index("bytes") >= 0
-            bare = chunk.filter(chunk.field("bytes").is_null()) if has_bytes else chunk
-            yield from (path for path in bare.field("path").to_pylist() if path)
 
 
 def _recipe_features(table: datasets.Dataset, image_column: str) -> datasets.Features:
@@ -151,8 +123,8 @@ def _state(
 ) -> dict[str, Any]:
     """What `save_to_disk` writes beside its Arrow files, and what a view has to be made anew for."""
     files = [Path(file["filename"]).resolve() for file in table.cache_files]
-    is_stored = table.data.schema.field(image_column).type == _STORED_PICTURE
-    changes = folder is not None and any(map(is_relative, _bare_paths(table, image_column)))
+    is_stored = table.data.schema.field(image_column).type == STORED_PICTURE
+    changes = folder is not None and any(map(is_relative, bare_paths(table.data.column(image_column))))
     written = [] if files and is_stored and not changes else ["rows.arrow"]
     return {
         "_data_files": [{"filename": str(file)} for file in written or files],
@@ -200,7 +172,7 @@ def _write_rows(
 
 
 def _pictures(column: pa.Array, folder: Path | None) -> pa.Array:
-    return pa.array([_picture(value, folder) for value in column.to_pylist()], type=_STORED_PICTURE)
+    return pa.array([_picture(value, folder) for value in column.to_pylist()], type=STORED_PICTURE)
 
 
 def _picture(value: Any, folder: Path | None) -> dict[str, Any] | None:

@@ -7,31 +7,22 @@ The row number is the identity of a sample: an order or a selection is a list of
 from __future__ import annotations
 
 import ctypes
-import glob
-import hashlib
-import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 from PIL import Image
 
-from distil.errors import SampleError, SourceError, error_text
+from distil.errors import SampleError, error_text
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, SampleId
 from distil.source.json_values import has_labels, to_json, with_label_names
-from distil.source.reopenable import is_relative, recipe_path
+from distil.source.order import first_rows
+from distil.source.picture_paths import is_relative
+from distil.source.saved import IMAGE_COLUMN, StoredRows, read_saved
 
-IMAGE_COLUMN = "image"
-_FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-_METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
-_NAMES_TOLD = 3
 _ROWS_BETWEEN_TRIMS = 32
 _MADV_DONTNEED = 4  # asm-generic/mman-common.h
 
@@ -39,13 +30,12 @@ _MADV_DONTNEED = 4  # asm-generic/mman-common.h
 class Source:
     """The rows of one dataset; safe to load from many threads."""
 
-    def __init__(self, table: datasets.Dataset, identity: DatasetIdentity) -> None:
+    def __init__(self, rows: StoredRows, identity: DatasetIdentity) -> None:
         self.identity = identity
-        self._mode = table.features[IMAGE_COLUMN].mode
-        self._table = table.cast_column(IMAGE_COLUMN, datasets.Image(decode=False))
-        self._rows = self._table.with_format("arrow")  # as stored: nothing is decoded, however nested
-        self._labels = {name: feature for name, feature in table.features.items() if has_labels(feature)}
-        self._trim = MappingTrimmer([file["filename"] for file in table.cache_files])
+        self._mode = rows.features[IMAGE_COLUMN].get("mode")
+        self._rows = rows
+        self._labels = {name: feature for name, feature in rows.features.items() if has_labels(feature)}
+        self._trim = MappingTrimmer(rows.files, rows.trim)
 
     def __len__(self) -> int:
         return self.identity.num_rows
@@ -53,7 +43,7 @@ class Source:
     @property
     def columns(self) -> list[str]:
         """The names of the dataset's columns."""
-        return list(self._table.column_names)
+        return list(self._rows.features)
 
     def load(self, sample_id: SampleId, decoded: Image.Image | None = None) -> Sample:
         """Read and decode a sample's row; raises SampleError naming what is wrong with it.
@@ -89,45 +79,16 @@ class Source:
         return decode
 
     def _row(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._rows[index].to_pylist()[0]
+        row = self._rows.row(index)
         self._trim.count_row()
         return row
 
-    def select(self, order: str, num_samples: int, seed: int) -> list[int]:
+    def select(self, order: str, num_samples: int, seed: int) -> Sequence[int]:
         """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.
 
         A larger `num_samples` keeps the shorter selection as its beginning. Empty values come last.
         """
-        rows = range(len(self))
-        if order == "random":
-            picked: Sequence[int] = sorted(
-                rows, key=lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest()
-            )
-        elif order == "dataset":
-            picked = rows
-        else:
-            picked = self._sorted_rows(order)
-        return list(picked[: num_samples or len(self)])
-
-    def _sorted_rows(self, order: str) -> list[int]:
-        column, _, direction = order.partition(":")
-        if (
-            column not in self._table.column_names
-            or column == IMAGE_COLUMN
-            or direction not in ("", "asc", "desc")
-        ):
-            columns = ", ".join(name for name in self._table.column_names if name != IMAGE_COLUMN)
-            raise SourceError(
-                f"--order {order!r}: use dataset, random, or COLUMN or COLUMN:desc of: {columns}"
-            )
-        # As stored: in JSON, infinity and decimals are text, which sorts otherwise.
-        values = self._rows.data.column(column).to_pylist()
-        filled = [row for row, value in enumerate(values) if to_json(value) is not None]
-        try:
-            filled.sort(key=lambda row: values[row], reverse=direction == "desc")
-        except TypeError:
-            raise SourceError(f"--order {order!r}: the values of this column cannot be compared") from None
-        return filled + [row for row, value in enumerate(values) if to_json(value) is None]
+        return first_rows(self._rows, order, min(num_samples, len(self)) or len(self), seed)
 
     def _value(self, column: str, value: Any) -> Json:
         labels = self._labels.get(column)
@@ -140,156 +101,12 @@ def open_source(dataset_path: str, tell: Callable[[str], None] | None = None) ->
 
     `tell` gets a line on what is left out of it.
     """
-    path_text, split = _split_path(dataset_path)
-    path = Path(path_text).expanduser()
-    try:
-        if (path / "dataset_dict.json").is_file():
-            return _open_saved_dict(path, split)
-        if split is not None and (path.is_file() or (path / "state.json").is_file()):
-            raise SourceError(f"{path} has no splits: leave out {':' + split!r}")
-        if (path / "state.json").is_file():
-            return _open_saved(path, None)
-        if path.is_file():
-            return _open_file(path)
-        if path.is_dir():
-            return _open_folder(path, split, tell)
-        return _open_hub(path_text, split)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        LookupError,  # an empty saved folder
-        StopIteration,  # an empty JSONL file
-        pa.ArrowException,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        raise SourceError(f"cannot open the dataset {dataset_path!r}: {_one_line(error)}") from error
+    opened = read_saved(dataset_path)
+    if opened is None:
+        from distil.source.library import open_dataset  # noqa: PLC0415 - a second of imports
 
-
-def _split_path(dataset_path: str) -> tuple[str, str | None]:
-    if Path(dataset_path).exists():
-        return dataset_path, None
-    path, colon, split = dataset_path.rpartition(":")
-    if colon and "/" not in split and "\\" not in split:
-        return path, split
-    return dataset_path, None
-
-
-def _open_saved(path: Path, split: str | None) -> Source:
-    if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
-        raise SourceError(f"{path} has no rows")  # `datasets` saves such a folder and cannot load it
-    table = datasets.load_from_disk(str(path))
-    return _source(table, str(path.resolve()), "saved", split)
-
-
-def _open_saved_dict(path: Path, split: str | None) -> Source:
-    splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    chosen = _choose_split(str(path), splits, split)
-    return _open_saved(path / chosen, chosen)  # a split is a saved dataset itself: the recipe can open it
-
-
-def _open_file(path: Path) -> Source:
-    builder = _FILE_BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise SourceError(f"{path}: not a {', '.join(_FILE_BUILDERS)} file, nor a dataset folder")
-    table = datasets.load_dataset(builder, data_files=glob.escape(str(path.resolve())), split="train")
-    return _source(table, str(path.resolve()), "file", None)
-
-
-def _open_folder(path: Path, split: str | None, tell: Callable[[str], None] | None) -> Source:
-    names = [entry.name for entry in path.iterdir()]
-    if not any(Path(name).suffix.lower() in _PICTURE_SUFFIXES or (path / name).is_dir() for name in names):
-        raise SourceError(
-            f"{path} holds no dataset: expected state.json or dataset_dict.json (save_to_disk), or pictures"
-        )
-    splits = datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path.resolve())))
-    chosen = _choose_split(str(path), list(splits), split)
-    source = _source(splits[chosen], str(path.resolve()), "imagefolder", chosen)
-    if tell is not None:
-        _tell_left_out(path.resolve(), splits, tell)
-    return source
-
-
-def _tell_left_out(folder: Path, splits: Mapping[str, datasets.Dataset], tell: Callable[[str], None]) -> None:
-    """Count the pictures in the folder that its metadata does not name: they are in no row."""
-    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    metadata = sorted({file.name for file in files} & _METADATA_NAMES)
-    named = {path for table in splits.values() for path in _picture_paths(table)}
-    pictures = [file.relative_to(folder) for file in files if file.suffix.lower() in _PICTURE_SUFFIXES]
-    left_out = sorted(
-        str(file) for file in pictures if str(folder / file) not in named and not _is_hidden(file)
-    )
-    if metadata and left_out:
-        are = "picture in {} is" if len(left_out) == 1 else "pictures in {} are"
-        names = ", ".join(left_out[:_NAMES_TOLD]) + (", …" if len(left_out) > _NAMES_TOLD else "")
-        where = " or ".join(metadata)
-        tell(f"{len(left_out):,} {are.format(folder)} not named in {where} and left out: {names}")
-
-
-def _picture_paths(table: datasets.Dataset) -> Iterator[str]:
-    """Every path that a picture of any column names."""
-    for column in table.data.columns:
-        yield from _paths_in(column.to_pylist())
-
-
-def _paths_in(value: Json) -> Iterator[str]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _paths_in(item)
-    elif isinstance(value, dict):
-        if isinstance(value.get("path"), str):
-            yield value["path"]
-        for item in value.values():
-            yield from _paths_in(item)
-
-
-def _is_hidden(file: Path) -> bool:
-    """Whether `datasets` passes over the file."""
-    return file.name.startswith(".") or any(part.startswith((".", "__")) for part in file.parent.parts)
-
-
-def _open_hub(name: str, split: str | None) -> Source:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise SourceError(f"there is no dataset at {name!r}")
-    try:
-        splits = datasets.get_dataset_split_names(name)
-        chosen = _choose_split(name, splits, split)
-        return _source(datasets.load_dataset(name, split=chosen), name, "hub", chosen)
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"there is no folder or file {name!r}, and the hub has no such dataset or cannot be reached: "
-            f"{_one_line(error)}"
-        ) from error
-
-
-def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
-    if wanted is None and len(splits) == 1:
-        return splits[0]
-    if wanted not in splits:
-        raise SourceError(f"{path} has the splits {', '.join(splits)}: choose one as {path}:{splits[0]}")
-    return str(wanted)
-
-
-def _source(table: datasets.Dataset, source: str, kind: str, split: str | None) -> Source:
-    if IMAGE_COLUMN not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise SourceError(f"{source} has no column {IMAGE_COLUMN!r}; its columns: {columns}")
-    if len(table) == 0:
-        raise SourceError(f"{source} has no rows")
-    saved = Path(source) if kind == "saved" else None
-    folder = Path(source).parent if kind == "file" else None
-    path = str(recipe_path(table, IMAGE_COLUMN, saved, folder))
-    identity = DatasetIdentity(path, source, kind, split, table._fingerprint, len(table))
-    return Source(datasets.load_from_disk(path), identity)  # the rows are read where the recipe reads them
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-        return "it has no rows"
-    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__  # its own text says only that an error occurred
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        opened = open_dataset(dataset_path, tell)
+    return Source(*opened)
 
 
 @contextmanager
@@ -321,7 +138,9 @@ def _picture_bytes(value: Mapping[str, Json] | None) -> bytes:
     try:
         if Path(path).is_absolute():
             return Path(path).read_bytes()
-        with datasets.utils.file_utils.xopen(path, "rb") as file:  # a URL
+        from datasets.utils.file_utils import xopen  # noqa: PLC0415 - a second of imports
+
+        with xopen(path, "rb") as file:  # a URL
             return bytes(file.read())
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
@@ -335,8 +154,10 @@ class MappingTrimmer:
     read-only file mapping loses nothing: the page is read again when needed. Linux only; elsewhere no-op.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[str], trim: Callable[[], object] = lambda: None) -> None:
+        """`files` are mapped by others; `trim` gives back the pages of those that are not."""
         self._files = {str(Path(file).resolve()) for file in files}
+        self._trim = trim
         self._rows = 0
         self._lock = threading.Lock()
 
@@ -345,10 +166,12 @@ class MappingTrimmer:
         with self._lock:
             self._rows += 1
             due = self._rows % _ROWS_BETWEEN_TRIMS == 0
-        if due and self._files:
+        if due:
             self._trim()
+            if self._files:
+                self._trim_files()
 
-    def _trim(self) -> None:
+    def _trim_files(self) -> None:
         try:
             maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
         except OSError:

@@ -126,7 +126,9 @@ class RunFolder:
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
-        return {each for each in sample_ids if self.trace_path(each).exists() and self._is_kept(each)}
+        names = (path.stem.removeprefix("trace_") for path in self.path.glob(_TRACE_FILES))
+        there = set(map(SampleId.from_file_part, names))  # one listing: a look for each sample takes seconds
+        return {each for each in sample_ids if each in there and self._is_kept(each)}
 
     def resume_notes(self, left: Collection[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""
