@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from distil.errors import FolderError
 from distil.records import Json
+from distil.store.json_text import indented
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -20,7 +20,7 @@ def write_json(path: Path, value: Json) -> None:
 
 def json_bytes(value: Json) -> bytes:
     """A value as UTF-8 JSON with a newline at the end; raises ValueError for what JSON or UTF-8 lacks."""
-    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+    return (indented(value) + "\n").encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
