@@ -66,6 +66,11 @@ class Run:
     sandbox: Sandbox | None
 
 
+def reopened(run: Run) -> Run:
+    """The run with its folder read anew, as if it had been killed."""
+    return replace(run, folder=RunFolder(run.folder._claim, run.plan.facts()))
+
+
 @dataclass
 class Bodies:
     """Answers each turn of a conversation with its body, read as a server's reply is read."""

@@ -229,8 +229,7 @@ class Journal:
             return []
         with self._lock, folder_errors(self._folder):  # a file may be removed when its turns are elsewhere
             turns = [turn for turn in self._turns(sample_id) if turn.made_with == made_with]
-            lines = [parse_line(_line_of(turn)) for turn in turns]
-        replies = [_reply(line) for line in lines]
+            replies = [_reply(_stored_line(turn)) for turn in turns]
         return [(turn.request_sha256, reply) for turn, reply in zip(turns, replies, strict=True) if reply]
 
     def _turns(self, sample_id: SampleId) -> Sequence[_Turn]:
@@ -279,7 +278,9 @@ class Journal:
 
     def _carry(self, turns: Sequence[_Turn]) -> None:
         """Write turns anew, and remove the files that hold nothing any more."""
-        moved = self._write([turn._replace(line=_line_of(turn)) for turn in turns]) if turns else []
+        replies = [_stored_line(turn).get("reply") for turn in turns]
+        anew = [_with_line(turn, reply) for turn, reply in zip(turns, replies, strict=True) if reply]
+        moved = self._write(anew) if anew else []
         with self._lock:
             for turn in moved:
                 self._index.move(turn)
@@ -339,20 +340,11 @@ class SampleJournal:
                 self._journal.note_forgotten(len(self._stored))
                 self._stored = []
             reply = ask(messages, seed)
-            self._journal.add(self._turn(request_sha256, reply))
+            turn = _Turn(self._sample_id, self._made_with, self._num_turns, request_sha256)
+            self._journal.add(_with_line(turn, _reply_json(reply)))
             return reply
 
         return ask_or_recall
-
-    def _turn(self, request_sha256: str, reply: Reply) -> _Turn:
-        line = {
-            **self._sample_id.as_json(),
-            **self._made_with._asdict(),
-            "turn": self._num_turns,
-            "request_sha256": request_sha256,
-            "reply": _reply_json(reply),
-        }
-        return _Turn(self._sample_id, self._made_with, self._num_turns, request_sha256, line_bytes(line))
 
     def _sha256(self, messages: Sequence[bytes]) -> str:
         """The hash of a request's messages; of a conversation that has grown only what was added is read."""
@@ -386,10 +378,23 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _line_of(turn: _Turn) -> bytes:
+def _stored_line(turn: _Turn) -> Mapping[str, Json]:
+    """The line of a turn as it stands in its file; raises OSError."""
     with turn.path.open("rb") as file:
         file.seek(turn.start)
-        return file.read(turn.num_bytes)
+        return parse_line(file.read(turn.num_bytes)) or {}
+
+
+def _with_line(turn: _Turn, reply: Json) -> _Turn:
+    """The turn with the line that it is to be written as."""
+    line = {
+        **turn.sample_id.as_json(),
+        **turn.made_with._asdict(),
+        "turn": turn.number,
+        "request_sha256": turn.request_sha256,
+        "reply": reply,
+    }
+    return turn._replace(line=line_bytes(line))
 
 
 def _turns_of_many(path: Path) -> Iterator[_Turn | None]:
@@ -402,15 +407,16 @@ def _turns_of_many(path: Path) -> Iterator[_Turn | None]:
 
 def _turns_of_one(path: Path) -> Iterator[_Turn | None]:
     """The turns of an earlier version's file of one sample, None for the first bad line, which ends them."""
-    lines = read_lines(path)
-    header, start = next(lines, (None, 0))
-    if header is None:
-        yield None
-        return
-    for number, (line, end) in enumerate(lines, start=1):
-        yield (turn := _turn_of(header, {**(line or {}), "turn": number}, path, start, end))
-        if turn is None:
+    header: Mapping[str, Json] = {}
+    start = 0
+    for number, (line, end) in enumerate(read_lines(path)):
+        if line is None:
+            yield None
             return
+        if number == 0:
+            header = line
+        else:
+            yield _turn_of(header, {**line, "turn": number}, path, start, end)
         start = end
 
 
