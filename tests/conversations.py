@@ -66,11 +66,6 @@ class Run:
     sandbox: Sandbox | None
 
 
-def reopened(run: Run) -> Run:
-    """The run with its folder read anew, as if it had been killed."""
-    return replace(run, folder=RunFolder(run.folder._claim, run.plan.facts()))
-
-
 @dataclass
 class Bodies:
     """Answers each turn of a conversation with its body, read as a server's reply is read."""
@@ -149,6 +144,13 @@ class Bench:
         run = self._runs[flags]
         self._folders.append(RunFolder(Claim(self._new_folder()), run.plan.facts()))
         return replace(run, folder=self._folders[-1])
+
+    def reopened(self, run: Run) -> Run:
+        """The run with its folder read anew, as if it had been killed."""
+        self._folders[self._folders.index(run.folder)] = folder = RunFolder(
+            run.folder._claim, run.plan.facts()
+        )
+        return replace(run, folder=folder)
 
     def clear(self) -> None:
         """Close and remove the folders of all runs so far."""

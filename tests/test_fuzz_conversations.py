@@ -19,7 +19,7 @@ from pathlib import Path
 import datasets
 import pytest
 from builders import saved
-from conversations import Bench, Bodies, Body, Run, read_figures, reopened
+from conversations import Bench, Bodies, Body, Run, read_figures
 from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
@@ -163,7 +163,7 @@ def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> No
         data = data[: case.chance.choice([len(data), case.chance.randrange(len(data) + 1)])]
         journal.write_bytes(data)
         num_kept = data.count(b"\n")
-        run = reopened(run)
+        run = bench.reopened(run)
     outcome, asked = bench.solve(run, case.row, case.bodies)
     assert _kind(outcome) is None, outcome
     assert len(asked.replies) == num_turns - num_kept

@@ -746,7 +746,7 @@ def test_a_reply_that_cannot_be_stored_is_an_error_of_the_folder(tmp_path: Path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
     try:
-        with pytest.raises(FolderError, match=r"journal cannot be written: File too large"):
+        with pytest.raises(FolderError, match=r"journal cannot be written: No space left"):
             journal.journaled(Asked())([b"m"], 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import Bench, reopened
+from conversations import Bench
 from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import FolderError, TeacherUnreachable
@@ -94,7 +94,7 @@ def test_a_journal_that_ends_in_a_cut_off_call_is_gone_on_with(bench: Bench) -> 
     earlier = journal.read_bytes().replace(b', "other_reasoning": {}', b"")  # as an earlier version wrote it
     journal.write_bytes(earlier)
     assert b"other_reasoning" not in earlier
-    run = reopened(run)
+    run = bench.reopened(run)
     outcome, asked = bench.solve(run, 0, replies)
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
     assert asked.requests == []

@@ -134,7 +134,7 @@ def test_several_rollouts_of_a_row_run_resume_verify_and_are_shown(
         1,
     )
     assert list(failure)[:3] == ["sample_index", "rollout", "kind"]
-    assert unfinished_samples(folder) == [SampleId(1, 1)]
+    assert list(unfinished_samples(folder)) == [SampleId(1, 1)]
     capsys.readouterr()
     assert main(["verify", str(folder)]) == 0
     assert main(["view", str(folder)]) == 0
