@@ -156,7 +156,7 @@ class Budget:
         self._is_limited = limits != Limits()
         self.spent = Spent()
         self._largest_prompt = _FIRST_PROMPT_TOKENS
-        self._in_flight = 0  # where there are limits
+        self._in_flight = self._num_waiting = 0  # where there are limits
         self._changed = threading.Condition(threading.Lock())
         self._numbers = itertools.count(self._read(earlier) + 1)
 
@@ -190,10 +190,16 @@ class Budget:
         with self._changed:
             while (limit := self._passed_limit()) is not None:
                 if self._in_flight == 0:
-                    self._changed.notify()
+                    self._wake_next()
                     raise BudgetExceeded(limit)
+                self._num_waiting += 1
                 self._changed.wait()
+                self._num_waiting -= 1
             self._in_flight += 1
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._num_waiting:
             self._changed.notify()
 
     def _passed_limit(self) -> str | None:
@@ -247,7 +253,7 @@ class Budget:
         with self._changed:
             if self._is_limited:
                 self._in_flight -= 1
-                self._changed.notify()
+                self._wake_next()
             if number is not None:
                 self._add(state, tokens, cost_usd)
         if number is not None:
