@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from conversations import Bench, Run
-from scripted_teacher import calls, says
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.errors import FolderError, UsageError
+from distil.cli import main
+from distil.errors import BudgetExceeded, FolderError, UsageError
 from distil.records import Outcome, SampleId
 from distil.spending.budget import Budget, Limits
 from distil.store import folder as folder_module
+from distil.store.folder import RunFolder
 from distil.store.spending import SPENDING, SpendingFile
 
 BODIES = [
@@ -65,8 +67,6 @@ def test_a_trace_that_a_power_cut_tore_is_made_again_from_its_turns(how: str, be
     path.write_bytes(torn(whole)[how])
     run = bench.reopened(run)
     assert run.folder.finished([SampleId(0), SampleId(1)]) == set()
-    settings, fingerprint = run.plan.settings, run.plan.dataset.fingerprint
-    assert run.folder._claim.is_free_for(settings, fingerprint) is False  # its record is the other's
     assert solve(bench, run, 0) == 0, "no request"
     assert path.read_bytes() == whole
 
@@ -227,8 +227,6 @@ def test_lines_of_many_threads_are_whole_and_none_is_lost(tmp_path: Path) -> Non
 
 def test_whoever_waits_for_room_is_woken_by_the_one_before(tmp_path: Path) -> None:
     """Near a limit many threads wait: each of them goes on or hears of the limit, and none sleeps for ever."""
-    from distil.errors import BudgetExceeded  # noqa: PLC0415
-
     budget = Budget(Limits(max_total_tokens=60_000), None, 1000)
     ends = list[str]()
 
@@ -248,3 +246,35 @@ def test_whoever_waits_for_room_is_woken_by_the_one_before(tmp_path: Path) -> No
         thread.join(30)
     assert ends == ["limit"] * 32
     assert budget.spent.answered.tokens.total <= 60_000
+
+
+# --- a machine that goes down in mid-run
+
+
+def answers(request: dict[str, Any]) -> Any:
+    if is_probe(request) or num_turns(request) == 0:
+        return calls(("image_rotate_tool", {"angle": 90}))
+    return says("\\boxed{1, 2}")
+
+
+@pytest.mark.parametrize("on_change", ["refuse", "new", "keep", "redo"])
+def test_a_run_goes_on_where_a_power_cut_tore_traces_and_asks_nothing(
+    on_change: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(answers) as server:
+        flags = ["--api_base", server.api_base, "--dataset_path", str(photos), "--num_samples", "3"]
+        command = ["run", *flags, "--output_dir", str(out), "--max_workers", "2"]
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "close", lambda _: None)  # as if the machine went down before
+            assert main(command) == 0
+        paths = sorted(out.glob("trace_*.json"))
+        whole = [path.read_bytes() for path in paths]
+        paths[0].write_bytes(b"")
+        paths[2].write_bytes(b"\0" * len(whole[2]))
+        server.requests.clear()
+        assert main([*command, "--on_change", on_change]) == 0
+    assert server.requests == []
+    assert [path.read_bytes() for path in sorted(out.glob("trace_*.json"))] == whole
+    assert not (out / "journal").exists()
+    assert list(tmp_path.iterdir()) == [out]
