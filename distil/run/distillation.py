@@ -127,6 +127,7 @@ def _end(solver: RolloutSolver, totals: RunTotals, record: Mapping[str, Json]) -
     totals.warnings = solver.warnings()
     probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
     folder.write_run_record({**record, **totals.as_dict(), "probe": probe})
+    folder.flush()
 
 
 def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> dict[str, Json]:

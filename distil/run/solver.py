@@ -130,7 +130,7 @@ def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: Spending
     """The budget of a folder; raises UsageError for a cost limit without prices."""
     limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
     prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
-    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.append)
+    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.record)
 
 
 def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> Teacher:

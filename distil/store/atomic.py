@@ -7,7 +7,6 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from io import FileIO
 from pathlib import Path
 
 from distil.errors import FolderError
@@ -69,16 +68,27 @@ def folder_errors(path: Path) -> Iterator[None]:
 def _write_bytes(path: Path, data: bytes, is_synced: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with FileIO(temporary, "w") as file:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Each call lets go of the interpreter, and has to wait for it again: a file object makes two more.
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666
+        )
+        try:
+            write_all(descriptor, data)
             if is_synced:
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write in one call; raises OSError where not all of it is taken."""
+    if os.write(descriptor, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync_folder(folder: Path) -> None:

@@ -123,7 +123,7 @@ class RunFolder:
         self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
         self._failure_lines = LineFile(self.path / FAILED_SAMPLES)
         self._timing_lines = LineFile(self.path / TIMINGS)
-        self.journal = Journal(self.path, run.settings_sha256)
+        self.journal = Journal(self.path, run.settings_sha256, self.spending.flush)
         unfinished = self.journal.unfinished()
         # Killed before their traces were durable, and perhaps in the kernel's hands alone until now.
         self._written = deque(each for each, made in unfinished.items() if self._is_made(each, made))
@@ -188,7 +188,11 @@ class RunFolder:
             self.sync_traces()
 
     def sync_traces(self) -> None:
-        """Make the traces durable that were written, and drop their turns: in this order."""
+        """Make the traces durable that were written, and drop their turns: in this order.
+
+        The lines of their times are written with them.
+        """
+        self._timing_lines.flush()
         written = []
         with suppress(IndexError):  # another thread syncs the others
             while True:
@@ -200,7 +204,7 @@ class RunFolder:
     def write_timing(self, sample_id: SampleId, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
         line = {**sample_id.as_json(), "seconds": seconds, "turn_seconds": list(turn_seconds)}
-        self._timing_lines.append(line)
+        self._timing_lines.append_later(line)
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
@@ -229,11 +233,16 @@ class RunFolder:
         """Write this run's record beside those of earlier runs in the folder."""
         write_json(self.path / RUN_RECORD, {"runs": [*self._claim.earlier_runs, dict(record)]})
 
+    def flush(self) -> None:
+        """Write and sync what waits for more of its kind."""
+        self.spending.flush()
+        self.sync_traces()
+
     def close(self) -> None:
         """Close what is open and remove what a run without failures needs no more."""
+        self.flush()
         for file in (self.spending, self._failure_lines, self._timing_lines):
             file.close()
-        self.sync_traces()
         self.journal.close()
 
     def _is_made(self, sample_id: SampleId, *settings_sha256: str) -> bool:

@@ -25,6 +25,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -33,12 +34,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distil.records import Json, RawCall, Reply, SampleId, ToolMode
-from distil.store.atomic import folder_errors, sync_folder
+from distil.store.atomic import folder_errors, sync_folder, write_all
 from distil.store.groups import Groups
 from distil.store.json_lines import line_bytes, parse_line, read_lines
 
 FOLDER = "journal"
 _SEGMENT_BYTES = 8 * 2**20
+_LOOK_SECONDS = 0.5  # between looks whether somebody has removed the file that is written
 _MIN_LIVE_SHARE = 0.25  # of a file's bytes; a file with less is written anew
 _SYNCED = getattr(os, "O_DSYNC", 0)  # a write that returns when it is on disk: one call, where there is it
 
@@ -133,8 +135,16 @@ class Journal:
     `tell` gets a line when paid turns are not used for the first time, since their request is another now.
     """
 
-    def __init__(self, run_folder: Path, settings_sha256: str, segment_bytes: int = _SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        settings_sha256: str,
+        before_group: Callable[[], None] = lambda: None,
+        segment_bytes: int = _SEGMENT_BYTES,
+    ) -> None:
+        """`before_group` is called before some turns are written, to write what belongs to them."""
         self.tell: Callable[[str], None] = lambda _: None
+        self._before_group = before_group
         self._num_forgotten = 0
         self._folder = run_folder / FOLDER
         self._settings_sha256 = settings_sha256
@@ -148,6 +158,7 @@ class Journal:
         self._descriptor: int | None = None
         self._path: Path | None = None
         self._end = 0
+        self._looked = 0.0
 
     @property
     def num_bad_lines(self) -> int:
@@ -239,6 +250,7 @@ class Journal:
 
     def _write_group(self, turns: Sequence[_Turn]) -> None:
         """Write turns, sync them, and remember where they are."""
+        self._before_group()
         with folder_errors(self._path or self._folder):
             if self._descriptor is None or self._end >= self._segment_bytes:
                 self._close_file()
@@ -293,12 +305,13 @@ class Journal:
         assert descriptor is not None and path is not None
         data = b"".join([turn.line for turn in turns])
         try:
-            if os.write(descriptor, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_all(descriptor, data)
             if not _SYNCED:
                 os.fsync(descriptor)
-            if not os.fstat(descriptor).st_nlink:
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if time.monotonic() - self._looked > _LOOK_SECONDS:
+                self._looked = time.monotonic()
+                if not os.fstat(descriptor).st_nlink:
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         except OSError:
             self._close_file()  # what follows goes into another: here it may stand behind half a line
             raise

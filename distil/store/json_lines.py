@@ -6,16 +6,17 @@ crash left of a line: it is not read, and cut off before the next line is added.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from distil.records import Json
-from distil.store.atomic import folder_errors
+from distil.store.atomic import folder_errors, write_all
 
 _BLOCK_BYTES = 4096
 
@@ -37,30 +38,51 @@ def line_bytes(value: Json) -> bytes:
 
 
 class LineFile:
-    """A file of one object a line that many threads add to at once; made at its first line."""
+    """A file of one object a line that many threads add to at once; made at its first line.
+
+    What is written is not synced: a killed process loses none, a machine that goes down perhaps the latest
+    lines. No lock is held while it is written, as the kernel puts what is appended in one write behind what
+    is there: whoever waits for a file with a lock in hand makes all others wait too.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: FileIO | None = None
+        self._later: deque[bytes] = deque()
         self._opening = threading.Lock()
 
     def append(self, *values: Json) -> None:
-        """Add a line for each value in one write; raises FolderError.
+        """Add a line for each value, which the kernel has when this returns; raises FolderError."""
+        self._write([*self._taken(), *map(line_bytes, values)])
 
-        It is not synced: a killed process loses none, a machine that goes down perhaps the latest ones. No
-        lock is held, as the kernel puts what is appended in one write behind what is there: whoever waits for
-        a file with a lock in hand makes all others wait too.
-        """
-        data = b"".join(map(line_bytes, values))
-        with folder_errors(self._path):
-            if (self._file or self._open()).write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def append_later(self, *values: Json) -> None:
+        """Add a line for each value, with the next that is written."""
+        self._later.extend(map(line_bytes, values))
+
+    def flush(self) -> None:
+        """Write what is to be written; raises FolderError."""
+        lines = self._taken()
+        if lines:
+            self._write(lines)
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what is to be written, and close the file; raises FolderError."""
+        self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _taken(self) -> list[bytes]:
+        """The lines that were to be written later; each is taken by one thread."""
+        lines = []
+        with suppress(IndexError):
+            while True:
+                lines.append(self._later.popleft())
+        return lines
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        with folder_errors(self._path):
+            write_all((self._file or self._open()).fileno(), b"".join(lines))
 
     def _open(self) -> FileIO:
         """The file, cut off after its last newline."""

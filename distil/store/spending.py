@@ -19,6 +19,17 @@ class SpendingFile(LineFile):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / SPENDING)
 
+    def record(self, entry: Mapping[str, Json]) -> None:
+        """Add an entry; raises FolderError.
+
+        The kernel has that of a request that leaves when this returns, so that a killed process loses none.
+        That of an answered one goes with its turn into the journal, or with another entry before.
+        """
+        if entry["state"] == RequestState.ANSWERED:
+            self.append_later(entry)
+        else:
+            self.append(entry)
+
     def entries(self) -> Iterator[Mapping[str, Json]]:
         """The whole entries; a line that a crash cut off is passed over, as its request has another line."""
         return (entry for entry, _ in read_lines(self._path) if entry is not None and _is_entry(entry))
