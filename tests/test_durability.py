@@ -16,10 +16,12 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import main
 from distil.errors import BudgetExceeded, FolderError, UsageError
+from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
 from distil.spending.budget import Budget, Limits
 from distil.store import folder as folder_module
 from distil.store.folder import RunFolder
+from distil.store.journal import Journal
 from distil.store.spending import SPENDING, SpendingFile
 
 BODIES = [
@@ -205,6 +207,41 @@ def test_a_request_that_leaves_is_in_the_kernels_hands(tmp_path: Path) -> None:
         request.answered(None)
     states = [json.loads(line)["state"] for line in (tmp_path / SPENDING).read_text().splitlines()]
     assert states == ["sent", "answered"]
+
+
+def test_an_answered_request_is_told_with_its_turn_and_every_other_at_once(tmp_path: Path) -> None:
+    """One write for all that wait; a turn in the journal has its bill beside it, so a kill loses none."""
+    file, path = SpendingFile(tmp_path), tmp_path / SPENDING
+    budget = Budget(Limits(), None, 100, record=file.record)
+    journal = Journal(tmp_path, "s", file.flush)
+
+    def num_lines() -> int:
+        return path.read_bytes().count(b"\n")
+
+    def ask(messages: Any, seed: int) -> Any:
+        with budget.request() as request:
+            request.sent()
+            request.answered(None)
+        assert num_lines() == 1, "the second line goes with the turn"
+        return parse_reply(BODIES[1])
+
+    journal.of(SampleId(0), "f").journaled(ask)([b"?"], 0)
+    assert num_lines() == 2
+    for number, end in enumerate(("unusable", "refused"), start=2):
+        with budget.request() as request:
+            request.sent()
+            if end == "refused":
+                request.refused()
+            else:
+                request.unusable(None)
+        assert num_lines() == 2 * number
+    for _ in range(2):
+        with budget.request() as request:
+            request.sent()
+            request.answered(None)
+    assert num_lines() == 6 + 3, "the first of the two went with the second"
+    file.close()
+    assert num_lines() == 6 + 4
 
 
 def test_lines_of_many_threads_are_whole_and_none_is_lost(tmp_path: Path) -> None:

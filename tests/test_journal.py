@@ -32,6 +32,7 @@ from warm_door import start_door
 from distil.errors import FolderError
 from distil.records import RawCall, Reply, SampleId, ToolMode
 from distil.store.atomic import write_bytes
+from distil.store.groups import Groups
 from distil.store.journal import FOLDER, Journal, SampleJournal, _reply_json, unfinished_samples
 from distil.store.json_lines import line_bytes
 
@@ -452,6 +453,63 @@ def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Pat
     assert "Repaired torn or foreign lines of the journal: 1; half-written files: 1." in result.stdout
     assert not list(out.glob(".*.tmp"))
     assert sum(paid(server.requests).values()) == 12 + 1
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_group_that_cannot_be_written_fails_all_who_wait_and_the_next_goes_on(ours: bool) -> None:
+    """Whatever goes wrong in the thread that writes, nobody is left asleep."""
+    groups: list[list[int]] = []
+    is_writing, may_fail = threading.Event(), threading.Event()
+
+    def write(items: Sequence[int]) -> None:
+        groups.append(list(items))
+        if items[0] == 0:
+            is_writing.set()
+            assert may_fail.wait(30)
+        elif len(groups) == 2:
+            raise FolderError("full") if ours else ZeroDivisionError
+
+    written = Groups(write)
+    ends: dict[int, str] = {}
+
+    def add(item: int) -> None:
+        try:
+            written.add(item)
+            ends[item] = "written"
+        except (FolderError, ZeroDivisionError) as error:
+            ends[item] = type(error).__name__
+
+    threads = [threading.Thread(target=add, args=(item,)) for item in range(9)]
+    threads[0].start()
+    assert is_writing.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    while len(written._waiting) < 8:
+        time.sleep(0.001)
+    may_fail.set()
+    for thread in threads:
+        thread.join(30)
+    assert [len(group) for group in groups] == [1, 8]
+    assert ends.pop(0) == "written"
+    failed = Counter(ends.values())
+    assert failed == ({"FolderError": 8} if ours else {"FolderError": 7, "ZeroDivisionError": 1})
+    written.add(9)
+    assert groups[2] == [9]
+
+
+def test_items_of_many_threads_are_each_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no way to lose a wake-up: threads come at any instant of another's write."""
+    seen: list[int] = []
+    written = Groups[int](seen.extend)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(written.add, range(5000), timeout=60))
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(seen) == list(range(5000))
+    assert not written._writing.locked()
 
 
 def three_turns(request: dict[str, Any]) -> Any:

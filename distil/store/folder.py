@@ -188,11 +188,7 @@ class RunFolder:
             self.sync_traces()
 
     def sync_traces(self) -> None:
-        """Make the traces durable that were written, and drop their turns: in this order.
-
-        The lines of their times are written with them.
-        """
-        self._timing_lines.flush()
+        """Make the traces durable that were written, and drop their turns: in this order."""
         written = []
         with suppress(IndexError):  # another thread syncs the others
             while True:
@@ -204,7 +200,7 @@ class RunFolder:
     def write_timing(self, sample_id: SampleId, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
         line = {**sample_id.as_json(), "seconds": seconds, "turn_seconds": list(turn_seconds)}
-        self._timing_lines.append_later(line)
+        self._timing_lines.append(line)
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
