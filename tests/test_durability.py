@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -272,15 +273,17 @@ def test_whoever_waits_for_room_is_woken_by_the_one_before(tmp_path: Path) -> No
             while True:
                 with budget.request() as request:
                     request.sent()
+                    time.sleep(0.005)  # the others wait for room
                     request.answered({"prompt_tokens": 1000, "completion_tokens": 200})
         except BudgetExceeded:
             ends.append("limit")
 
-    threads = [threading.Thread(target=spend) for _ in range(32)]
+    threads = [threading.Thread(target=spend, daemon=True) for _ in range(32)]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + 20
     for thread in threads:
-        thread.join(30)
+        thread.join(max(0, until - time.monotonic()))
     assert ends == ["limit"] * 32
     assert budget.spent.answered.tokens.total <= 60_000
 

@@ -497,6 +497,35 @@ def test_a_group_that_cannot_be_written_fails_all_who_wait_and_the_next_goes_on(
     assert groups[2] == [9]
 
 
+def test_whoever_comes_while_the_last_one_leaves_is_not_left_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the way still taken and goes to sleep; the one that leaves has looked, and seen nobody."""
+    seen: list[int] = []
+    written = Groups[int](seen.extend)
+    late = threading.Thread(target=written.add, args=(2,), daemon=True)
+
+    class Way:
+        """The lock of whoever writes; the late one comes just before it is free."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def acquire(self, blocking: bool) -> bool:
+            return self._lock.acquire(blocking)
+
+        def release(self) -> None:
+            if not late.ident:
+                late.start()
+                until = time.monotonic() + 0.2
+                while time.monotonic() < until:  # long enough for it to fall asleep
+                    time.sleep(0.01)
+            self._lock.release()
+
+    monkeypatch.setattr(written, "_writing", Way())
+    written.add(1)
+    late.join(10)
+    assert not late.is_alive() and seen == [1, 2]
+
+
 def test_items_of_many_threads_are_each_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no way to lose a wake-up: threads come at any instant of another's write."""
     seen: list[int] = []
