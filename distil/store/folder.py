@@ -147,8 +147,10 @@ class RunFolder:
 
     def resume_notes(self, left: Collection[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""
-        ours = [number for each in left if (number := self.journal.num_turns(each))]
-        others = sum(map(self.journal.num_other_turns, left))
+        unfinished = self.journal.unfinished()
+        there = [each for each in left if each in unfinished] if unfinished else []
+        ours = [number for each in there if (number := self.journal.num_turns(each))]
+        others = sum(map(self.journal.num_other_turns, there))
         repairs = {
             "torn or foreign lines of the journal": self.journal.num_bad_lines,
             "half-written files": self._claim.num_leftovers,
