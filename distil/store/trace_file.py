@@ -52,7 +52,12 @@ class RunFacts:
     settings: TraceSettings
     versions: Mapping[str, str]
 
-    @property
+    @cached_property
+    def settings_json(self) -> dict[str, Json]:
+        """The settings as every trace has them; not to be changed."""
+        return self.settings.as_json()
+
+    @cached_property
     def settings_sha256(self) -> str:
         """The hash of the settings with the dataset's fingerprint."""
         return self.settings.sha256(self.dataset.fingerprint)
@@ -93,7 +98,7 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
             **_facts_json(sample.picture.facts),
             "sent": _sent_json(rollout.sent),
         },
-        "settings": run.settings.as_json(),
+        "settings": run.settings_json,
     }
     trace["integrity_sha256"] = json_sha256(trace)
     return trace
