@@ -26,7 +26,16 @@ from typing import Any, NamedTuple
 
 import openai
 
-from distil.teacher.wire import MAX_REPLY_BYTES, Received, ReplyTooLarge, Wire, httpx, opened, unpacked
+from distil.teacher.wire import (
+    IS_POSSIBLE,
+    MAX_REPLY_BYTES,
+    Received,
+    ReplyTooLarge,
+    Wire,
+    httpx,
+    opened,
+    unpacked,
+)
 
 _CONNECT_SECONDS = 15.0
 _IDLE_SECONDS = 3600.0
@@ -64,7 +73,7 @@ class Server:
     """
 
     def __init__(self, api_base: str, api_key: str) -> None:
-        self.is_direct = not _is_proxied(api_base) and not _is_logged()
+        self.is_direct = IS_POSSIBLE and not _is_proxied(api_base) and not _is_logged()
         self._address = (api_base, api_key)
         self._told: Received | Exception | None = None
         self._asked: Any = None  # a request as the client makes it

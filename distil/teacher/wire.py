@@ -23,6 +23,7 @@ MAX_REPLY_BYTES = 16 * 2**20
 _HTTP_LIBRARY = openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]  # httpx, or its successor
 httpx: Any = importlib.import_module(_HTTP_LIBRARY)
 
+IS_POSSIBLE = hasattr(socket.socket, "sendmsg") and hasattr(select, "poll")  # not on Windows
 _READ_BYTES = 2**16
 _MAX_HEAD_BYTES = 100 * 2**10
 _MAX_LINE_BYTES = 2**16  # between chunks
