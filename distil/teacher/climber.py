@@ -23,7 +23,6 @@ _MARGIN = 1.15  # over the knee: a request too many in the queue costs nothing, 
 _SECONDS_TO_DOUBLE = 0.2  # while next to nothing has come back: no sign of harm, and rounds may be long
 _FEW_ENDED = 4  # next to nothing
 _MOST_OF_RUNG, _MIN_TO_LAND = 0.75, 8  # of its requests tell what a rung gives; replies
-_CLIMB_FALL = 0.9  # a climb rises one by one
 _FINE_RISE, _FINE_FALL, _REFUSED_FALL = 1.4, 0.7, 0.7  # smaller trials drown in the noise
 _CLIMBED = 1.5  # a latency that rose this much since the last window calls for a look at a lower level
 _SATURATED = 0.8  # of the level must have been in flight, or a window says nothing about the server
@@ -33,6 +32,7 @@ _PRECISION = 0.05  # the standard error of the mean latency at which a window is
 _MIN_ROUNDS, _MAX_ROUNDS = 2, 8  # the length of a window, in replies per level
 _MAX_REPLIES = 48  # or this many, where the level is low
 _REFUSED_SHARE = 0.2  # of the latest replies; fewer refusals are faults, not overload
+_ODD_SHARE = 1 / 64  # less than this is left of a refusal after a while
 _MIN_LATEST = 32
 _FIRST_PATIENCE, _CEILING_PATIENCE, _MAX_PATIENCE = 2, 8, 8  # windows between two trials
 _FORGET_REFUSAL_WINDOWS = 32
@@ -218,6 +218,7 @@ class Climber:
         self._num_gains = self._num_held = 0
         self._patience = _CEILING_PATIENCE if self.level == ceiling else _FIRST_PATIENCE
         self._refused_share = 0.0  # of the latest replies at this level
+        self._first_refused = 0  # how many were in flight, at the least, since refusals are no odd ones
         self._refused_at: int | None = None
         self._windows_since_refusal = 1
 
@@ -299,9 +300,12 @@ class Climber:
         """The server refused a request because it has too many."""
         if not self.is_steering or ticket.epoch != self._epoch or self.level == 1:
             return  # where it left before the level fell, that fall has answered it
+        if self._refused_share < _ODD_SHARE:
+            self._first_refused = ticket.in_flight
+        self._first_refused = min(self._first_refused, ticket.in_flight)
         self._refused_share += (1 - self._refused_share) / max(_MIN_LATEST, self.level)
         if self._refused_share >= _REFUSED_SHARE:
-            self._back_off(ticket.in_flight, now)
+            self._back_off(now)
 
     # --- the quick rise ---
 
@@ -441,18 +445,19 @@ class Climber:
         reason = Reason.QUEUE if self.level > base.level else Reason.NEEDED
         self._stay(int(base.level), Reason.CLIENT if self._window.is_ours else reason, now)
 
-    def _back_off(self, in_flight: int, now: float) -> None:
+    def _back_off(self, now: float) -> None:
+        # A climb goes on while it is refused, one by one: what was refused first tells what is taken.
+        refused_at = self.level if self._climb is None else self._first_refused
+        fallen = int(self.level * _REFUSED_FALL) if self._climb is None else self._first_refused - 1
         # Refused twice with no good window between: what the server takes is not known.
-        self._refused_at = self.level if self._windows_since_refusal else None
+        self._refused_at = refused_at if self._windows_since_refusal else None
         self._windows_since_refusal = 0
         if self._is_trying and self._base is not None and self.level > self._base.level:
             self._patience = min(2 * self._patience, _MAX_PATIENCE)
             self._stay(int(self._base.level), Reason.REFUSED, now)
         else:
             self._patience, self._is_next_up = _FIRST_PATIENCE, True
-            # A climb may be far above what was refused.
-            fallen = self.level * _REFUSED_FALL if self._climb is None else in_flight * _CLIMB_FALL
-            self._stay(max(1, int(fallen)), Reason.REFUSED, now)
+            self._stay(max(1, fallen), Reason.REFUSED, now)
 
     def _stay(self, level: int, reason: Reason, now: float) -> None:
         """Leave a climb, a trial, or a level that was refused, for one to stay at."""
