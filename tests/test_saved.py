@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -346,3 +348,36 @@ def test_few_of_many_rows_at_random_are_the_first_of_all_of_them() -> None:
     everything = list(first_rows(rows, "random", 500, 7))
     assert sorted(everything) == list(range(500))
     assert list(first_rows(rows, "random", 5, 7)) == everything[:5]
+
+
+# --- memory
+
+PEAK_OF_OPENING = """
+import re, sys
+from pathlib import Path
+from distil.source.rows import open_source
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+open_source(sys.argv[1]).select("lat:desc", 0, 0)
+before = peak_kib()
+source = open_source(sys.argv[2])
+assert list(source.select("lat:desc", 2, 0)) == [len(source) - 1, len(source) - 2]
+print(peak_kib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_opening_and_ordering_a_dataset_keeps_no_pages_of_its_file(tmp_path: Path) -> None:
+    picture = stored_picture(bytes(100_000))
+    small = saved(tmp_path / "small", [row(PHOTO)])
+    large = saved(tmp_path / "large", [{"image": picture, "lat": 0.0, "lon": 0.0}])
+    schema = pa.ipc.open_stream((large / "data-00000-of-00001.arrow").read_bytes()).schema
+    with pa.OSFile(str(large / "data-00000-of-00001.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for number in range(400):  # 40 MB, a batch a row
+                cells = {"image": picture, "lat": float(number), "lon": 0.0}
+                writer.write_batch(pa.RecordBatch.from_pylist([cells], schema=schema))
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_OPENING, small, large], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 10_000
