@@ -388,7 +388,7 @@ def reserve_heap() -> None:
 
     def at_the_end(size_bytes: Callable[[int], int]) -> int:
         """A piece of the heap's end: what is so large lies nowhere else, and is then cut to size."""
-        piece: int = libc.malloc(HEAP_BYTES)
+        piece: int = libc.malloc(HEAP_BYTES) or 0
         libc.realloc(piece, size_bytes(piece) - MALLOC_HEADER_BYTES)
         return piece
 
