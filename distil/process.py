@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from distil import interrupts
 from distil.errors import DistilError, FolderError, TeacherRefused
 
 EXIT_DONE, EXIT_USAGE = 0, 2  # and 1, some samples failed: the commands return it
+_SAMPLES_BETWEEN_TRIMS = 32
+_samples = itertools.count(1)
 _M_MMAP_THRESHOLD, _MAPPED_APART_BYTES = -3, 256 * 1024  # malloc.h of glibc
 
 
@@ -27,6 +30,17 @@ def enter(name: str, command: Callable[[], int]) -> NoReturn:
         status = leaving.code if isinstance(leaving.code, int) else EXIT_DONE
     interrupts.ignore()
     _leave(status)
+
+
+def trim_memory() -> None:
+    """Called once a sample: every few of them, give what is free within glibc's arenas back to the kernel.
+
+    Messages and pieces of pictures, made and freed in many threads, leave holes there: with 256 threads as
+    much as all that is in use.
+    """
+    if next(_samples) % _SAMPLES_BETWEEN_TRIMS == 0:
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_memory() -> None:
