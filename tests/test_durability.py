@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,33 @@ def test_turns_go_only_when_their_traces_and_names_are_durable(
     run.folder.close()
     assert synced[-1] == "-00001.jsonl"
     assert not (run.folder.path / "journal").exists()
+
+
+def test_a_sample_costs_a_bounded_number_of_calls_to_the_system(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lets go of the interpreter, and has to wait for it again behind all other threads."""
+    monkeypatch.setattr(folder_module, "_TRACES_A_SYNC", 4)
+    run = bench.run_with("--tool_mode", "native")
+    counts: Counter[str] = Counter()
+
+    def counted(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("open", "write", "fsync", "replace", "unlink", "close"):
+        monkeypatch.setattr(os, name, counted(name))
+    for row in range(8):
+        solve(bench, run, row)
+    assert counts["write"] <= 8 * (3 * 2 + 2), "a turn: sent, answered, journal; a sample: trace, times"
+    assert counts["fsync"] <= 8 + 2 + 2, "the traces; their folder twice; the journal's name"
+    assert counts["replace"] == 8 and counts["unlink"] == 0
+    assert counts["open"] <= 2 * 8 + 2 + 3, "a trace is written, and synced"
 
 
 def test_turns_stay_where_their_trace_cannot_be_made_durable(
