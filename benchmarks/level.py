@@ -14,8 +14,8 @@ from teacher_server import Capacity
 
 TITLE = "The level against queueing servers (ceiling 64)"
 CEILING = 64
-FIXED_LEVELS = (1, 2, 4, 8, 16, 32, 64)
-SECONDS = 20.0  # of each run at the server's capacity
+FIXED_LEVELS = (4, 8, 16, 32, 64)
+SECONDS = 12.0  # of each run at the server's capacity
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,6 @@ def _row(bench: Bench, contestant: str, server: Server, workers: int) -> Row:
     """A run as long as the server's capacity, or that of so few workers, makes it."""
     capacity = server.capacity
     calls_a_second = min(server.calls_a_second, workers / capacity.seconds_per_call)
-    num_calls = int(calls_a_second * (SECONDS / 4 if bench.is_quick else SECONDS))
+    num_calls = int(calls_a_second * (SECONDS / 2 if bench.is_quick else SECONDS))
     job = Job("thumbs", 2048, max(2 * workers, num_calls // capacity.num_turns), workers, capacity)
     return {"server": server.name, "contestant": contestant, **bench.run(contestant, job)}

@@ -107,7 +107,7 @@ def markdown(results: dict[str, Any], titles: dict[str, str]) -> str:
     parts = [_machine_text(results), "## Targets\n\n" + _table(results["targets"], _TARGETS)]
     if results["failures"]:
         parts.append("## Failed\n\n" + "".join(f"- {failure}\n" for failure in results["failures"]))
-    if "workers" in titles:
+    if any("speed_up" in row for row in results["sections"].get("workers", [])):
         parts.append(f"## {_HOURS_TITLE}\n\n{_hours_table(results['sections']['workers'])}")
     for name, title in titles.items():
         text = _table(results["sections"][name], _SAID[name])
