@@ -116,7 +116,7 @@ class LazyPicture:
         self.let_go()
 
     def give_up(self) -> None:
-        """Drop the picture although there is room for it, where it can be made again: others need the room."""
+        """Drop the picture though there is room for it, where it can be made again: others need the room."""
         self._is_kept = False
         if self._make is not None:
             self._image = None
