@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distil.records import Reply, SampleId, ToolMode
-from distil.store.journal import Ask, Journals
+from distil.store.journal import Ask, Journal
 
 TURNS_A_SAMPLE = 4
 MESSAGES = [b"x" * 300_000] + [b"y" * 60_000] * 3  # a photo and crops, base64
@@ -46,16 +46,16 @@ def main() -> None:
 
 def _rate(num_samples: int, turn_seconds: float, num_workers: int, is_durable: bool) -> float:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        journals = Journals(Path(folder), "settings")
+        whole = Journal(Path(folder), "settings")
 
         def solve(index: int) -> None:
-            journal = journals.of(SampleId(index), "file")
+            journal = whole.of(SampleId(index), "file")
             ask = (
                 journal.journaled(_answer_after(turn_seconds)) if is_durable else _answer_after(turn_seconds)
             )
             for turn in range(TURNS_A_SAMPLE):
                 ask(MESSAGES[: turn + 1], 0)
-            journal.remove()
+            whole.drop([SampleId(index)])
 
         started = time.perf_counter()
         with ThreadPoolExecutor(num_workers) as pool:

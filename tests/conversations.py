@@ -145,6 +145,13 @@ class Bench:
         self._folders.append(RunFolder(Claim(self._new_folder()), run.plan.facts()))
         return replace(run, folder=self._folders[-1])
 
+    def reopened(self, run: Run) -> Run:
+        """The run with its folder read anew, as if it had been killed."""
+        self._folders[self._folders.index(run.folder)] = folder = RunFolder(
+            run.folder._claim, run.plan.facts()
+        )
+        return replace(run, folder=folder)
+
     def clear(self) -> None:
         """Close and remove the folders of all runs so far."""
         for folder in self._folders:

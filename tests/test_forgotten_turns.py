@@ -12,7 +12,7 @@ from conftest import RunDoor, photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.records import RawCall, Reply, SampleId, ToolMode
-from distil.store.journal import FOLDER, Journals
+from distil.store.journal import FOLDER, Journal
 
 WARNING = "fitted the request no more (another version of distil or Pillow) and had to be asked again"
 
@@ -63,8 +63,8 @@ def test_turns_whose_request_has_changed_are_told_when_they_go_and_at_the_end(
     with ScriptedTeacher(breaks_at_the_answer) as server:
         run(server, photos, out, run_door)
     for path in (out / FOLDER).glob("*.jsonl"):
-        header, *turns = map(json.loads, path.read_text().splitlines())
-        changed = [header, *({**turn, "request_sha256": "of other bytes"} for turn in turns)]
+        turns = map(json.loads, path.read_text().splitlines())
+        changed = [{**turn, "request_sha256": "of other bytes"} for turn in turns]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
     with ScriptedTeacher(three_turns) as server:
         result = run(server, photos, out, run_door)
@@ -104,16 +104,16 @@ def test_kept_turns_of_other_versions_are_announced_with_them(
 
 
 def test_what_is_forgotten_is_counted_over_all_threads_and_told_once(tmp_path: Path) -> None:
-    journals, told = Journals(tmp_path, "s"), list[str]()
+    journal, told = Journal(tmp_path, "s"), list[str]()
     for number in range(8):
-        journaled = journals.of(SampleId(number), "f").journaled(ask)
+        journaled = journal.of(SampleId(number), "f").journaled(ask)
         for turn in range(3):
             journaled([b"m%d" % turn], 0)
-    journals.tell = told.append
-    assert journals.warning() is None
+    journal.tell = told.append
+    assert journal.warning() is None
 
     def resume(number: int) -> None:
-        journaled = journals.of(SampleId(number), "f").journaled(ask)
+        journaled = journal.of(SampleId(number), "f").journaled(ask)
         journaled([b"m0"], 0)
         journaled([b"other"], 0)
         journaled([b"another"], 0)
@@ -123,5 +123,5 @@ def test_what_is_forgotten_is_counted_over_all_threads_and_told_once(tmp_path: P
         thread.start()
     for thread in threads:
         thread.join()
-    assert journals.warning() == f"16 paid turns {WARNING}"
+    assert journal.warning() == f"16 paid turns {WARNING}"
     assert len(told) == 1

@@ -122,7 +122,8 @@ def check(bench: Bench, case: Case) -> str:
     trace = bench.check_trace(path, asked, shown=case.chance.random() < VIEW_SHARE)
     assert outcome.result is not None
     assert read_figures(outcome.result) == read_figures(read_summary(trace))
-    assert not list((run.folder.path / "journal").iterdir())
+    run.folder.sync_traces()
+    assert run.folder.journal.unfinished() == {}
     _check_resumed(bench, case, path.read_bytes(), len(asked.replies))
     if case.chance.random() < HTTP_SHARE:
         _check_over_http(bench, case, path.read_bytes())
@@ -147,7 +148,7 @@ def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> No
     """Break a conversation off in some way, resume it, and compare the trace."""
     run = bench.run_with(*case.flags)
     path = run.folder.trace_path(SampleId(case.row))
-    journal = run.folder.path / "journal" / f"sample_{case.row:05d}.jsonl"
+    journal = run.folder.path / "journal" / "00001.jsonl"
     if case.chance.random() < 0.5:  # a turn fails
         turn = case.chance.randint(1, num_turns)
         outcome, _ = bench.solve(run, case.row, case.bodies, {turn: TeacherUnreachable("no reply")})
@@ -161,12 +162,14 @@ def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> No
         data = journal.read_bytes()
         data = data[: case.chance.choice([len(data), case.chance.randrange(len(data) + 1)])]
         journal.write_bytes(data)
-        num_kept = max(0, data.count(b"\n") - 1)
+        num_kept = data.count(b"\n")
+        run = bench.reopened(run)
     outcome, asked = bench.solve(run, case.row, case.bodies)
     assert _kind(outcome) is None, outcome
     assert len(asked.replies) == num_turns - num_kept
     assert path.read_bytes() == whole
-    assert not journal.exists()
+    run.folder.close()
+    assert not journal.parent.exists()
 
 
 def _check_over_http(bench: Bench, case: Case, whole: bytes) -> None:

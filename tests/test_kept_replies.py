@@ -90,10 +90,11 @@ def test_a_journal_that_ends_in_a_cut_off_call_is_gone_on_with(bench: Bench) -> 
     outcome, _ = bench.solve(run, 0, replies)
     assert isinstance(outcome, FolderError)
     path.rmdir()
-    journal = run.folder.path / "journal" / "sample_00000.jsonl"
+    journal = run.folder.path / "journal" / "00001.jsonl"
     earlier = journal.read_bytes().replace(b', "other_reasoning": {}', b"")  # as an earlier version wrote it
     journal.write_bytes(earlier)
     assert b"other_reasoning" not in earlier
+    run = bench.reopened(run)
     outcome, asked = bench.solve(run, 0, replies)
     assert isinstance(outcome, Outcome) and outcome.failure is None, outcome
     assert asked.requests == []

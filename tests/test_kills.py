@@ -46,10 +46,12 @@ def reply_to(request: dict[str, Any]) -> Any:
 def stored_turns(folder: Path) -> set[Turn]:
     """The turns on disk: whole lines of journals, and all those of finished traces."""
     stored = set()
-    for path in (folder / FOLDER).glob("sample_*.jsonl"):
-        with suppress(FileNotFoundError):  # finished a moment ago: its trace is looked at below
-            row, num_whole = int(path.stem.removeprefix("sample_")), path.read_bytes().count(b"\n") - 1
-            stored |= {(row, turn) for turn in range(1, num_whole + 1)}
+    for path in (folder / FOLDER).glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # no unfinished sample's any more: its traces are looked at below
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    turn = json.loads(line)
+                    stored.add((turn["sample_index"], turn["turn"]))
     for path in folder.glob("trace_*.json"):
         row = int(path.stem.removeprefix("trace_"))
         stored |= {(row, turn) for turn in range(1, NUM_TURNS + 1)}
@@ -165,7 +167,7 @@ def test_a_run_killed_at_any_instant_pays_no_stored_turn_twice(tmp_path: Path) -
             num_lost += len(lost)
             kills[how] += 1
             kills["in flight"] += bool(lost)
-            kills["turns in a journal"] += any((folder / FOLDER).glob("sample_*.jsonl"))
+            kills["turns in a journal"] += any((folder / FOLDER).glob("*.jsonl"))
             kills["a trace half written"] += any(name.endswith(".tmp") for name in trace_files(folder))
         last = start(server, "killed")
         _, stderr = last.communicate(timeout=120)

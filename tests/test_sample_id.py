@@ -17,7 +17,7 @@ from distil.messages.read import parse_reply
 from distil.records import Reply, SampleId
 from distil.rollout import turn_seed
 from distil.store.folder import find_trace_files
-from distil.store.journal import Journals, unfinished_samples
+from distil.store.journal import Journal, unfinished_samples
 from distil.store.trace_file import trace_name
 
 SAMPLE_IDS = st.builds(SampleId, st.integers(0, 10**6), st.integers(0, 300))
@@ -70,12 +70,12 @@ def test_traces_are_listed_by_row_and_then_by_rollout(
 
 
 def test_each_rollout_has_a_journal_of_its_own(tmp_path: Path) -> None:
-    journals = Journals(tmp_path, "s")
+    journal = Journal(tmp_path, "s")
     for sample_id in (SampleId(3, 1), SampleId(3)):
-        journals.of(sample_id, "f").journaled(lambda *_: _reply())([b"?"], 0)
-    assert unfinished_samples(tmp_path) == [SampleId(3), SampleId(3, 1)]
-    journals.remove(SampleId(3))
-    assert journals.state(SampleId(3)) is None and journals.state(SampleId(3, 1)) is not None
+        journal.of(sample_id, "f").journaled(lambda *_: _reply())([b"?"], 0)
+    assert list(unfinished_samples(tmp_path)) == [SampleId(3), SampleId(3, 1)]
+    journal.drop([SampleId(3)])
+    assert (journal.num_turns(SampleId(3)), journal.num_turns(SampleId(3, 1))) == (0, 1)
 
 
 def _reply() -> Reply:
@@ -134,7 +134,7 @@ def test_several_rollouts_of_a_row_run_resume_verify_and_are_shown(
         1,
     )
     assert list(failure)[:3] == ["sample_index", "rollout", "kind"]
-    assert unfinished_samples(folder) == [SampleId(1, 1)]
+    assert list(unfinished_samples(folder)) == [SampleId(1, 1)]
     capsys.readouterr()
     assert main(["verify", str(folder)]) == 0
     assert main(["view", str(folder)]) == 0

@@ -337,9 +337,13 @@ def test_journals_and_traces_from_before_the_model_was_kept_are_read(
 
     with ScriptedTeacher(breaks) as server:
         distil(server, few_photos, tmp_path, "--num_samples", "1")
-        journal = tmp_path / "journal" / "sample_00000.jsonl"
-        header, turn = map(json.loads, journal.read_text().splitlines())
+        (journal,) = (tmp_path / "journal").glob("*.jsonl")
+        turn = json.loads(journal.read_text())
         assert turn["reply"].pop("model") == "m"
+        header = {name: turn[name] for name in ("sample_index", "settings_sha256", "file_sha256")}
+        journal.unlink()  # and a file a sample, whose header said of all its turns what they were made with
+        journal = journal.with_name("sample_00000.jsonl")
+        turn = {name: turn[name] for name in ("request_sha256", "reply")}
         journal.write_text("".join(json.dumps(line) + "\n" for line in (header, turn)))
         server.script, server.requests[:] = answers, []
         code, _ = distil(server, few_photos, tmp_path, "--num_samples", "1")
@@ -454,10 +458,11 @@ def test_paid_turns_of_other_settings_are_no_free_folder(few_photos: Path, tmp_p
 
     with ScriptedTeacher(breaks) as server:
         distil(server, few_photos, out, "--num_samples", "1", "--max_tokens", "64")
-        journal = (out / "journal" / "sample_00000.jsonl").read_bytes()
+        (path,) = (out / "journal").iterdir()
+        journal = path.read_bytes()
         server.script = answers
         distil(server, few_photos, out, "--num_samples", "1", "--max_tokens", "32", "--on_change", "new")
-        assert (out / "journal" / "sample_00000.jsonl").read_bytes() == journal
+        assert path.read_bytes() == journal
         assert limits_by_folder(out) == {"out-2": ["32"]}
         server.requests.clear()
         distil(server, few_photos, out, "--num_samples", "1", "--max_tokens", "64", "--on_change", "new")

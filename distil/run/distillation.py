@@ -97,8 +97,7 @@ def _sample_ids(indices: Sequence[int]) -> list[SampleId]:
 
 def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
     """The samples that go on from turns of an earlier run."""
-    states = {sample_id: folder.journals.state(sample_id) for sample_id in left}
-    return {sample_id for sample_id, state in states.items() if state and state.is_ours and state.num_turns}
+    return {sample_id for sample_id in left if folder.journal.num_turns(sample_id)}
 
 
 def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -> None:
@@ -106,7 +105,7 @@ def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -
     num_done = totals.num_skipped
     with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
         solver.teacher.tell_by(progress.write)
-        solver.models.tell = solver.folder.journals.tell = progress.write
+        solver.models.tell = solver.folder.journal.tell = progress.write
         outcomes = run_samples(todo, solver, solver.plan.flags.samples.max_workers)
         with closing(outcomes):  # at once where a failure cannot be written
             for outcome in outcomes:
@@ -128,6 +127,7 @@ def _end(solver: RolloutSolver, totals: RunTotals, record: Mapping[str, Json]) -
     totals.warnings = solver.warnings()
     probe = {**record["probe"], "refuses_fields": teacher.refuses_fields}
     folder.write_run_record({**record, **totals.as_dict(), "probe": probe})
+    folder.flush()
 
 
 def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> dict[str, Json]:

@@ -177,6 +177,8 @@ def _setup_budget(flags: RunFlags, teacher: TeacherSettings, claim: Claim) -> It
         yield open_budget(flags.budget, teacher, claim.spending)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
+    finally:
+        claim.spending.flush()
 
 
 def _asked_probe(

@@ -60,8 +60,8 @@ class RolloutSolver:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
         sample = self.source.load(sample_id)
-        journal = self.folder.journals.of(sample_id, sample.picture.file_sha256)
-        is_resumed = journal.num_turns > 0
+        journal = self.folder.journal.of(sample_id, sample.picture.file_sha256)
+        is_resumed = journal.is_resumed
         with self.teacher.asking(deadline) as teacher:
             ask_or_recall = journal.journaled(teacher.ask)
 
@@ -72,7 +72,6 @@ class RolloutSolver:
 
             rollout = run_rollout(sample, ask_noted, self.rollout)
         self.folder.write_trace(rollout)
-        journal.remove()
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
@@ -82,7 +81,7 @@ class RolloutSolver:
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""
-        own = (self.plan.sight_warning, self.models.warning(), self.folder.journals.warning())
+        own = (self.plan.sight_warning, self.models.warning(), self.folder.journal.warning())
         found = [*own, *self.tally.warnings(), self.boxes.warning()]
         return [warning for warning in found if warning is not None]
 
@@ -131,7 +130,7 @@ def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: Spending
     """The budget of a folder; raises UsageError for a cost limit without prices."""
     limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
     prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
-    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.append)
+    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.record)
 
 
 def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> Teacher:

@@ -7,10 +7,11 @@ the reservation of requests that were already sent, and a request that a kill cu
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from distil.errors import BudgetExceeded, UsageError
@@ -79,10 +80,15 @@ class Bill:
 
     def plus(self, tokens: Tokens, cost_usd: float | None) -> Bill:
         """With one more request."""
-        sums = {name: _sum(value, getattr(tokens, name)) for name, value in asdict(self.tokens).items()}
+        so_far = self.tokens
         return Bill(
             self.requests + 1,
-            Tokens(**sums),
+            Tokens(
+                _sum(so_far.prompt, tokens.prompt),
+                _sum(so_far.cached, tokens.cached),
+                _sum(so_far.completion, tokens.completion),
+                _sum(so_far.reasoning, tokens.reasoning),
+            ),
             _sum(self.cost_usd, cost_usd),
             self.without_tokens + (tokens.total is None),
             self.without_cost + (cost_usd is None),
@@ -114,14 +120,18 @@ class Spent:
     def plus(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> Spent:
         """With one more request."""
         if state is RequestState.REFUSED:
-            return replace(self, refused=self.refused + 1)
+            return Spent(self.answered, self.retried, self.refused + 1)
         if state is RequestState.ANSWERED:
-            return replace(self, answered=self.answered.plus(tokens, cost_usd))
-        return replace(self, retried=self.retried.plus(tokens, cost_usd))
+            return Spent(self.answered.plus(tokens, cost_usd), self.retried, self.refused)
+        return Spent(self.answered, self.retried.plus(tokens, cost_usd), self.refused)
 
 
 class Budget:
-    """Counts and bounds a run folder's requests; safe from many threads."""
+    """Counts and bounds a run folder's requests; safe from many threads.
+
+    Its lock is held for sums alone: what is recorded is recorded outside it, or whoever writes would make all
+    others wait.
+    """
 
     def __init__(
         self,
@@ -133,8 +143,8 @@ class Budget:
     ) -> None:
         """`max_tokens` is the most that one reply can have.
 
-        `record` is given an entry as a request is sent and one as it ends; `earlier` are those of earlier
-        runs. Raises UsageError for a limit without a price.
+        `record` is given an entry as a request is sent and one as it ends, by many threads at once; `earlier`
+        are those of earlier runs. Raises UsageError for a limit without a price.
         """
         if limits.max_cost_usd is not None and prices is None:
             raise UsageError(
@@ -143,11 +153,12 @@ class Budget:
             )
         self._limits, self._prices, self._max_tokens = limits, prices, max_tokens
         self._record = record
+        self._is_limited = limits != Limits()
         self.spent = Spent()
         self._largest_prompt = _FIRST_PROMPT_TOKENS
-        self._in_flight = self._num_sent = 0
-        self._changed = threading.Condition()
-        self._read(earlier)
+        self._in_flight = self._num_waiting = 0  # where there are limits
+        self._changed = threading.Condition(threading.Lock())
+        self._numbers = itertools.count(self._read(earlier) + 1)
 
     @classmethod
     def unlimited(cls) -> Budget:
@@ -166,24 +177,30 @@ class Budget:
         try:
             yield request
         finally:
-            with self._changed:
-                self._in_flight -= 1
-                self._changed.notify_all()
-                if request.number is not None:
-                    self._end(request.number, request.state, request.tokens)
+            self._end(request)
 
     def cost_usd(self, tokens: Tokens) -> float | None:
         """What tokens cost, None where it is not known."""
         return None if self._prices is None else self._prices.cost_usd(tokens)
 
     def _reserve(self) -> None:
-        """Wait until one more request fits."""
+        """Wait until one more request fits; whoever has waited wakes the next, which may fit or fail too."""
+        if not self._is_limited:
+            return
         with self._changed:
             while (limit := self._passed_limit()) is not None:
                 if self._in_flight == 0:
+                    self._wake_next()
                     raise BudgetExceeded(limit)
+                self._num_waiting += 1
                 self._changed.wait()
+                self._num_waiting -= 1
             self._in_flight += 1
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._num_waiting:
+            self._changed.notify()
 
     def _passed_limit(self) -> str | None:
         """Which limit one more request could pass, in words, or None."""
@@ -226,29 +243,37 @@ class Budget:
         return f": {text.format(used)} used{told}, up to {text.format(most)} a request; {_RAISE}"
 
     def _send(self) -> int:
-        with self._changed:
-            self._num_sent += 1
-            self._record({"request": self._num_sent, "state": RequestState.SENT.value})
-            return self._num_sent
+        number = next(self._numbers)
+        self._record({"request": number, "state": RequestState.SENT.value})
+        return number
 
-    def _end(self, number: int, state: RequestState, tokens: Tokens) -> None:
-        cost_usd = None if state is RequestState.REFUSED else self.cost_usd(tokens)
-        self._add(state, tokens, cost_usd)
-        entry = {"request": number, "state": state.value}
-        if state is not RequestState.REFUSED:
-            entry |= asdict(tokens) | {"cost_usd": cost_usd}
-        self._record(entry)
+    def _end(self, request: Request) -> None:
+        number, state, tokens = request.number, request.state, request.tokens
+        cost_usd = None if number is None or state is RequestState.REFUSED else self.cost_usd(tokens)
+        with self._changed:
+            if self._is_limited:
+                self._in_flight -= 1
+                self._wake_next()
+            if number is not None:
+                self._add(state, tokens, cost_usd)
+        if number is not None:
+            billed = {} if state is RequestState.REFUSED else tokens.as_json() | {"cost_usd": cost_usd}
+            self._record({"request": number, "state": state.value, **billed})
 
     def _add(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> None:
         self.spent = self.spent.plus(state, tokens, cost_usd)
         self._largest_prompt = max(self._largest_prompt, tokens.prompt or 0)
 
-    def _read(self, entries: Iterable[Mapping[str, Json]]) -> None:
-        """Take in what earlier runs recorded; a request that was sent and never ended may be billed."""
+    def _read(self, entries: Iterable[Mapping[str, Json]]) -> int:
+        """Take in what earlier runs recorded; a request that was sent and never ended may be billed.
+
+        Returns the largest number of a request.
+        """
         in_flight: set[int] = set()
+        largest = 0
         for entry in entries:
             number, state = entry["request"], RequestState(entry["state"])
-            self._num_sent = max(self._num_sent, number)
+            largest = max(largest, number)
             if state is RequestState.SENT:
                 in_flight.add(number)
                 continue
@@ -259,3 +284,4 @@ class Budget:
             self._add(state, tokens, cost_usd)
         for _ in in_flight:
             self._add(RequestState.RETRIED, Tokens(), None)
+        return largest

@@ -31,6 +31,15 @@ class Tokens:
         """Prompt and completion as far as they are known."""
         return (self.prompt or 0) + (self.completion or 0)
 
+    def as_json(self) -> dict[str, Json]:
+        """As an entry has them that `stored_tokens` reads."""
+        return {
+            "prompt": self.prompt,
+            "cached": self.cached,
+            "completion": self.completion,
+            "reasoning": self.reasoning,
+        }
+
 
 class Prices(Protocol):
     """What tokens cost."""

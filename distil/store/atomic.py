@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distil.errors import FolderError
@@ -29,7 +30,30 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises FolderError where the folder cannot be written.
     """
     with folder_errors(path):
-        _write_bytes(path, data)
+        _write_bytes(path, data, is_synced=True)
+        sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that is whole to every reader, and durable only after `sync_files`; raises FolderError.
+
+    When a machine goes down before, what is left may be the old file, the new one or a torn one.
+    """
+    with folder_errors(path):
+        _write_bytes(path, data, is_synced=False)
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Make files of one folder durable, with their names; one that was removed since is no error.
+
+    Raises FolderError.
+    """
+    for path in paths:
+        with folder_errors(path), contextlib.suppress(FileNotFoundError):
+            _sync(os.open(path, os.O_RDWR))  # Windows syncs none that is open for reading alone
+    for folder in {path.parent for path in paths}:
+        with folder_errors(folder):
+            sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -41,20 +65,30 @@ def folder_errors(path: Path) -> Iterator[None]:
         raise FolderError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def _write_bytes(path: Path, data: bytes, is_synced: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-        sync_folder(path.parent)
+        # Each call lets go of the interpreter, and has to wait for it again: a file object makes two more.
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666
+        )
+        try:
+            write_all(descriptor, data)
+            if is_synced:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write in one call; raises OSError where not all of it is taken."""
+    if os.write(descriptor, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,20 +97,11 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows
         return
+    _sync(descriptor)
+
+
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-_UMASK = _read_umask()  # once, at import: setting it to read it is a race between threads
-
-
-def _umask() -> int:
-    return _UMASK

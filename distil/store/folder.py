@@ -1,20 +1,20 @@
-"""A run's folder: trace files, run record, failed samples, timings, journals of unfinished samples."""
+"""A run's folder: trace files, run record, failed samples, timings, the journal of unfinished samples."""
 
 from __future__ import annotations
 
-import json
-import threading
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, Json, OnChange, Rollout, SampleId
-from distil.store.atomic import folder_errors, write_bytes, write_json
+from distil.store.atomic import folder_errors, replace_file, sync_files, write_bytes, write_json
 from distil.store.claim import RUN_RECORD, lock_folder, read_runs, remove_leftovers
-from distil.store.journal import Journals, settings_of_unfinished, unfinished_samples
-from distil.store.json_lines import add_lines, open_to_add, read_lines
+from distil.store.journal import Journal, unfinished_samples
+from distil.store.json_lines import LineFile, line_bytes, read_lines
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json, trace_name
 from distil.store.trace_settings import TraceSettings, short_json
@@ -22,16 +22,22 @@ from distil.store.trace_settings import TraceSettings, short_json
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
 _TRACE_FILES = "trace_*.json"
+_TRACES_A_SYNC = 32  # one sync of the folder for all of them
 
 
 def find_trace_files(folder: Path) -> list[Path]:
     """The trace files of a folder in the order of their samples; those with other names come last."""
 
     def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
-        sample_id = SampleId.from_file_part(path.stem.removeprefix("trace_"))
+        sample_id = _sample_of(path)
         return sample_id is None, sample_id, len(path.name), path.name
 
     return sorted(folder.glob(_TRACE_FILES), key=place_of)
+
+
+def _sample_of(path: Path) -> SampleId | None:
+    """The sample that a trace's name is of."""
+    return SampleId.from_file_part(path.stem.removeprefix("trace_"))
 
 
 class Claim:
@@ -80,11 +86,16 @@ class Claim:
     def _makers(self) -> list[Mapping[str, Json]]:
         """A trace or run record for each way in which what it holds was made; an empty one if not known."""
         recorded = {record.get("settings_sha256"): record for record in self.earlier_runs}
-        makers = {sha256: recorded.get(sha256, {}) for sha256 in settings_of_unfinished(self.path)}
+        unfinished = unfinished_samples(self.path)
+        makers: dict[Json, Mapping[str, Json]] = {
+            sha256: recorded.get(sha256, {}) for sha256 in unfinished.values()
+        }
         for path in find_trace_files(self.path):
             try:
                 trace = load_json(path)
             except TraceError:
+                if _sample_of(path) in unfinished:
+                    continue  # torn when the machine went down: it is made again from those turns
                 trace = {}
             makers[_mapping(trace.get("metadata")).get("settings_sha256")] = trace
         return list(makers.values())
@@ -100,17 +111,23 @@ def first_free(
 
 
 class RunFolder:
-    """Writes one run's files; safe to write from many threads."""
+    """Writes one run's files; safe to write from many threads.
+
+    A trace is whole to readers as soon as it is written, and made durable with others; until then the journal
+    keeps its turns, and a trace that a power cut tore is made again from them.
+    """
 
     def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
         self.path, self.spending = claim.path, claim.spending
         self._claim, self._run, self._on_change = claim, run, on_change
-        self._lock = threading.Lock()
         self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
-        self.journals = Journals(self.path, run.settings_sha256)
-        for sample_id in unfinished_samples(self.path):
-            if self._is_ours(sample_id):  # killed between the trace and the removal of its journal
-                self.journals.remove(sample_id)
+        self._failure_lines = LineFile(self.path / FAILED_SAMPLES)
+        self._timing_lines = LineFile(self.path / TIMINGS)
+        self.journal = Journal(self.path, run.settings_sha256, self.spending.flush)
+        unfinished = self.journal.unfinished()
+        # Killed before their traces were durable, and perhaps in the kernel's hands alone until now.
+        self._written = deque(each for each, made in unfinished.items() if self._is_made(each, made))
+        self.sync_traces()
 
     def trace_path(self, sample_id: SampleId) -> Path:
         """Where the trace of a sample is."""
@@ -130,11 +147,12 @@ class RunFolder:
 
     def resume_notes(self, left: Collection[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""
-        states = [state for each in left if (state := self.journals.state(each)) is not None]
-        ours = [state.num_turns for state in states if state.is_ours and state.num_turns]
-        others = sum(state.num_turns for state in states if not state.is_ours)
+        unfinished = self.journal.unfinished()
+        there = [each for each in left if each in unfinished] if unfinished else []
+        ours = [number for each in there if (number := self.journal.num_turns(each))]
+        others = sum(map(self.journal.num_other_turns, there))
         repairs = {
-            "torn journals": sum(state.is_torn for state in states),
+            "torn or foreign lines of the journal": self.journal.num_bad_lines,
             "half-written files": self._claim.num_leftovers,
             f"unreadable lines of {FAILED_SAMPLES}": self._num_bad_lines,
         }
@@ -161,35 +179,50 @@ class RunFolder:
         ]
 
     def write_trace(self, rollout: Rollout) -> None:
-        """Write the trace of a finished rollout; raises TraceError if it could not be read."""
+        """Write the trace of a finished rollout; raises TraceError if it could not be read.
+
+        Its turns are dropped from the journal once it is durable, with others.
+        """
         path = self.trace_path(rollout.sample.id)
-        write_bytes(path, readable_bytes(path, trace_json(rollout, self._run)))
+        replace_file(path, readable_bytes(path, trace_json(rollout, self._run)))
+        self._written.append(rollout.sample.id)
+        if len(self._written) >= _TRACES_A_SYNC:
+            self.sync_traces()
+
+    def sync_traces(self) -> None:
+        """Make the traces durable that were written, and drop their turns: in this order."""
+        written = []
+        with suppress(IndexError):  # another thread syncs the others
+            while True:
+                written.append(self._written.popleft())
+        if written:
+            sync_files([self.trace_path(each) for each in written])
+            self.journal.drop(written)
 
     def write_timing(self, sample_id: SampleId, seconds: float, turn_seconds: Sequence[float]) -> None:
         """Add a finished sample's wall-clock times, which have no place in its trace."""
         line = {**sample_id.as_json(), "seconds": seconds, "turn_seconds": list(turn_seconds)}
-        self._append(TIMINGS, line)
+        self._timing_lines.append(line)
 
     def write_failure(self, failure: Failure) -> Failure:
         """Add a failed sample as soon as it fails; returns it with its runs and turns spent."""
         before = self._failures.get(failure.sample_id)
-        state = self.journals.state(failure.sample_id)
         failure = replace(
             failure,
             runs=1 if before is None else before.runs + 1,
-            turns_spent=state.num_turns if state is not None and state.is_ours else 0,
+            turns_spent=self.journal.num_turns(failure.sample_id),
         )
         self._failures[failure.sample_id] = failure
-        self._append(FAILED_SAMPLES, _failure_json(failure))
+        self._failure_lines.append(_failure_json(failure))
         return failure
 
     def write_failures(self) -> None:
         """Write a line for each sample that failed, now or before, and has no trace."""
         path = self.path / FAILED_SAMPLES
-        kept = [self._failures[each] for each in sorted(self._failures) if not self._is_ours(each)]
-        lines = [json.dumps(_failure_json(failure), ensure_ascii=False) + "\n" for failure in kept]
-        if lines:
-            write_bytes(path, "".join(lines).encode())
+        kept = [self._failures[each] for each in sorted(self._failures) if not self._is_made(each)]
+        self._failure_lines.close()  # it is another file from here on
+        if kept:
+            write_bytes(path, b"".join(line_bytes(_failure_json(failure)) for failure in kept))
         else:
             with folder_errors(path):
                 path.unlink(missing_ok=True)
@@ -198,30 +231,35 @@ class RunFolder:
         """Write this run's record beside those of earlier runs in the folder."""
         write_json(self.path / RUN_RECORD, {"runs": [*self._claim.earlier_runs, dict(record)]})
 
+    def flush(self) -> None:
+        """Write and sync what waits for more of its kind."""
+        self.spending.flush()
+        self.sync_traces()
+
     def close(self) -> None:
         """Close what is open and remove what a run without failures needs no more."""
-        self.spending.close()
-        self.journals.close()
+        self.flush()
+        for file in (self.spending, self._failure_lines, self._timing_lines):
+            file.close()
+        self.journal.close()
 
-    def _append(self, name: str, value: Json) -> None:
-        path = self.path / name
-        with self._lock, folder_errors(path), open_to_add(path) as file:
-            add_lines(file, value)
-
-    def _is_ours(self, sample_id: SampleId) -> bool:
-        """Whether a sample has a trace that was made with this run's settings."""
+    def _is_made(self, sample_id: SampleId, *settings_sha256: str) -> bool:
+        """Whether a sample has a whole trace that was made with this run's settings, or with these."""
         path = self.trace_path(sample_id)
-        return (
-            path.exists()
-            and _settings_of(path) == self._run.settings_sha256
-            and _is_of(load_json(path), sample_id)
-        )
+        try:
+            trace = load_json(path)
+        except TraceError:
+            return False
+        made_with = _mapping(trace.get("metadata")).get("settings_sha256")
+        return made_with in (self._run.settings_sha256, *settings_sha256) and _is_of(trace, sample_id)
 
     def _is_kept(self, sample_id: SampleId) -> bool:
         path = self.trace_path(sample_id)
         try:
             trace = load_json(path)
         except TraceError as error:
+            if self.journal.num_turns(sample_id):
+                return False  # torn when the machine went down: it is made again from those turns
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
         if not _is_of(trace, sample_id):
             raise UsageError(
@@ -239,13 +277,6 @@ class RunFolder:
             raise _other_settings(str(path), "by another program")
         texts = self._run.settings.changes_from(theirs)
         raise _other_settings(str(path), "; ".join(texts) or "another dataset")
-
-
-def _settings_of(path: Path) -> Json:
-    try:
-        return (load_json(path).get("metadata") or {}).get("settings_sha256")
-    except TraceError:
-        return None
 
 
 def _is_of(trace: Mapping[str, Json], sample_id: SampleId) -> bool:

@@ -6,15 +6,17 @@ crash left of a line: it is not read, and cut off before the next line is added.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Iterator
-from itertools import accumulate
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from distil.records import Json
+from distil.store.atomic import folder_errors, write_all
 
 _BLOCK_BYTES = 4096
 
@@ -27,30 +29,76 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Json] | None, int]]:
     with path.open("rb") as file:
         for line in file:
             end += len(line)
-            yield _object(line), end
+            yield parse_line(line), end
 
 
-def open_to_add(path: Path, good_bytes: int | None = None) -> IO[bytes]:
-    """The file, made where there is none, cut off after `good_bytes`, or else after its last newline."""
-    file = path.open("a+b", buffering=0)
-    size = file.seek(0, os.SEEK_END)
-    good_bytes = _end_of_last_line(file, size) if good_bytes is None else good_bytes
-    if good_bytes < size:
-        file.truncate(good_bytes)
-    return file
+def line_bytes(value: Json) -> bytes:
+    """A value's line; raises ValueError for what JSON or UTF-8 lacks."""
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def add_lines(file: IO[bytes], *values: Json) -> list[int]:
-    """Add a line for each value in one write, unsynced; returns where each ends, raises OSError."""
-    lines = [json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values]
-    data = b"".join(lines)
-    start = file.seek(0, os.SEEK_END)
-    if file.write(data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return list(accumulate(map(len, lines), initial=start))[1:]
+class LineFile:
+    """A file of one object a line that many threads add to at once; made at its first line.
+
+    What is written is not synced: a killed process loses none, a machine that goes down perhaps the latest
+    lines. No lock is held while it is written, as the kernel puts what is appended in one write behind what
+    is there: whoever waits for a file with a lock in hand makes all others wait too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
+        self._later: deque[bytes] = deque()
+        self._opening = threading.Lock()
+
+    def append(self, *values: Json) -> None:
+        """Add a line for each value, which the kernel has when this returns; raises FolderError."""
+        self._write([*self._taken(), *map(line_bytes, values)])
+
+    def append_later(self, *values: Json) -> None:
+        """Add a line for each value, with the next that is written."""
+        self._later.extend(map(line_bytes, values))
+
+    def flush(self) -> None:
+        """Write what is to be written; raises FolderError."""
+        lines = self._taken()
+        if lines:
+            self._write(lines)
+
+    def close(self) -> None:
+        """Write what is to be written, and close the file; raises FolderError."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _taken(self) -> list[bytes]:
+        """The lines that were to be written later; each is taken by one thread."""
+        lines = []
+        with suppress(IndexError):
+            while True:
+                lines.append(self._later.popleft())
+        return lines
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        with folder_errors(self._path):
+            write_all((self._file or self._open()).fileno(), b"".join(lines))
+
+    def _open(self) -> FileIO:
+        """The file, cut off after its last newline."""
+        with self._opening:
+            if self._file is None:
+                file = FileIO(self._path, "a+")
+                size = file.seek(0, os.SEEK_END)
+                good_bytes = _end_of_last_line(file, size)
+                if good_bytes < size:
+                    file.truncate(good_bytes)
+                self._file = file
+            return self._file
 
 
-def _object(line: bytes) -> dict[str, Json] | None:
+def parse_line(line: bytes) -> dict[str, Json] | None:
+    """A line's object, None for a line that does not count."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -60,7 +108,7 @@ def _object(line: bytes) -> dict[str, Json] | None:
     return value if isinstance(value, dict) else None
 
 
-def _end_of_last_line(file: IO[bytes], size: int) -> int:
+def _end_of_last_line(file: FileIO, size: int) -> int:
     """Where the last newline's line ends, searched for from the end, 0 where there is none."""
     end = size
     while end:
