@@ -84,17 +84,18 @@ class StoredRows:
         row: dict[str, Any] = batch.slice(index - self._ends[number] + batch.num_rows, 1).to_pylist()[0]
         return row
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One column of all rows."""
-        return pa.chunked_array(self._chunks(name))
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        """One column, batch by batch."""
+        number = list(self.features).index(name)
+        return (batch.column(number) for batch in self._batches)
 
     def kind(self, name: str) -> pa.DataType:
         """The type of a column."""
-        return self._chunks(name)[0].type
+        return next(self.chunks(name)).type
 
     def pieces(self, name: str) -> Iterator[Sequence[pa.Array]]:
         """One column, to be copied piece by piece: what lies between in a file does not stay in memory."""
-        chunks = self._chunks(name)
+        chunks = list(self.chunks(name))
         for start in range(0, len(chunks), _BATCHES_BETWEEN_TRIMS):
             yield chunks[start : start + _BATCHES_BETWEEN_TRIMS]
             self.trim()
@@ -103,10 +104,6 @@ class StoredRows:
         """Give the pages of the files that were mapped here back to the kernel."""
         for mapping in self._mappings:
             advise(mapping, "MADV_DONTNEED")
-
-    def _chunks(self, name: str) -> list[pa.Array]:
-        number = list(self.features).index(name)
-        return [batch.column(number) for batch in self._batches]
 
 
 def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
@@ -128,7 +125,7 @@ def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
         return None
     if rows is None or not len(rows) or fingerprint is None:
         return None
-    check_paths(rows.column(IMAGE_COLUMN), IMAGE_COLUMN, None)
+    check_paths(rows.chunks(IMAGE_COLUMN), IMAGE_COLUMN)
     path = str(folder)
     return rows, DatasetIdentity(path, path, "saved", split, fingerprint, len(rows))
 
