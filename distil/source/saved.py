@@ -43,7 +43,6 @@ _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _BATCHES_BETWEEN_TRIMS = 64
 _PLAIN_STATE: Mapping[str, Json] = {  # what a dataset without a format of its own has
     "_format_type": None,
-    "_format_columns": None,
     "_format_kwargs": {},
     "_output_all_columns": False,
 }
@@ -118,7 +117,7 @@ def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         if not (_is_local(dataset_path) and _is_local(str(folder)) and _is_plain(state, info)):
             return None
-        fingerprint = loaded_fingerprint(state["_fingerprint"])
+        fingerprint = loaded_fingerprint(state["_fingerprint"], state["_format_columns"])
         files = [folder / file["filename"] for file in state["_data_files"]]
         rows = _mapped_rows(files, info["features"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException):
@@ -159,11 +158,12 @@ def _is_local(path: str) -> bool:
 
 def _is_plain(state: Mapping[str, Json], info: Mapping[str, Json]) -> bool:
     """Whether `datasets` would read it, and give the picture of each row decoded and nothing else."""
-    split, features = state["_split"], info["features"]
+    split, columns, features = state["_split"], state["_format_columns"], info["features"]
     image = features[IMAGE_COLUMN]
     others = {name: feature for name, feature in features.items() if name != IMAGE_COLUMN}
     return (
         all(state[name] == value for name, value in _PLAIN_STATE.items())
+        and (columns is None or sorted(columns) == sorted(features))
         and (split is None or _SPLIT_NAME.fullmatch(split) is not None)
         and isinstance(state["_fingerprint"], str)
         and image["_type"] == "Image"
