@@ -156,12 +156,21 @@ def test_settings_of_another_version_are_read_and_what_they_lack_or_add_is_a_cha
     assert settings.changes_from(stored, ignored=("sends_seed", "top_k")) == []
 
 
-@pytest.mark.parametrize("name", ["task", "tool_mode", "resize_rule", "tool_schemas", "seed", "coordinates"])
+@pytest.mark.parametrize("name", ["task", "tool_mode", "view_rule", "tool_schemas", "seed", "coordinates"])
 def test_settings_without_what_a_replay_needs_are_no_settings(name: str) -> None:
     stored = settings_of_a_trace().as_json()
     del stored[name]
     with pytest.raises(KeyError, match=name):
         TraceSettings.from_json(stored)
+
+
+def test_the_names_of_settings_in_traces_are_those_that_traces_have_had_from_the_first_on() -> None:
+    """Whatever the program calls them: under another name every trace that exists would be unreadable."""
+    assert list(settings_of_a_trace().as_json()) == [
+        "task", "model", "profile", "tool_mode", "coordinates", "crop_from", "temperature", "max_tokens",
+        "max_turns", "seed", "sends_seed", "view_rule", "states_size", "system_prompt", "user_prompt",
+        "tool_schemas", "keep_pictures",
+    ]  # fmt: skip
 
 
 def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp_path: Path) -> None:

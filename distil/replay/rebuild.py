@@ -29,7 +29,7 @@ from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
 _MAX_SHOWN_CHARS = 60
-_DERIVED = ("profile", "resize_rule", "states_size", "tool_schemas", "tool_mode")
+_DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from distil.tools.base import BoxFrame
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
+_STORED_NAMES = {"resize_rule": "view_rule"}  # what traces have called it from the first on
 _UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
 _MAX_SHOWN_CHARS = 60
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -71,11 +72,11 @@ class TraceSettings:
 
     def as_json(self) -> dict[str, Json]:
         """As a trace stores them."""
-        value = {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+        value = {_STORED_NAMES.get(name, name): getattr(self, name) for name in self.__dataclass_fields__} | {
             "tool_mode": self.tool_mode.value,
             "coordinates": self.coordinates.value,
             "crop_from": self.crop_from.value,
-            "resize_rule": asdict(self.resize_rule),
+            "view_rule": asdict(self.resize_rule),
             "tool_schemas": list(self.tool_schemas),
             "code": self.code and asdict(self.code),
         }
@@ -100,7 +101,7 @@ class TraceSettings:
             max_turns=value["max_turns"],
             seed=value["seed"],
             sends_seed=value.get("sends_seed", True),
-            resize_rule=ResizeRule(**value["resize_rule"]),
+            resize_rule=ResizeRule(**value["view_rule"]),
             states_size=bool(value["states_size"]),
             system_prompt=value["system_prompt"],
             user_prompt=value["user_prompt"],
