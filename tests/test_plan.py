@@ -164,6 +164,15 @@ def test_settings_without_what_a_replay_needs_are_no_settings(name: str) -> None
         TraceSettings.from_json(stored)
 
 
+def test_the_names_of_settings_in_traces_are_those_that_traces_have_had_from_the_first_on() -> None:
+    """Whatever the program calls them: under another name every trace that exists would be unreadable."""
+    assert list(settings_of_a_trace().as_json()) == [
+        "task", "model", "profile", "tool_mode", "coordinates", "crop_from", "temperature", "max_tokens",
+        "max_turns", "seed", "sends_seed", "view_rule", "states_size", "system_prompt", "user_prompt",
+        "tool_schemas", "keep_pictures",
+    ]  # fmt: skip
+
+
 def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp_path: Path) -> None:
     """The plan of a run, pickled or as JSON, gives the trace that the run itself writes."""
     with ScriptedTeacher(zoom_once) as server:

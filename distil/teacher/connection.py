@@ -237,7 +237,8 @@ class Connection:
         self._cookies.extract_cookies(
             httpx.Response(received.status, headers=received.fields, request=request)
         )
-        self._cookies.set_cookie_header(request)
+        with contextlib.suppress(UnicodeError):  # one that is not ASCII: the reply is good without it
+            self._cookies.set_cookie_header(request)
         self._cookie = request.headers.get("cookie")
 
     @cached_property
