@@ -188,6 +188,14 @@ class SampleFlags:
             metavar="PATH",
         ),
     ] = None
+    image_column: Annotated[
+        str | None, Flag("the column of the picture (default: image, or guessed by name and type)", "NAME")
+    ] = None
+    lat_column: Annotated[
+        str | None,
+        Flag("of degrees north; A.B is a field of a struct (default: by name, or as EXIF says)", "NAME"),
+    ] = None
+    lon_column: Annotated[str | None, Flag("of degrees east (default: the same)", "NAME")] = None
     num_samples: Annotated[int, Flag("0 for all (default: {default})", "N", _count)] = 10
     order: Annotated[
         str,

@@ -16,13 +16,16 @@ from PIL import Image
 
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
-from distil.records import DatasetIdentity, Observation, Sample, SentPicture, ToolCall, Turn
+from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
 from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
+from distil.source.saved import HUB
 from distil.store.trace_file import StoredTrace
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
+
+_WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not name the split
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,21 @@ class Sources:
     def __init__(self, override: str | None = None) -> None:
         self._saved = SavedDatasets()
         self._override = override
-        self._opened: dict[str, Source] = {}
+        self._opened: dict[tuple[str, Json], Source] = {}
         self._lock = threading.Lock()
 
     def of(self, trace: StoredTrace) -> Source:
         """The dataset that a trace came from; raises SourceError."""
         path = self._override or trace.source
-        if trace.dataset_kind in ("imagefolder", "hub") and trace.split and not self._override:
-            path = f"{path}:{trace.split}"
+        if not self._override:
+            path = f"{HUB}{path}" if trace.dataset_kind == "hub" else path
+            path = f"{path}:{trace.split}" if trace.dataset_kind in _WITH_SPLITS and trace.split else path
+        columns = trace.settings.columns or {}
+        key = (path, tuple(sorted(columns.items())))
         with self._lock:
-            if path not in self._opened:
-                self._opened[path] = open_source(path)
-            return self._opened[path]
+            if key not in self._opened:
+                self._opened[key] = open_source(path, columns=columns)
+            return self._opened[key]
 
     def identity(self, trace: StoredTrace, source: Source) -> DatasetIdentity:
         """What a trace of today would say of its dataset.
