@@ -6,6 +6,7 @@ is a trace from which everything can be recovered.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from distil.errors import SourceError
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
@@ -22,10 +24,17 @@ from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
 from distil.store.trace_file import StoredTrace
+from distil.tasks import task_of
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
 
+_MOVED = "; if it has moved, say where it is now: --dataset_path PATH"
 _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not name the split
+
+
+def _is_there(trace: StoredTrace) -> bool:
+    """Whether there is something where a trace's dataset was, as far as can be told without a network."""
+    return trace.dataset_kind == "hub" or os.path.exists(trace.source)  # noqa: PTH110 - Path's may raise
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,21 @@ class Sources:
         key = (path, tuple(sorted(columns.items())))
         with self._lock:
             if key not in self._opened:
-                self._opened[key] = open_source(path, columns=columns)
+                self._opened[key] = self._open(path, trace)
             return self._opened[key]
+
+    def _open(self, path: str, trace: StoredTrace) -> Source:
+        columns = trace.settings.columns or {}
+        try:
+            source = open_source(path, columns=columns)
+            if columns:
+                fields = task_of(trace.json).choose_columns(source.columns, columns)
+                if {**source.chosen, **fields} != columns:
+                    raise SourceError(f"{trace.path}: no run chooses columns as settings.columns says")
+            return source
+        except SourceError as error:
+            moved = "" if self._override or _is_there(trace) else _MOVED
+            raise SourceError(f"{error}{moved}") from None
 
     def identity(self, trace: StoredTrace, source: Source) -> DatasetIdentity:
         """What a trace of today would say of its dataset.

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from distil.errors import SampleError
 
 EXIF = "exif:"  # begins the name of a tag where a column may be named
-_NEGATIVE = ("S", "W")
+_NEGATIVE, _POSITIVE = ("S", "W"), ("N", "E")
 # What a damaged file can raise in Pillow.
 _FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, EOFError, struct.error)
 
@@ -21,15 +21,22 @@ _FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, Syntax
 def gps_names(file: bytes) -> Sequence[str]:
     """The tags of the GPS block that are angles, as `exif:NAME`; none where the file cannot be read."""
     tags = _gps_tags(file)
-    return [f"{EXIF}{name}" for name in tags if f"{name}Ref" in tags and _degrees(tags[name]) is not None]
+    return [f"{EXIF}{name}" for name in tags if _signed_degrees(tags, name) is not None]
 
 
 def gps_degrees(file: bytes, column: str) -> float:
     """An angle of the GPS block in decimal degrees, negative in the south and west; raises SampleError."""
-    tags, name = _gps_tags(file), column.removeprefix(EXIF)
-    degrees, hemisphere = _degrees(tags.get(name)), str(tags.get(f"{name}Ref", "")).strip("\0 ").upper()
-    if degrees is None or not hemisphere:
+    name = column.removeprefix(EXIF)
+    degrees = _signed_degrees(_gps_tags(file), name)
+    if degrees is None:
         raise SampleError(f"the picture's EXIF has no {name}")
+    return degrees
+
+
+def _signed_degrees(tags: Mapping[str, Any], name: str) -> float | None:
+    degrees, hemisphere = _degrees(tags.get(name)), str(tags.get(f"{name}Ref", "")).strip("\0 ").upper()
+    if degrees is None or hemisphere not in (*_NEGATIVE, *_POSITIVE):
+        return None
     return -degrees if hemisphere in _NEGATIVE else degrees
 
 

@@ -16,7 +16,7 @@ from distil.errors import SourceError
 TEXT_TYPES = (pa.null(), pa.string(), pa.large_string(), pa.string_view())
 _TEXTS_AT_ONCE = 1000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# How the files of JPEG, PNG, GIF, WebP, BMP and TIFF begin in base64; no path is this long without a point.
+# How the files of JPEG, PNG, GIF, WebP, BMP and TIFF begin in base64, which has no point.
 _BASE64 = re.compile(r"\s*(?:/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/_\-\s]{60}")
 _STANDARD_BASE64 = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)
@@ -44,7 +44,7 @@ def picture_in(text: str) -> bytes | None:
 
 def _is_picture(text: str) -> bool:
     """Whether a text holds a picture itself, by how it begins."""
-    return (_DATA_URL.match(text) or _BASE64.match(text)) is not None
+    return _DATA_URL.match(text) is not None or (_BASE64.match(text) is not None and "." not in text)
 
 
 def check_paths(pictures: pa.ChunkedArray, column: str, folder: Path | None) -> None:
