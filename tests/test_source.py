@@ -245,7 +245,12 @@ for name in sys.argv[1:]:
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line_and_quick(tmp_path: Path) -> None:
-    names = ["someone/no-such-photos", "no-such-photos", "someone/no-such-photos:train", "not a name!"]
+    names = [
+        "hf://someone/no-such-photos",
+        "hf://no-such-photos",
+        "hf://someone/no-such-photos:train",
+        "hf://a name",
+    ]
     run = subprocess.run(
         [sys.executable, "-c", OPEN_OFFLINE, *names],
         cwd=tmp_path,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,11 @@ _FILE_BUILDERS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "config.json"}  # of a dataset, no rows of one
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _NAMES_TOLD = 3
+
+# Else the name of the loader is sent to a server that counts, whatever lies on this disk is opened with it.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 Opened = tuple[StoredRows, DatasetIdentity]
 Tell = Callable[[str], None]
@@ -232,6 +237,10 @@ def _is_hidden(file: Path) -> bool:
 
 def _open_hub(path_text: str, split: str | None, tell: Tell) -> _Found:
     name = path_text.removeprefix(HUB).removeprefix("datasets/")
+    if _HUB_NAME.fullmatch(name) is None:
+        raise SourceError(
+            f"{path_text!r} is no name of a dataset of the hub: say {HUB}NAME or {HUB}OWNER/NAME"
+        )
     check_cache()
     tell(f"Asking the Hugging Face hub for the dataset {name}")
     try:
