@@ -183,8 +183,8 @@ class SampleFlags:
     dataset_path: Annotated[
         str | None,
         Flag(
-            "save_to_disk folder (PATH:split for a DatasetDict), parquet / JSONL / CSV file, folder of "
-            "pictures, or hub name (default: drawn street signs)",
+            "save_to_disk folder, folder of pictures or files, parquet / JSONL / CSV / TSV / tar file, "
+            "quoted glob, or hf://NAME; PATH:split for a split (default: drawn street signs)",
             metavar="PATH",
         ),
     ] = None

@@ -19,10 +19,13 @@ from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 from distil.cli import main
 from distil.errors import SampleError, SourceError
 from distil.records import SampleId
+from distil.replay.replay import Sources
+from distil.replay.verify import Verdict, verify_trace
 from distil.source.exif import gps_degrees, gps_names
 from distil.source.picture_paths import picture_in
 from distil.source.rows import open_source
 from distil.store.folder import read_runs
+from distil.store.trace_settings import json_sha256, settings_sha256
 from distil.tasks.geolocation import GEOLOCATION
 
 PHOTO = file_bytes(noise(40, 32))
@@ -289,3 +292,41 @@ def test_a_text_that_is_a_damaged_picture_is_a_failed_sample(tmp_path: Path) -> 
         with pytest.raises(SampleError, match=f"row {row} of ") as caught:
             source.load(SampleId(row))
         assert "base64" not in str(caught.value)
+
+
+# --- a trace that says it was made from other columns
+
+
+def test_columns_that_no_run_chooses_or_that_hold_other_values_are_never_called_right(
+    door: Door, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "ds", photo=None, sketch="/a.jpg", Lat=10.0, lon=20.0, y=-5.0, same=10.0)
+    assert door.run(path, "--num_samples", "1")[0] == 0
+    trace, chosen = door.traces()[0], {"image": "photo", "lat": "Lat"}
+    assert trace["settings"]["columns"] == chosen
+    assert verdict(trace, tmp_path, chosen) is Verdict.MATCHED
+    others: list[Any] = [
+        None,
+        {},
+        [],
+        "photo",
+        {"image": "photo"},
+        {"lat": "Lat"},
+        {"image": "sketch", "lat": "Lat"},
+    ]
+    others += [{**chosen, "lat": "y"}, {**chosen, "lon": "lon"}, {**chosen, "lon": "y"}, {**chosen, "lat": 1}]
+    others += [{**chosen, "city": "y"}, {**chosen, "lat": "exif:GPSLatitude"}, {**chosen, "lat": "none"}]
+    for columns in others:
+        assert verdict(trace, tmp_path, columns) is not Verdict.MATCHED, columns
+
+
+def verdict(trace: dict[str, Any], folder: Path, columns: Any) -> Verdict:
+    """The verdict on the trace with other columns, all hashes made to fit."""
+    value = json.loads(json.dumps(trace))
+    value["settings"]["columns"] = columns
+    value["metadata"]["settings_sha256"] = settings_sha256(value["settings"], value["dataset"]["fingerprint"])
+    del value["integrity_sha256"]
+    value["integrity_sha256"] = json_sha256(value)
+    path = folder / "trace_00000.json"
+    path.write_text(json.dumps(value))
+    return verify_trace(path, Sources()).verdict

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import fnmatch
 import hashlib
 import io
 import json
@@ -562,6 +563,12 @@ def _(folder: Path) -> list[str]:
     return [save(table, folder / "ds"), *flags]
 
 
+@form("columns: a place by flags")
+def _(folder: Path) -> list[str]:
+    table = renamed(lat="y", lon="x").add_column("lat", [0.0] * 3)
+    return [save(table, folder / "ds"), "--lat_column", "y", "--lon_column", "x"]
+
+
 @form("columns: another than the image, by a flag")
 def _(folder: Path) -> list[str]:
     rows = with_column("photo", PHOTOS)
@@ -693,6 +700,15 @@ def _(folder: Path) -> str:
     for number, one in enumerate(with_column("image", NAMES)):
         write_csv(folder / f"{number}.csv", [one])
     return "[0-9].csv"
+
+
+@form("folder of CSV files with relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder / "photos")
+    (folder / "tables").mkdir()
+    for number, one in enumerate(with_column("photo", [f"../photos/{name}" for name in NAMES])):
+        write_csv(folder / "tables" / f"{number}.csv", [one])
+    return str(folder / "tables")
 
 
 @form("folder of JSONL files with relative paths")
@@ -882,18 +898,73 @@ def test_a_trace_says_which_columns_were_chosen_where_it_is_not_by_their_usual_n
         assert "columns" not in json.loads(distilled[name].traces[0].read_text())["settings"]
 
 
-# As docs/datasets.md says it; a trace of any other form names a view.
-NAMED_THEMSELVES = {
-    "saved: pictures inside",
-    "saved: in an odd folder",
-    "saved: by a relative path",
-    "saved: embedded from files",
-    "saved: Image with paths alone",
-    "saved: Image(mode='RGBA')",
-    "saved: selected, shuffled, sorted",
-    "saved: concatenated, in shards",
-    "DatasetDict: a split",
-    "columns: fields of a struct",
+# The forms of each row of the table in docs/datasets.md, as patterns of their names.
+FOLDER_ITSELF = "the folder itself"
+ROWS_OF_THE_TABLE = {
+    "`save_to_disk` folder, or a split of a DatasetDict (`PATH:split`)": [
+        "saved: pictures inside",
+        "saved: in an odd folder",
+        "saved: by a relative path",
+        "saved: embedded from files",
+        "saved: Image with paths alone",
+        "saved: Image(mode='RGBA')",
+        "saved: selected, shuffled, sorted",
+        "saved: concatenated, in shards",
+        "DatasetDict: a split",
+    ],
+    "the same, with a place of other names": ["columns: fields of a struct", "columns: a place by flags"],
+    "the same, with other pictures": [
+        "saved: Image(decode=False)",
+        "saved: struct of *",
+        "saved: paths as *",
+        "saved: file bytes *",
+        "DatasetDict: a split of paths",
+    ],
+    "the same, with pictures as text": ["saved: data_urls", "saved: base64_texts"],
+    "the same, beside other decoded columns, or with a format": ["saved: beside *", "saved: with *"],
+    "the same, with a picture column of another name": [
+        *(f"columns: {name}, *" for name in ("img", "photo", "picture", "Image", "view", "jpg")),
+        "columns: photo beside a broken mask",
+        "columns: all by flags",
+        "columns: another than the image, by a flag",
+    ],
+    "parquet file": ["parquet: *"],
+    "CSV file, TSV file": [
+        "CSV: *",
+        "TSV: *",
+        "columns: paths in *",
+        "columns: names with points",
+        "columns: metadata.csv itself",
+    ],
+    "JSONL file, JSON file (a list of rows)": ["JSONL: *", "JSON: *"],
+    "folder of pictures with `metadata.csv` or `metadata.jsonl`": ["pictures with metadata*"],
+    "folder of pictures alone": ["folder of pictures with GPS in their EXIF"],
+    "folder of parquet, JSONL, CSV, TSV or tar files": ["folder of * files*"],
+    "snapshot of the hub, or its `datasets--OWNER--NAME` folder in the cache": ["snapshot of the hub*"],
+    "glob of files of one kind, such as `'/data/*.parquet'`": ["glob of *"],
+    "webdataset shard (`.tar`), or a glob or folder of them": ["webdataset: *"],
+}
+
+
+def test_every_row_of_the_table_of_forms_is_made_and_every_form_has_its_row() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
+    table = page.partition("| given as |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    assert [row[0] for row in rows] == list(ROWS_OF_THE_TABLE)
+    forms = [fnmatch.filter(FORMS, _literal(one)) for row in ROWS_OF_THE_TABLE.values() for one in row]
+    assert all(forms), "a pattern that no form has"
+    assert sorted(name for names in forms for name in names) == sorted(FORMS), "each form once"
+    itself = [name for row in rows if row[2] == FOLDER_ITSELF for name in ROWS_OF_THE_TABLE[row[0]]]
+    assert set(itself) == NAMED_THEMSELVES
+
+
+def _literal(pattern: str) -> str:
+    return pattern.replace("[", "[[]")
+
+
+NAMED_THEMSELVES = {  # a trace of any other form names a view
+    *ROWS_OF_THE_TABLE["`save_to_disk` folder, or a split of a DatasetDict (`PATH:split`)"],
+    *ROWS_OF_THE_TABLE["the same, with a place of other names"],
 }
 
 

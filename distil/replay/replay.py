@@ -22,7 +22,7 @@ from distil.records import DatasetIdentity, Json, Observation, Sample, SentPictu
 from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
-from distil.source.saved import HUB
+from distil.source.saved import HUB, IMAGE_COLUMN
 from distil.store.trace_file import StoredTrace
 from distil.tasks import task_of
 from distil.tools.base import Scene
@@ -125,10 +125,12 @@ class Sources:
         columns = trace.settings.columns or {}
         try:
             source = open_source(path, columns=columns)
-            if columns:
-                fields = task_of(trace.json).choose_columns(source.columns, columns)
-                if {**source.chosen, **fields} != columns:
-                    raise SourceError(f"{trace.path}: no run chooses columns as settings.columns says")
+            fields = {name: column for name, column in columns.items() if name != IMAGE_COLUMN}
+            if columns and not (
+                fields == task_of(trace.json).choose_columns(source.columns, fields)
+                and columns.get(IMAGE_COLUMN) == source.image_column
+            ):
+                raise SourceError(f"{trace.path}: no run chooses columns as settings.columns says")
             return source
         except SourceError as error:
             moved = "" if self._override or _is_there(trace) else _MOVED

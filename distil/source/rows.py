@@ -58,6 +58,11 @@ class Source:
         return list(dict.fromkeys(name for row in rows for name in _gps_names(row[IMAGE_COLUMN])))
 
     @property
+    def image_column(self) -> str | None:
+        """What the column of the picture is called, where that is not `image`."""
+        return self._chosen.get(IMAGE_COLUMN)
+
+    @property
     def chosen(self) -> Mapping[str, str]:
         """Which column is taken for what, where it is not the one of that name."""
         return dict(self._chosen)
