@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,10 @@ def test_what_can_only_be_a_path_is_not_said_to_be_one_of_the_hub(path: str, tmp
     assert refusal(path) == f"there is no folder or file {path!r}"
 
 
-def test_a_dataset_of_the_hub_is_asked_for_aloud(addresses: list[Any]) -> None:
+def test_a_dataset_of_the_hub_is_asked_for_aloud(
+    addresses: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub's client tries again
     said: list[str] = []
     with pytest.raises(SourceError, match="the hub has no dataset 'someone/photos', or cannot be reached"):
         open_source("hf://someone/photos:train", said.append)

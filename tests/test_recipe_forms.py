@@ -898,6 +898,27 @@ def test_a_trace_says_which_columns_were_chosen_where_it_is_not_by_their_usual_n
         assert "columns" not in json.loads(distilled[name].traces[0].read_text())["settings"]
 
 
+MOVED = (
+    "CSV: relative paths",
+    "folder of parquet files",
+    "glob of parquet files",
+    "webdataset: *",
+    "columns: photo, *",
+)
+
+
+@pytest.mark.parametrize("name", [name for one in MOVED for name in fnmatch.filter(FORMS, one)])
+def test_a_dataset_that_has_moved_is_verified_where_it_is_now(
+    name: str, distilled: dict[str, Distilled], tmp_path: Path
+) -> None:
+    made = FORMS[name](tmp_path)
+    assert isinstance(made, str)
+    sources = Sources(made)
+    for path in distilled[name].traces:
+        found = verify_trace(path, sources)
+        assert found.verdict is Verdict.MATCHED, found.detail
+
+
 # The forms of each row of the table in docs/datasets.md, as patterns of their names.
 FOLDER_ITSELF = "the folder itself"
 ROWS_OF_THE_TABLE = {

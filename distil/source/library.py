@@ -32,6 +32,7 @@ _FILE_BUILDERS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
     ".tsv": ("csv", {"sep": "\t"}),
     ".tar": ("webdataset", {}),
 }
+_LOADERS_OWN = {"webdataset": ("__url__",)}  # columns that name the place of a file
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "config.json"}  # of a dataset, no rows of one
@@ -47,13 +48,17 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Found:
-    """A table, and where it was found; `folder` is what relative paths in it begin at."""
+    """A table, and where it was found; `folder` is what relative paths in it begin at.
+
+    `left_out` are columns that the loader made of the place, not of the dataset.
+    """
 
     table: datasets.Dataset
     source: str
     kind: str
     split: str | None = None
     folder: Path | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def open_dataset(dataset_path: str, tell: Tell | None = None, image_column: str | None = None) -> Opened:
@@ -133,7 +138,8 @@ def _open_files(path: Path, files: Sequence[Path]) -> _Found:
     names = [glob.escape(str(file.resolve())) for file in files]
     table = datasets.load_dataset(builder, data_files=names, split="train", **options)
     source = path.resolve() if path.is_file() else path.absolute()
-    return _Found(table, str(source), "file", folder=_only_parent([file.resolve() for file in files]))
+    folder = _only_parent(file.resolve() for file in files)
+    return _Found(table, str(source), "file", None, folder, _LOADERS_OWN.get(builder, ()))
 
 
 def _only_parent(files: Iterable[Path]) -> Path | None:
@@ -184,8 +190,8 @@ def _open_tables(path: Path, tables: Sequence[Path], split: str | None) -> _Foun
     folder = path.resolve()
     suffixes = Counter(table.suffix.lower() for table in tables)
     suffix = max(suffixes, key=lambda suffix: suffixes[suffix])
+    builder, options = _FILE_BUILDERS[suffix]
     if glob.has_magic(str(folder)):  # such names no loader of whole folders can take
-        builder, options = _FILE_BUILDERS[suffix]
         names = sorted(
             glob.escape(str(table.absolute())) for table in tables if table.suffix.lower() == suffix
         )
@@ -194,7 +200,7 @@ def _open_tables(path: Path, tables: Sequence[Path], split: str | None) -> _Foun
         splits = datasets.load_dataset(str(folder))
     chosen = _choose_split(str(path), list(splits), split)
     parent = _only_parent(table.absolute() for table in tables if table.suffix.lower() == suffix)
-    return _Found(splits[chosen], str(folder), "folder", chosen, parent)
+    return _Found(splits[chosen], str(folder), "folder", chosen, parent, _LOADERS_OWN.get(builder, ()))
 
 
 def _tell_left_out(folder: Path, splits: Mapping[str, datasets.Dataset], tell: Tell) -> None:
@@ -269,7 +275,7 @@ def _opened(found: _Found, image_column: str | None) -> Opened:
     path = str(recipe_path(table, column, saved, found.folder))
     identity = DatasetIdentity(path, found.source, found.kind, found.split, table._fingerprint, len(table))
     rows = _stored_rows(datasets.load_from_disk(path))  # read where the recipe reads them
-    rows.image_column = column
+    rows.image_column, rows.left_out = column, found.left_out
     return rows, identity
 
 

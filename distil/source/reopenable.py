@@ -92,7 +92,7 @@ def _check_type(kind: pa.DataType, column: str) -> None:
         what = "a list of pictures" if is_list_of_pictures(kind) else str(kind)
         raise SourceError(
             f"column {column!r} holds {what}: one picture a row is needed, as datasets.Image, as the bytes "
-            "of its file, as its path, or as a data URL or base64 text"
+            "of its file, as its path, or as a data URL or base64 text; --image_column names another column"
         )
 
 

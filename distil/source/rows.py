@@ -38,6 +38,7 @@ class Source:
         self._chosen = {} if is_usual else {IMAGE_COLUMN: rows.image_column}
         self._mode = rows.features[IMAGE_COLUMN].get("mode")
         self._rows = rows
+        self._left_out = (IMAGE_COLUMN, *rows.left_out)
         self._labels = {name: feature for name, feature in rows.features.items() if has_labels(feature)}
         self._trim = MappingTrimmer(rows.files, rows.trim)
 
@@ -90,7 +91,8 @@ class Source:
         row = self._row(index)
         with _naming(name):
             file = _picture_bytes(row[IMAGE_COLUMN])
-        data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
+        others = {name: value for name, value in row.items() if name not in self._left_out}
+        data = {name: self._value(name, value) for name, value in others.items()}
         is_kept = _is_far(row.pop(IMAGE_COLUMN))
 
         def read_again() -> bytes:

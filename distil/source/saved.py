@@ -62,10 +62,12 @@ class StoredRows:
     """The rows of a dataset as they are stored, in batches; `features` as `Features.to_dict` writes them.
 
     `files` are those that others have mapped into memory, `mappings` what was mapped here. The picture is in
-    the column `image`; `image_column` is its name where the dataset lies.
+    the column `image`; `image_column` is its name where the dataset lies, `left_out` are columns that say
+    nothing of a row.
     """
 
     image_column = IMAGE_COLUMN
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self,
