@@ -183,11 +183,19 @@ class SampleFlags:
     dataset_path: Annotated[
         str | None,
         Flag(
-            "save_to_disk folder (PATH:split for a DatasetDict), parquet / JSONL / CSV file, folder of "
-            "pictures, or hub name (default: drawn street signs)",
+            "save_to_disk folder, folder of pictures or files, parquet / JSONL / CSV / TSV / tar file, "
+            "quoted glob, or hf://NAME; PATH:split for a split (default: drawn street signs)",
             metavar="PATH",
         ),
     ] = None
+    image_column: Annotated[
+        str | None, Flag("the column of the picture (default: image, or guessed by name and type)", "NAME")
+    ] = None
+    lat_column: Annotated[
+        str | None,
+        Flag("of degrees north; A.B is a field of a struct (default: by name, or as EXIF says)", "NAME"),
+    ] = None
+    lon_column: Annotated[str | None, Flag("of degrees east (default: the same)", "NAME")] = None
     num_samples: Annotated[int, Flag("0 for all (default: {default})", "N", _count)] = 10
     order: Annotated[
         str,

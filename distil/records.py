@@ -121,7 +121,7 @@ class DatasetIdentity:
 
     path: str
     source: str
-    kind: str  # "saved" (save_to_disk), "file", "imagefolder" or "hub"
+    kind: str  # "saved" (save_to_disk), "file", "folder" (of files), "imagefolder" or "hub"
     split: str | None
     fingerprint: str
     num_rows: int
@@ -192,6 +192,7 @@ class Sample:
     name: str  # for messages: which row of which dataset
     data: Mapping[str, Json]  # every column but the image, as JSON values
     picture: StoredPicture
+    fields: Mapping[str, Json] = field(default_factory=dict)  # what the task reads under another name
 
 
 @dataclass(frozen=True, slots=True)

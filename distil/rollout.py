@@ -149,7 +149,7 @@ def _without_pictures(turn: Turn) -> Turn:
 
 def _truth(sample: Sample, task: Task) -> Mapping[str, Json]:
     try:
-        return task.truth(sample.data)
+        return task.truth({**sample.data, **sample.fields})
     except SampleError as error:
         raise SampleError(f"{sample.name}: {error}") from None
 

@@ -570,14 +570,14 @@ def test_the_reward_falls_with_the_distance_and_stays_within_0_and_1(a: Place, b
 
 @pytest.mark.parametrize("columns", [("lat", "lon"), ("latitude", "longitude"), ("lat", "lng")])
 def test_the_true_place_is_read_from_either_column_name(columns: tuple[str, str]) -> None:
-    GEOLOCATION.check_columns([*columns, "image"])
+    assert GEOLOCATION.choose_columns([*columns, "image"], {}) == {}
     assert GEOLOCATION.truth({columns[0]: 48.5, columns[1]: 2}) == {"lat": 48.5, "lon": 2}
 
 
 @pytest.mark.parametrize("columns", [["lat"], ["longitude"], ["image", "city"], []])
 def test_a_dataset_without_coordinates_is_refused_by_its_columns(columns: list[str]) -> None:
     with pytest.raises(SourceError, match=r"lat|lon"):
-        GEOLOCATION.check_columns(columns)
+        GEOLOCATION.choose_columns(columns, {})
 
 
 @pytest.mark.parametrize("value", [None, "north", True, [1.0], 90.5, -91, "Infinity", float("nan")])

@@ -6,7 +6,9 @@ the traces, and its pictures are compared with ones cut from the original files 
 
 from __future__ import annotations
 
+import base64
 import csv
+import fnmatch
 import hashlib
 import io
 import json
@@ -14,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import file_bytes, jpeg_with_orientation, noise, smooth
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 
 from distil.cli import main
@@ -58,7 +61,7 @@ def digest(picture: Image.Image) -> str:
 
 # --- the forms: each writes a dataset into a folder and returns what --dataset_path gets
 
-Form = Callable[[Path], str]
+Form = Callable[[Path], str | list[str]]  # or with the flags that say how it is to be read
 FORMS: dict[str, Form] = {}
 
 
@@ -480,6 +483,274 @@ def _(folder: Path) -> str:
     return str(folder)
 
 
+@form("folder of pictures with GPS in their EXIF")
+def _(folder: Path) -> str:
+    for number, name in enumerate(("b.png", "a.png", "sub/c.png")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(with_gps(number))
+    return str(folder)
+
+
+@form("CSV: columns of EXIF, by flags")
+def _(folder: Path) -> list[str]:
+    names = [f"{number}.png" for number in range(len(PHOTOS))]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(with_gps(number))
+    path = write_csv(folder / "a.csv", [{"image": name} for name in names])
+    return [path, "--lat_column", "exif:GPSLatitude", "--lon_column", "exif:GPSLongitude"]
+
+
+def with_gps(number: int) -> bytes:
+    """The photo as a PNG whose EXIF says where it was taken."""
+    exif = Image.Exif()
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (10 + number, 0, 0), 3: "E", 4: (19, 59, 60)}
+    return file_bytes(ImageOps.exif_transpose(Image.open(io.BytesIO(PHOTOS[number]))), "PNG", exif=exif)
+
+
+# --- columns of other names
+
+
+def renamed(**names: str) -> datasets.Dataset:
+    return table_of().rename_columns(names)
+
+
+for image, lat, lon in (
+    ("img", "Latitude", "LONGITUDE"),
+    ("photo", "Lat", "Lng"),
+    ("picture", "gps_lat", "gps_lon"),
+    ("Image", "GPSLatitude", "GPSLongitude"),
+    ("view", "latitude", "longitude"),
+    ("jpg", "lat", "long"),
+):
+
+    @form(f"columns: {image}, {lat}, {lon}")
+    def _(folder: Path, image: str = image, lat: str = lat, lon: str = lon) -> str:
+        return save(renamed(image=image, lat=lat, lon=lon), folder / "ds")
+
+
+@form("columns: photo beside a broken mask")
+def _(folder: Path) -> str:
+    table = table_of(mask=([BROKEN] * 3, datasets.Image())).rename_column("image", "photo")
+    return save(table, folder / "ds", num_shards=2)
+
+
+@form("columns: fields of a struct")
+def _(folder: Path) -> str:
+    places = [{"gps": {"lat": row["lat"], "lng": row["lon"]}} for row in ROWS]
+    kind = {"gps": {"lat": datasets.Value("float32"), "lng": datasets.Value("float32")}}
+    return save(table_of(meta=(places, kind)).remove_columns(["lat", "lon"]), folder / "ds")
+
+
+@form("columns: names with points")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    rows = [{"gps.lat": row["lat"], "gps.lng": row["lon"], "city": row["city"]} for row in ROWS]
+    named = [{"image": name, **row} for name, row in zip(NAMES, rows, strict=True)]
+    return write_csv(folder / "a.csv", named)
+
+
+for name in ("image_path", "file_name", "filepath"):
+
+    @form(f"columns: paths in {name}")
+    def _(folder: Path, name: str = name) -> str:
+        write_pictures(folder)
+        return write_csv(folder / "a.csv", with_column(name, NAMES))
+
+
+@form("columns: all by flags")
+def _(folder: Path) -> list[str]:
+    table = renamed(image="scene", lat="y", lon="x").add_column("lat", [0.0] * 3).add_column("lon", [0.0] * 3)
+    flags = ["--image_column", "scene", "--lat_column", "y", "--lon_column", "x"]
+    return [save(table, folder / "ds"), *flags]
+
+
+@form("columns: a place by flags")
+def _(folder: Path) -> list[str]:
+    table = renamed(lat="y", lon="x").add_column("lat", [0.0] * 3)
+    return [save(table, folder / "ds"), "--lat_column", "y", "--lon_column", "x"]
+
+
+@form("columns: another than the image, by a flag")
+def _(folder: Path) -> list[str]:
+    rows = with_column("photo", PHOTOS)
+    table = datasets.Dataset.from_list(rows).add_column("image", ["no picture"] * 3)
+    return [save(table, folder / "ds"), "--image_column", "photo"]
+
+
+@form("columns: metadata.csv itself")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_csv(folder / "metadata.csv", with_column("file_name", NAMES))
+
+
+# --- pictures as text
+
+
+def data_urls() -> list[str]:
+    return [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in PHOTOS]
+
+
+def base64_texts() -> list[str]:
+    plain, url_safe, wrapped = base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes
+    texts = (write(data).decode() for write, data in zip((plain, url_safe, wrapped), PHOTOS, strict=True))
+    return [text.rstrip("=") for text in texts]
+
+
+for texts in (data_urls, base64_texts):
+
+    @form(f"saved: {texts.__name__}")
+    def _(folder: Path, texts: Callable[[], list[str]] = texts) -> str:
+        return save(datasets.Dataset.from_list(with_column("image", texts())), folder / "ds")
+
+    @form(f"parquet: {texts.__name__}")
+    def _(folder: Path, texts: Callable[[], list[str]] = texts) -> str:
+        return parquet(folder, pa.array(texts(), type=pa.large_string()))
+
+    @form(f"JSONL: {texts.__name__}")
+    def _(folder: Path, texts: Callable[[], list[str]] = texts) -> str:
+        return write_jsonl(folder / "a.jsonl", with_column("image_base64", texts()))
+
+    @form(f"CSV: {texts.__name__}")
+    def _(folder: Path, texts: Callable[[], list[str]] = texts) -> str:
+        return write_csv(folder / "a.csv", with_column("image", texts()))
+
+
+@form("CSV: data URL, base64 and a path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    return write_csv(folder / "a.csv", with_column("image", [data_urls()[0], base64_texts()[1], NAMES[2]]))
+
+
+# --- many files
+
+
+@form("TSV: relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    rows = with_column("image", NAMES)
+    lines = ["\t".join(map(str, values)) for values in (list(rows[0]), *(row.values() for row in rows))]
+    (folder / "a.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder / "a.tsv")
+
+
+def write_shards(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        table_of().select([number]).to_parquet(str(folder / name))
+
+
+SHARDS = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
+
+
+@form("folder of parquet files")
+def _(folder: Path) -> str:
+    write_shards(folder / "ds", ["a.parquet", "b.parquet", "c.parquet"])
+    return str(folder / "ds")
+
+
+@form("folder of parquet files, in an odd folder")
+def _(folder: Path) -> str:
+    odd = folder / "with space [1] é#%20"
+    write_shards(odd, SHARDS)
+    return str(odd)
+
+
+@form("folder of parquet files with splits")
+def _(folder: Path) -> str:
+    write_shards(folder / "ds" / "data", SHARDS)
+    table_of().select([0]).to_parquet(str(folder / "ds" / "data" / "test-00000-of-00001.parquet"))
+    return f"{folder / 'ds'}:train"
+
+
+def write_hub_cache(folder: Path) -> Path:
+    """What the hub's client leaves in its cache: links to files named by their hashes, and a README."""
+    made = folder / "datasets--someone--photos"
+    snapshot = made / "snapshots" / ("0" * 40)
+    write_shards(made / "blobs", ["b0", "b1", "b2"])
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: first\n    path: data/*\n---\n# Photos\n"
+    (made / "blobs" / "b3").write_text(readme)
+    for number, name in enumerate([*(f"data/{shard}" for shard in SHARDS), "README.md"]):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(made / "blobs" / f"b{number}", (snapshot / name).parent))
+    (snapshot / "dataset_infos.json").write_text("{}")
+    (made / "refs").mkdir()
+    (made / "refs" / "main").write_text("0" * 40)
+    return made
+
+
+@form("snapshot of the hub")
+def _(folder: Path) -> str:
+    return str(write_hub_cache(folder) / "snapshots" / ("0" * 40))
+
+
+@form("snapshot of the hub, by its folder in the cache")
+def _(folder: Path) -> str:
+    return f"{write_hub_cache(folder)}:first"
+
+
+@form("glob of parquet files")
+def _(folder: Path) -> str:
+    write_shards(folder / "ds", SHARDS)
+    (folder / "ds" / "notes.txt").write_text("other")
+    return str(folder / "ds" / "*.parquet")
+
+
+@form("glob of CSV files, by a relative path")
+def _(folder: Path) -> str:
+    write_pictures(folder)
+    for number, one in enumerate(with_column("image", NAMES)):
+        write_csv(folder / f"{number}.csv", [one])
+    return "[0-9].csv"
+
+
+@form("folder of CSV files with relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder / "photos")
+    (folder / "tables").mkdir()
+    for number, one in enumerate(with_column("photo", [f"../photos/{name}" for name in NAMES])):
+        write_csv(folder / "tables" / f"{number}.csv", [one])
+    return str(folder / "tables")
+
+
+@form("folder of JSONL files with relative paths")
+def _(folder: Path) -> str:
+    write_pictures(folder / "photos")
+    (folder / "tables").mkdir()
+    for number, one in enumerate(with_column("photo", [f"../photos/{name}" for name in NAMES])):
+        write_jsonl(folder / "tables" / f"{number}.jsonl", [one])
+    return str(folder / "tables")
+
+
+def write_tar(path: Path, numbers: list[int]) -> None:
+    """A shard as webdataset has it: files of one sample have one name."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            for suffix, data in (("png", PHOTOS[number]), ("json", json.dumps(ROWS[number]).encode())):
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@form("webdataset: a shard")
+def _(folder: Path) -> str:
+    write_tar(folder / "a.tar", [0, 1, 2])
+    return str(folder / "a.tar")
+
+
+@form("webdataset: a glob of shards")
+def _(folder: Path) -> str:
+    write_tar(folder / "shard-000.tar", [2])
+    write_tar(folder / "shard-001.tar", [0, 1])
+    return str(folder / "shard-*.tar")
+
+
+@form("webdataset: a folder of shards")
+def _(folder: Path) -> str:
+    write_tar(folder / "shard-000.tar", [2])
+    write_tar(folder / "shard-001.tar", [0, 1])
+    return str(folder)
+
+
 # --- all of them once
 
 
@@ -522,11 +793,12 @@ def distil(workplace: Path, name: str, make: Form, api_base: str) -> Distilled:
     (folder / "data").mkdir(parents=True)
     output = folder / "traces"
     flags = ["--api_base", api_base, "--model", "m", "--tool_mode", "native", "--coordinates", "pixel"]
-    path = make(folder / "data")
+    made = make(folder / "data")
+    path, *more = [made] if isinstance(made, str) else made
     said = io.StringIO()
     with chdir(folder / "data"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", said)
-        status = main(["run", "--dataset_path", path, "--output_dir", str(output), *flags])
+        status = main(["run", "--dataset_path", path, "--output_dir", str(output), *more, *flags])
     return Distilled(status, said.getvalue(), tuple(sorted(output.glob("trace_*.json"))))
 
 
@@ -576,7 +848,11 @@ def test_the_recipe_as_written_restores_every_trace_of_a_form(
     sources = Sources()
     for path in result.traces:
         trace = json.loads(path.read_text())
-        expected = expected_picture(trace["sample_data"]["city"])
+        truth = trace["metadata"]["truth"]
+        assert truth["lon"] == pytest.approx(20)
+        number = str(round(truth["lat"] - 10))
+        assert str(trace["sample_data"].get("city", number)) == number
+        expected = expected_picture(number)
         if name != "saved: Image(mode='RGBA')":
             assert restored[str(path)] == expected
         else:
@@ -591,17 +867,126 @@ def test_the_door_says_which_pictures_are_left_out(distilled: dict[str, Distille
     assert "left out" not in distilled["pictures with metadata.jsonl"].said
 
 
-# As docs/datasets.md says it; a trace of any other form names a view.
-NAMED_THEMSELVES = {
-    "saved: pictures inside",
-    "saved: in an odd folder",
-    "saved: by a relative path",
-    "saved: embedded from files",
-    "saved: Image with paths alone",
-    "saved: Image(mode='RGBA')",
-    "saved: selected, shuffled, sorted",
-    "saved: concatenated, in shards",
-    "DatasetDict: a split",
+def test_the_door_says_in_one_line_which_columns_it_guessed(distilled: dict[str, Distilled]) -> None:
+    start = "Columns, guessed by name and type: "
+    guesses = {
+        "columns: photo, Lat, Lng": "image is 'photo', lat is 'Lat', lon is 'Lng' "
+        "(others: --image_column, --lat_column, --lon_column)",
+        "columns: fields of a struct": "lat is 'meta.gps.lat', lon is 'meta.gps.lng' "
+        "(others: --lat_column, --lon_column)",
+        "columns: paths in file_name": "image is 'file_name' (others: --image_column)",
+        "folder of pictures with GPS in their EXIF": "lat is 'exif:GPSLatitude', lon is 'exif:GPSLongitude' "
+        "(others: --lat_column, --lon_column)",
+        "webdataset: a shard": "image is 'png', lat is 'json.lat', lon is 'json.lon' "
+        "(others: --image_column, --lat_column, --lon_column)",
+    }
+    for name, guess in guesses.items():
+        assert [line for line in distilled[name].said.splitlines() if "guessed" in line] == [start + guess]
+    for name in ("saved: pictures inside", "columns: all by flags", "CSV: columns of EXIF, by flags"):
+        assert "guessed" not in distilled[name].said
+
+
+def test_a_trace_says_which_columns_were_chosen_where_it_is_not_by_their_usual_names(
+    distilled: dict[str, Distilled],
+) -> None:
+    def columns(name: str) -> Any:
+        return json.loads(distilled[name].traces[0].read_text())["settings"].get("columns")
+
+    assert columns("columns: view, latitude, longitude") == {"image": "view"}
+    assert columns("columns: all by flags") == {"image": "scene", "lat": "y", "lon": "x"}
+    assert columns("columns: fields of a struct") == {"lat": "meta.gps.lat", "lon": "meta.gps.lng"}
+    for name in ("saved: pictures inside", "CSV: relative paths", "pictures with metadata.csv"):
+        assert "columns" not in json.loads(distilled[name].traces[0].read_text())["settings"]
+
+
+MOVED = (
+    "CSV: relative paths",
+    "folder of parquet files",
+    "glob of parquet files",
+    "webdataset: *",
+    "columns: photo, *",
+)
+
+
+@pytest.mark.parametrize("name", [name for one in MOVED for name in fnmatch.filter(FORMS, one)])
+def test_a_dataset_that_has_moved_is_verified_where_it_is_now(
+    name: str, distilled: dict[str, Distilled], tmp_path: Path
+) -> None:
+    made = FORMS[name](tmp_path)
+    assert isinstance(made, str)
+    sources = Sources(made)
+    for path in distilled[name].traces:
+        found = verify_trace(path, sources)
+        assert found.verdict is Verdict.MATCHED, found.detail
+
+
+# The forms of each row of the table in docs/datasets.md, as patterns of their names.
+FOLDER_ITSELF = "the folder itself"
+ROWS_OF_THE_TABLE = {
+    "`save_to_disk` folder, or a split of a DatasetDict (`PATH:split`)": [
+        "saved: pictures inside",
+        "saved: in an odd folder",
+        "saved: by a relative path",
+        "saved: embedded from files",
+        "saved: Image with paths alone",
+        "saved: Image(mode='RGBA')",
+        "saved: selected, shuffled, sorted",
+        "saved: concatenated, in shards",
+        "DatasetDict: a split",
+    ],
+    "the same, with a place of other names": ["columns: fields of a struct", "columns: a place by flags"],
+    "the same, with other pictures": [
+        "saved: Image(decode=False)",
+        "saved: struct of *",
+        "saved: paths as *",
+        "saved: file bytes *",
+        "DatasetDict: a split of paths",
+    ],
+    "the same, with pictures as text": ["saved: data_urls", "saved: base64_texts"],
+    "the same, beside other decoded columns, or with a format": ["saved: beside *", "saved: with *"],
+    "the same, with a picture column of another name": [
+        *(f"columns: {name}, *" for name in ("img", "photo", "picture", "Image", "view", "jpg")),
+        "columns: photo beside a broken mask",
+        "columns: all by flags",
+        "columns: another than the image, by a flag",
+    ],
+    "parquet file": ["parquet: *"],
+    "CSV file, TSV file": [
+        "CSV: *",
+        "TSV: *",
+        "columns: paths in *",
+        "columns: names with points",
+        "columns: metadata.csv itself",
+    ],
+    "JSONL file, JSON file (a list of rows)": ["JSONL: *", "JSON: *"],
+    "folder of pictures with `metadata.csv` or `metadata.jsonl`": ["pictures with metadata*"],
+    "folder of pictures alone": ["folder of pictures with GPS in their EXIF"],
+    "folder of parquet, JSONL, CSV, TSV or tar files": ["folder of * files*"],
+    "snapshot of the hub, or its `datasets--OWNER--NAME` folder in the cache": ["snapshot of the hub*"],
+    "glob of files of one kind, such as `'/data/*.parquet'`": ["glob of *"],
+    "webdataset shard (`.tar`), or a glob or folder of them": ["webdataset: *"],
+}
+
+
+def test_every_row_of_the_table_of_forms_is_made_and_every_form_has_its_row() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
+    table = page.partition("| given as |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    assert [row[0] for row in rows] == list(ROWS_OF_THE_TABLE)
+    forms = [fnmatch.filter(FORMS, _literal(one)) for row in ROWS_OF_THE_TABLE.values() for one in row]
+    assert all(forms), "a pattern that no form has"
+    assert sorted(name for names in forms for name in names) == sorted(FORMS), "each form once"
+    itself = [name for row in rows if row[2] == FOLDER_ITSELF for name in ROWS_OF_THE_TABLE[row[0]]]
+    assert set(itself) == NAMED_THEMSELVES
+
+
+def _literal(pattern: str) -> str:
+    return pattern.replace("[", "[[]")
+
+
+NAMED_THEMSELVES = {  # a trace of any other form names a view
+    *ROWS_OF_THE_TABLE["`save_to_disk` folder, or a split of a DatasetDict (`PATH:split`)"],
+    *ROWS_OF_THE_TABLE["the same, with a place of other names"],
 }
 
 

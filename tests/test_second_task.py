@@ -51,9 +51,12 @@ class CountBirds:
     user_prompt: str = "How many birds are there? End with `birds: N`."
     metrics: tuple[Metric, ...] = (MISS,)
 
-    def check_columns(self, columns: Collection[str]) -> None:
+    fields: tuple[str, ...] = ()
+
+    def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         if "num_birds" not in columns:
             raise SourceError("the dataset has no column 'num_birds'")
+        return {}
 
     def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
         if not isinstance(row["num_birds"], int):

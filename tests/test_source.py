@@ -245,7 +245,12 @@ for name in sys.argv[1:]:
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line_and_quick(tmp_path: Path) -> None:
-    names = ["someone/no-such-photos", "no-such-photos", "someone/no-such-photos:train", "not a name!"]
+    names = [
+        "hf://someone/no-such-photos",
+        "hf://no-such-photos",
+        "hf://someone/no-such-photos:train",
+        "hf://a name",
+    ]
     run = subprocess.run(
         [sys.executable, "-c", OPEN_OFFLINE, *names],
         cwd=tmp_path,
@@ -316,9 +321,9 @@ def test_a_saved_folder_without_its_data_file_is_a_source_error(tmp_path: Path) 
 
 
 def test_a_dataset_without_an_image_column_says_which_columns_it_has(tmp_path: Path) -> None:
-    rows = [{"photo": "a.jpg", "lat": 1.0, "lon": 2.0}]
-    path = saved(tmp_path / "photos", rows, {"photo": datasets.Value("string")})
-    with pytest.raises(SourceError, match=r"'image'.*photo"):
+    rows = [{"subject": "a.jpg", "lat": 1.0, "lon": 2.0}]
+    path = saved(tmp_path / "photos", rows, {"subject": datasets.Value("string")})
+    with pytest.raises(SourceError, match=r"'image'.*--image_column.*subject"):
         open_source(str(path))
 
 
@@ -400,7 +405,7 @@ def test_coordinates_may_be_called_latitude_and_longitude(tmp_path: Path) -> Non
     rows = [{"image": stored_picture(PHOTOS[0]), "latitude": 1.5, "longitude": -2.5}]
     types = {name: datasets.Value("float32") for name in ("latitude", "longitude")}
     source = open_source(str(saved(tmp_path / "photos", rows, types)))
-    GEOLOCATION.check_columns(source.columns)
+    assert GEOLOCATION.choose_columns(source.columns, {}) == {}
     assert truth(load(source, 0)) == {"lat": 1.5, "lon": -2.5}
 
 

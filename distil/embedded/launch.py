@@ -112,7 +112,9 @@ def draw_signs(folder: Path, num_rows: int, seed: int) -> None:
             start_new_session=True,  # Ctrl-C is for us to pass on
         )
     except OSError as error:
-        raise SourceError(f"the street signs cannot be drawn into {folder}: {error}") from None
+        raise SourceError(
+            f"the street signs cannot be drawn into {folder}: {error}; name another cache by $DISTIL_CACHE"
+        ) from None
     with interruptible(wake=child.terminate):  # it clears away what it has drawn
         child.wait()
     if child.returncode != 0 and not (folder / "state.json").is_file():  # or another process was faster

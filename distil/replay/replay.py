@@ -6,6 +6,7 @@ is a trace from which everything can be recovered.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,15 +15,26 @@ from pathlib import Path
 
 from PIL import Image
 
+from distil.errors import SourceError
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
-from distil.records import DatasetIdentity, Observation, Sample, SentPicture, ToolCall, Turn
+from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
 from distil.replay.recipe import RecipeError, SavedDatasets
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
+from distil.source.saved import HUB, IMAGE_COLUMN
 from distil.store.trace_file import StoredTrace
+from distil.tasks import task_of
 from distil.tools.base import Scene
 from distil.tools.python_code import Executor
+
+_MOVED = "; if it has moved, say where it is now: --dataset_path PATH"
+_WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not name the split
+
+
+def _is_there(trace: StoredTrace) -> bool:
+    """Whether there is something where a trace's dataset was, as far as can be told without a network."""
+    return trace.dataset_kind == "hub" or os.path.exists(trace.source)  # noqa: PTH110 - Path's may raise
 
 
 @dataclass(frozen=True)
@@ -93,18 +105,36 @@ class Sources:
     def __init__(self, override: str | None = None) -> None:
         self._saved = SavedDatasets()
         self._override = override
-        self._opened: dict[str, Source] = {}
+        self._opened: dict[tuple[str, Json], Source] = {}
         self._lock = threading.Lock()
 
     def of(self, trace: StoredTrace) -> Source:
         """The dataset that a trace came from; raises SourceError."""
         path = self._override or trace.source
-        if trace.dataset_kind in ("imagefolder", "hub") and trace.split and not self._override:
-            path = f"{path}:{trace.split}"
+        if not self._override:
+            path = f"{HUB}{path}" if trace.dataset_kind == "hub" else path
+            path = f"{path}:{trace.split}" if trace.dataset_kind in _WITH_SPLITS and trace.split else path
+        columns = trace.settings.columns or {}
+        key = (path, tuple(sorted(columns.items())))
         with self._lock:
-            if path not in self._opened:
-                self._opened[path] = open_source(path)
-            return self._opened[path]
+            if key not in self._opened:
+                self._opened[key] = self._open(path, trace)
+            return self._opened[key]
+
+    def _open(self, path: str, trace: StoredTrace) -> Source:
+        columns = trace.settings.columns or {}
+        try:
+            source = open_source(path, columns=columns)
+            fields = {name: column for name, column in columns.items() if name != IMAGE_COLUMN}
+            if columns and not (
+                fields == task_of(trace.json).choose_columns(source.columns, fields)
+                and columns.get(IMAGE_COLUMN) == source.image_column
+            ):
+                raise SourceError(f"{trace.path}: no run chooses columns as settings.columns says")
+            return source
+        except SourceError as error:
+            moved = "" if self._override or _is_there(trace) else _MOVED
+            raise SourceError(f"{error}{moved}") from None
 
     def identity(self, trace: StoredTrace, source: Source) -> DatasetIdentity:
         """What a trace of today would say of its dataset.

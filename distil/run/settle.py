@@ -71,7 +71,7 @@ def settle(
         tell(f"Warning: {unlisted}")
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
     settings = _unasked_settings(flags, user_prompt, profile, teacher)
-    settings = replace(settings, teacher_note=address.note)
+    settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     settle_folder = partial(
         _settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
     )

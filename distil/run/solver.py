@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from distil.run.plan import Plan, code_limits
 from distil.run.suspicion import Tally
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
+from distil.source.saved import IMAGE_COLUMN
 from distil.spending.budget import Budget, Limits
 from distil.spending.prices import find_prices
 from distil.store.folder import RunFolder
@@ -125,14 +126,29 @@ def dataset_path(flags: SampleFlags) -> str:
 
 def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tuple[Source, Sequence[int]]:
     """The dataset and the rows that are selected; raises SourceError."""
-    source = open_source(dataset_path(flags), tell)
-    task.check_columns(source.columns)
+    source = open_source(dataset_path(flags), tell, _asked_columns(flags, (IMAGE_COLUMN,)))
+    source.choose(task.choose_columns(source.columns, _asked_columns(flags, task.fields)))
+    _tell_guesses(source, _asked_columns(flags, (IMAGE_COLUMN, *task.fields)), tell)
     indices = source.select(flags.order, flags.num_samples, flags.seed)
     if flags.num_samples > len(source):
         tell(f"The dataset has {len(source)} rows: all of them are taken.")
         if flags.dataset_path is None:
             tell("More street signs: distil signs --output_dir DIR --num_rows N")
     return source, indices
+
+
+def _asked_columns(flags: SampleFlags, fields: Sequence[str]) -> dict[str, str]:
+    """The columns that the user named, by what they are to be taken for."""
+    asked = {field: getattr(flags, f"{field}_column", None) for field in fields}
+    return {field: column for field, column in asked.items() if column is not None}
+
+
+def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str], None]) -> None:
+    guessed = {field: column for field, column in source.chosen.items() if field not in asked}
+    if guessed:
+        texts = [f"{field} is {column!r}" for field, column in guessed.items()]
+        flags = ", ".join(f"--{field}_column" for field in guessed)
+        tell(f"Columns, guessed by name and type: {', '.join(texts)} (others: {flags})")
 
 
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -16,33 +19,53 @@ import pyarrow as pa
 
 from distil.errors import SourceError
 from distil.records import DatasetIdentity, Json
-from distil.source.reopenable import recipe_path
-from distil.source.saved import IMAGE_COLUMN, StoredRows, split_path
+from distil.source.image_column import choose_image_column
+from distil.source.reopenable import check_cache, recipe_path
+from distil.source.saved import HUB, StoredRows, split_path
 
-_FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_FILE_BUILDERS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
+    ".parquet": ("parquet", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".tar": ("webdataset", {}),
+}
+_LOADERS_OWN = {"webdataset": ("__url__",)}  # columns that name the place of a file
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+_DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "config.json"}  # of a dataset, no rows of one
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _NAMES_TOLD = 3
 
+# Else the name of the loader is sent to a server that counts, whatever lies on this disk is opened with it.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
 Opened = tuple[StoredRows, DatasetIdentity]
+Tell = Callable[[str], None]
 
 
-def open_dataset(dataset_path: str, tell: Callable[[str], None] | None = None) -> Opened:
+@dataclass(frozen=True)
+class _Found:
+    """A table, and where it was found; `folder` is what relative paths in it begin at.
+
+    `left_out` are columns that the loader made of the place, not of the dataset.
+    """
+
+    table: datasets.Dataset
+    source: str
+    kind: str
+    split: str | None = None
+    folder: Path | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def open_dataset(dataset_path: str, tell: Tell | None = None, image_column: str | None = None) -> Opened:
     """Open what `distil.source.rows.open_source` is given; raises SourceError."""
-    path_text, split = split_path(dataset_path)
-    path = Path(path_text).expanduser()
+    tell = tell or (lambda _: None)
     try:
-        if (path / "dataset_dict.json").is_file():
-            return _open_saved_dict(path, split)
-        if split is not None and (path.is_file() or (path / "state.json").is_file()):
-            raise SourceError(f"{path} has no splits: leave out {':' + split!r}")
-        if (path / "state.json").is_file():
-            return _open_saved(path, None)
-        if path.is_file():
-            return _open_file(path)
-        if path.is_dir():
-            return _open_folder(path, split, tell)
-        return _open_hub(path_text, split)
+        return _opened(_find(dataset_path, tell), image_column)
     except (
         OSError,
         ValueError,
@@ -57,42 +80,130 @@ def open_dataset(dataset_path: str, tell: Callable[[str], None] | None = None) -
         raise SourceError(f"cannot open the dataset {dataset_path!r}: {_one_line(error)}") from error
 
 
-def _open_saved(path: Path, split: str | None) -> Opened:
+def _find(dataset_path: str, tell: Tell) -> _Found:
+    path_text, split = split_path(dataset_path)
+    if path_text.startswith(HUB):
+        return _open_hub(path_text, split, tell)
+    path = Path(path_text).expanduser()
+    if (path / "dataset_dict.json").is_file():
+        return _open_saved_dict(path, split)
+    files = [path] if path.is_file() else _globbed(path)
+    if split is not None and (files or (path / "state.json").is_file()):
+        raise SourceError(f"{path} has no splits: leave out {':' + split!r}")
+    if (path / "state.json").is_file():
+        return _open_saved(path, None)
+    if files:
+        return _open_files(path, files)
+    if path.is_dir():
+        return _open_folder(_snapshot(path), split, tell)
+    raise SourceError(f"there is no folder or file {path_text!r}{_advice(path_text)}")
+
+
+def _advice(path_text: str) -> str:
+    """What is said of the hub where a path may have been meant as a name there."""
+    if path_text.startswith((".", "/", "~")) or path_text.count("/") > 1:
+        return ""
+    return f"; for a dataset of the Hugging Face hub say {HUB}{path_text}"
+
+
+def _open_saved(path: Path, split: str | None) -> _Found:
     if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
         raise SourceError(f"{path} has no rows")  # `datasets` saves such a folder and cannot load it
-    table = datasets.load_from_disk(str(path))
-    return _opened(table, str(path.resolve()), "saved", split)
+    return _Found(datasets.load_from_disk(str(path)), str(path.resolve()), "saved", split)
 
 
-def _open_saved_dict(path: Path, split: str | None) -> Opened:
+def _open_saved_dict(path: Path, split: str | None) -> _Found:
     splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     chosen = _choose_split(str(path), splits, split)
     return _open_saved(path / chosen, chosen)  # a split is a saved dataset itself: the recipe can open it
 
 
-def _open_file(path: Path) -> Opened:
-    builder = _FILE_BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise SourceError(f"{path}: not a {', '.join(_FILE_BUILDERS)} file, nor a dataset folder")
-    table = datasets.load_dataset(builder, data_files=glob.escape(str(path.resolve())), split="train")
-    return _opened(table, str(path.resolve()), "file", None)
+def _globbed(pattern: Path) -> list[Path]:
+    """The files that a pattern with `*`, `?` or `[…]` names, in the order of their names."""
+    if not glob.has_magic(str(pattern)) or pattern.exists():
+        return []
+    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - it may begin anywhere
+    return sorted(Path(name) for name in found if Path(name).is_file())
 
 
-def _open_folder(path: Path, split: str | None, tell: Callable[[str], None] | None) -> Opened:
-    names = [entry.name for entry in path.iterdir()]
-    if not any(Path(name).suffix.lower() in _PICTURE_SUFFIXES or (path / name).is_dir() for name in names):
+def _open_files(path: Path, files: Sequence[Path]) -> _Found:
+    """One file, or all that a pattern names: they are one table."""
+    suffixes = {file.suffix.lower() for file in files}
+    builders = [_FILE_BUILDERS[suffix] for suffix in suffixes if suffix in _FILE_BUILDERS]
+    if len(suffixes) > 1 or not builders:
+        kinds = ", ".join(_FILE_BUILDERS)
+        raise SourceError(f"{path}: not a {kinds} file or several of one kind, nor a dataset folder")
+    builder, options = builders[0]
+    check_cache()
+    names = [glob.escape(str(file.resolve())) for file in files]
+    table = datasets.load_dataset(builder, data_files=names, split="train", **options)
+    source = path.resolve() if path.is_file() else path.absolute()
+    folder = _only_parent(file.resolve() for file in files)
+    return _Found(table, str(source), "file", None, folder, _LOADERS_OWN.get(builder, ()))
+
+
+def _only_parent(files: Iterable[Path]) -> Path | None:
+    parents = {file.parent for file in files}
+    return parents.pop() if len(parents) == 1 else None
+
+
+def _snapshot(path: Path) -> Path:
+    """What the hub's cache holds of a dataset: the snapshot that `main` names, or the only one."""
+    if not (path / "snapshots").is_dir():
+        return path
+    main = path / "refs" / "main"
+    if main.is_file():
+        return path / "snapshots" / main.read_text(encoding="utf-8").strip()
+    names = sorted(entry.name for entry in (path / "snapshots").iterdir())
+    return path / "snapshots" / names[0] if len(names) == 1 else path
+
+
+def _open_folder(path: Path, split: str | None, tell: Tell) -> _Found:
+    files = [Path(parent) / name for parent, _, names in os.walk(path, onerror=_raise) for name in names]
+    files = [file for file in files if not _is_hidden(file.relative_to(path))]
+    pictures = [file for file in files if file.suffix.lower() in _PICTURE_SUFFIXES]
+    tables = [file for file in files if file.suffix.lower() in _FILE_BUILDERS]
+    tables = [file for file in tables if file.name not in _METADATA_NAMES | _DESCRIPTIONS]
+    if not pictures and tables:
+        return _open_tables(path, tables, split)
+    if not pictures:
         raise SourceError(
-            f"{path} holds no dataset: expected state.json or dataset_dict.json (save_to_disk), or pictures"
+            f"{path} holds no dataset: expected state.json or dataset_dict.json (save_to_disk), pictures, or "
+            f"{', '.join(_FILE_BUILDERS)} files"
         )
+    check_cache()
     splits = datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path.resolve())))
     chosen = _choose_split(str(path), list(splits), split)
-    opened = _opened(splits[chosen], str(path.resolve()), "imagefolder", chosen)
-    if tell is not None:
-        _tell_left_out(path.resolve(), splits, tell)
-    return opened
+    _tell_left_out(path.resolve(), splits, tell)
+    if tables and not {file.name for file in files} & _METADATA_NAMES:
+        tell(f"{path} holds a table too, which is not read: for its rows say --dataset_path {tables[0]}")
+    return _Found(splits[chosen], str(path.resolve()), "imagefolder", chosen)
 
 
-def _tell_left_out(folder: Path, splits: Mapping[str, datasets.Dataset], tell: Callable[[str], None]) -> None:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _open_tables(path: Path, tables: Sequence[Path], split: str | None) -> _Found:
+    """A folder of tables, such as a snapshot of the hub: splits as its README or the files' names say."""
+    check_cache()
+    folder = path.resolve()
+    suffixes = Counter(table.suffix.lower() for table in tables)
+    suffix = max(suffixes, key=lambda suffix: suffixes[suffix])
+    builder, options = _FILE_BUILDERS[suffix]
+    if glob.has_magic(str(folder)):  # such names no loader of whole folders can take
+        names = sorted(
+            glob.escape(str(table.absolute())) for table in tables if table.suffix.lower() == suffix
+        )
+        splits = datasets.load_dataset(builder, data_files=names, **options)
+    else:
+        splits = datasets.load_dataset(str(folder))
+    chosen = _choose_split(str(path), list(splits), split)
+    parent = _only_parent(table.absolute() for table in tables if table.suffix.lower() == suffix)
+    return _Found(splits[chosen], str(folder), "folder", chosen, parent, _LOADERS_OWN.get(builder, ()))
+
+
+def _tell_left_out(folder: Path, splits: Mapping[str, datasets.Dataset], tell: Tell) -> None:
     """Count the pictures in the folder that its metadata does not name: they are in no row."""
     files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
     metadata = sorted({file.name for file in files} & _METADATA_NAMES)
@@ -130,17 +241,20 @@ def _is_hidden(file: Path) -> bool:
     return file.name.startswith(".") or any(part.startswith((".", "__")) for part in file.parent.parts)
 
 
-def _open_hub(name: str, split: str | None) -> Opened:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise SourceError(f"there is no dataset at {name!r}")
+def _open_hub(path_text: str, split: str | None, tell: Tell) -> _Found:
+    name = path_text.removeprefix(HUB).removeprefix("datasets/")
+    if _HUB_NAME.fullmatch(name) is None:
+        raise SourceError(
+            f"{path_text!r} is no name of a dataset of the hub: say {HUB}NAME or {HUB}OWNER/NAME"
+        )
+    check_cache()
+    tell(f"Asking the Hugging Face hub for the dataset {name}")
     try:
-        splits = datasets.get_dataset_split_names(name)
-        chosen = _choose_split(name, splits, split)
-        return _opened(datasets.load_dataset(name, split=chosen), name, "hub", chosen)
+        chosen = _choose_split(path_text, datasets.get_dataset_split_names(name), split)
+        return _Found(datasets.load_dataset(name, split=chosen), name, "hub", chosen)
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"there is no folder or file {name!r}, and the hub has no such dataset or cannot be reached: "
-            f"{_one_line(error)}"
+            f"the hub has no dataset {name!r}, or cannot be reached: {_one_line(error)}"
         ) from error
 
 
@@ -152,17 +266,17 @@ def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
     return str(wanted)
 
 
-def _opened(table: datasets.Dataset, source: str, kind: str, split: str | None) -> Opened:
-    if IMAGE_COLUMN not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise SourceError(f"{source} has no column {IMAGE_COLUMN!r}; its columns: {columns}")
+def _opened(found: _Found, image_column: str | None) -> Opened:
+    table = found.table
+    column = choose_image_column(table, found.source, image_column)
     if len(table) == 0:
-        raise SourceError(f"{source} has no rows")
-    saved = Path(source) if kind == "saved" else None
-    folder = Path(source).parent if kind == "file" else None
-    path = str(recipe_path(table, IMAGE_COLUMN, saved, folder))
-    identity = DatasetIdentity(path, source, kind, split, table._fingerprint, len(table))
-    return _stored_rows(datasets.load_from_disk(path)), identity  # read where the recipe reads them
+        raise SourceError(f"{found.source} has no rows")
+    saved = Path(found.source) if found.kind == "saved" else None
+    path = str(recipe_path(table, column, saved, found.folder))
+    identity = DatasetIdentity(path, found.source, found.kind, found.split, table._fingerprint, len(table))
+    rows = _stored_rows(datasets.load_from_disk(path))  # read where the recipe reads them
+    rows.image_column, rows.left_out = column, found.left_out
+    return rows, identity
 
 
 def _stored_rows(table: datasets.Dataset) -> StoredRows:

@@ -6,7 +6,7 @@ image column, paths that do not depend on the current folder, and, since it deco
 column whose decoding may fail. A saved dataset that has all that is used as it is. For any other there is a
 view in the cache of `datasets`: two small files that point at the Arrow files there are, with features that
 decode the image and nothing else. Only where the image column itself must change (text, bare bytes, relative
-paths) are the rows written anew: bytes as they are, file names as absolute paths.
+paths, another name) are the rows written anew: bytes as they are, file names as absolute paths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from distil.errors import SourceError
 from distil.records import Json
-from distil.source.picture_paths import TEXT_TYPES, bare_paths, check_paths, is_relative
-from distil.source.saved import STORED_PICTURE
+from distil.source.picture_paths import TEXT_TYPES, bare_paths, check_paths, is_relative, picture_in
+from distil.source.saved import IMAGE_COLUMN, STORED_PICTURE
 
 _BYTES = (pa.null(), pa.binary(), pa.large_binary(), pa.binary_view())
 _ROWS_A_BATCH = 100  # an Arrow batch of pictures must stay below 2 GiB
@@ -38,45 +38,82 @@ def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, 
     """Where the recipe finds the rows of a table: `saved`, its own folder, or a view of it.
 
     `saved` is None for a table that `save_to_disk` did not write, `folder` what bare file names in the image
-    column are relative to. Raises SourceError where the column does not hold a picture a row, OSError where
-    the cache of `datasets` cannot be written.
+    column are relative to. Raises SourceError where the column does not hold a picture a row, or where the
+    cache of `datasets` cannot be written.
     """
     _check_type(table.data.schema.field(image_column).type, image_column)
     if folder is None:
         check_paths(table.data.column(image_column).chunks, image_column)
-    features = _recipe_features(table, image_column)
+    is_renamed = image_column != IMAGE_COLUMN
+    if is_renamed:
+        table = _with_image_named(table, image_column)
+    features = _recipe_features(table)
     is_plain = table.format["type"] is None and len(table.format["columns"]) == len(table.column_names)
-    if saved is not None and is_plain and features == table.features:
+    if saved is not None and is_plain and features == table.features and not is_renamed:
         return saved
-    return _view(table, features, image_column, _view_name(table, saved), folder)
+    return _view(table, features, _view_name(table, saved), folder, is_renamed)
 
 
-def _check_type(kind: pa.DataType, column: str) -> None:
+def check_cache() -> None:
+    """Raise SourceError where the cache of `datasets` cannot be written."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise SourceError(
+            f"the cache of datasets, {cache}, cannot be written ({error.strerror}): "
+            "name a folder that can be by $HF_DATASETS_CACHE"
+        ) from None
+
+
+def _with_image_named(table: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The table with this column as `image`; one that had this name is `image_2`, or the next free one."""
+    if IMAGE_COLUMN in table.column_names:
+        names = (f"{IMAGE_COLUMN}_{number}" for number in count(2))
+        table = table.rename_column(IMAGE_COLUMN, next(name for name in names if name not in table.features))
+    return table.rename_column(column, IMAGE_COLUMN)
+
+
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold one picture a row: its file, its path, or both."""
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        is_picture = (
+        return (
             bool({"bytes", "path"} & set(fields))
             and _is_bytes(fields.get("bytes", pa.null()))
             and fields.get("path", pa.null()) in TEXT_TYPES
         )
-    else:
-        is_picture = not pa.types.is_null(kind) and (kind in TEXT_TYPES or _is_bytes(kind))
-    if not is_picture:
+    return not pa.types.is_null(kind) and (kind in TEXT_TYPES or _is_bytes(kind))
+
+
+def _check_type(kind: pa.DataType, column: str) -> None:
+    if not holds_pictures(kind):
+        what = "a list of pictures" if is_list_of_pictures(kind) else str(kind)
         raise SourceError(
-            f"column {column!r} holds {kind}: one picture a row is needed, as datasets.Image, as the bytes "
-            "of its file or as the path of its file"
+            f"column {column!r} holds {what}: one picture a row is needed, as datasets.Image, as the bytes "
+            "of its file, as its path, or as a data URL or base64 text; --image_column names another column"
         )
+
+
+def is_list_of_pictures(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds several pictures a row; of texts nobody can tell."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_such(kind) for is_such in lists):
+        return False
+    return holds_pictures(kind.value_type) and kind.value_type not in TEXT_TYPES
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return kind in _BYTES or pa.types.is_fixed_size_binary(kind)
 
 
-def _recipe_features(table: datasets.Dataset, image_column: str) -> datasets.Features:
+def _recipe_features(table: datasets.Dataset) -> datasets.Features:
     features = datasets.Features({name: _undecoded(table.features[name]) for name in table.column_names})
-    image = table.features[image_column]
+    image = table.features[IMAGE_COLUMN]
     is_image = isinstance(image, datasets.Image)
-    features[image_column] = replace(image, decode=True) if is_image else datasets.Image()
+    features[IMAGE_COLUMN] = replace(image, decode=True) if is_image else datasets.Image()
     return features
 
 
@@ -99,19 +136,20 @@ def _view_name(table: datasets.Dataset, saved: Path | None) -> str:
 
 
 def _view(
-    table: datasets.Dataset, features: datasets.Features, image_column: str, name: str, folder: Path | None
+    table: datasets.Dataset, features: datasets.Features, name: str, folder: Path | None, is_renamed: bool
 ) -> Path:
     """The view of that name, made where it is missing or does not fit the table any more."""
     views = Path(datasets.config.HF_DATASETS_CACHE).resolve() / "distil"
     view = views / name
-    state = _state(table, features, image_column, folder)
+    state = _state(table, features, folder, is_renamed)
     if not _fits(view, state):
+        check_cache()
         views.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=views, prefix=".view-") as temporary:
             made = Path(temporary) / "view"
             made.mkdir()
             for file in state["_distil"]["written"]:
-                _write_rows(table, features, image_column, folder, made / file)
+                _write_rows(table, features, folder, made / file)
             info = table.info.copy()
             info.features = features
             info.write_to_directory(str(made))
@@ -121,12 +159,12 @@ def _view(
 
 
 def _state(
-    table: datasets.Dataset, features: datasets.Features, image_column: str, folder: Path | None
+    table: datasets.Dataset, features: datasets.Features, folder: Path | None, is_renamed: bool
 ) -> dict[str, Any]:
     """What `save_to_disk` writes beside its Arrow files, and what a view has to be made anew for."""
     files = [Path(file["filename"]).resolve() for file in table.cache_files]
-    is_stored = table.data.schema.field(image_column).type == STORED_PICTURE
-    paths = chain.from_iterable(map(bare_paths, table.data.column(image_column).chunks))
+    is_stored = table.data.schema.field(IMAGE_COLUMN).type == STORED_PICTURE and not is_renamed
+    paths = chain.from_iterable(map(bare_paths, table.data.column(IMAGE_COLUMN).chunks))
     changes = folder is not None and any(map(is_relative, paths))
     written = [] if files and is_stored and not changes else ["rows.arrow"]
     return {
@@ -161,14 +199,14 @@ def _fits(view: Path, state: Mapping[str, Any]) -> bool:
 
 
 def _write_rows(
-    table: datasets.Dataset, features: datasets.Features, image_column: str, folder: Path | None, path: Path
+    table: datasets.Dataset, features: datasets.Features, folder: Path | None, path: Path
 ) -> None:
     """Write the rows, batch by batch; `save_to_disk` would read every picture that a path names into them."""
     schema = features.arrow_schema
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in table.data.to_batches(max_chunksize=_ROWS_A_BATCH):
             columns = [
-                _pictures(batch.column(name), folder) if name == image_column else batch.column(name)
+                _pictures(batch.column(name), folder) if name == IMAGE_COLUMN else batch.column(name)
                 for name in schema.names
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -180,6 +218,9 @@ def _pictures(column: pa.Array, folder: Path | None) -> pa.Array:
 
 def _picture(value: Any, folder: Path | None) -> dict[str, Any] | None:
     if isinstance(value, str):
+        data = picture_in(value)
+        if data is not None:
+            return {"bytes": data, "path": None}
         return {"bytes": None, "path": _absolute(value, folder)}
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}

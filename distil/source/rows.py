@@ -18,12 +18,14 @@ from PIL import Image
 from distil.errors import SampleError, error_text
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, SampleId
+from distil.source.exif import EXIF, gps_degrees, gps_names
 from distil.source.json_values import has_labels, to_json, with_label_names
 from distil.source.order import first_rows
 from distil.source.picture_paths import is_relative
 from distil.source.saved import IMAGE_COLUMN, StoredRows, read_saved
 
 _ROWS_BETWEEN_TRIMS = 32
+_LOOKED_INTO = 20  # pictures of a folder, for what their EXIF says
 _MADV_DONTNEED = 4  # asm-generic/mman-common.h
 
 
@@ -32,8 +34,11 @@ class Source:
 
     def __init__(self, rows: StoredRows, identity: DatasetIdentity) -> None:
         self.identity = identity
+        is_usual = rows.image_column == IMAGE_COLUMN
+        self._chosen = {} if is_usual else {IMAGE_COLUMN: rows.image_column}
         self._mode = rows.features[IMAGE_COLUMN].get("mode")
         self._rows = rows
+        self._left_out = (IMAGE_COLUMN, *rows.left_out)
         self._labels = {name: feature for name, feature in rows.features.items() if has_labels(feature)}
         self._trim = MappingTrimmer(rows.files, rows.trim)
 
@@ -42,8 +47,30 @@ class Source:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the dataset's columns."""
-        return list(self._rows.features)
+        """The names of all columns, with `a.b` for the field b of the struct a.
+
+        For a folder of pictures also `exif:NAME` for what the EXIF of one of the first says of its place.
+        """
+        names = [name for column in self._rows.features.items() for name in _field_names(*column)]
+        return [*names, *self._exif_names()] if self.identity.kind == "imagefolder" else names
+
+    def _exif_names(self) -> list[str]:
+        rows = (self._rows.row(index) for index in range(min(len(self), _LOOKED_INTO)))
+        return list(dict.fromkeys(name for row in rows for name in _gps_names(row[IMAGE_COLUMN])))
+
+    @property
+    def image_column(self) -> str | None:
+        """What the column of the picture is called, where that is not `image`."""
+        return self._chosen.get(IMAGE_COLUMN)
+
+    @property
+    def chosen(self) -> Mapping[str, str]:
+        """Which column is taken for what, where it is not the one of that name."""
+        return dict(self._chosen)
+
+    def choose(self, columns: Mapping[str, str]) -> None:
+        """Take these columns, as `columns` names them, for what the task reads by their keys."""
+        self._chosen |= columns
 
     def load(self, sample_id: SampleId, decoded: Image.Image | None = None) -> Sample:
         """Read and decode a sample's row; raises SampleError naming what is wrong with it.
@@ -64,7 +91,8 @@ class Source:
         row = self._row(index)
         with _naming(name):
             file = _picture_bytes(row[IMAGE_COLUMN])
-        data = {name: self._value(name, value) for name, value in row.items() if name != IMAGE_COLUMN}
+        others = {name: value for name, value in row.items() if name not in self._left_out}
+        data = {name: self._value(name, value) for name, value in others.items()}
         is_kept = _is_far(row.pop(IMAGE_COLUMN))
 
         def read_again() -> bytes:
@@ -74,9 +102,17 @@ class Source:
         def decode(decoded: Image.Image | None) -> Sample:
             with _naming(name):
                 picture = decode_stored(file, self._mode, decoded, None if is_kept else read_again)
-            return Sample(sample_id, name, data, picture)
+                fields = self._chosen_fields(row, file)
+            return Sample(sample_id, name, data, picture, fields)
 
         return decode
+
+    def _chosen_fields(self, row: Mapping[str, Any], file: bytes) -> dict[str, Json]:
+        columns = {field: column for field, column in self._chosen.items() if field != IMAGE_COLUMN}
+        return {
+            field: gps_degrees(file, column) if column.startswith(EXIF) else _field(row, column)
+            for field, column in columns.items()
+        }
 
     def _row(self, index: int) -> dict[str, Any]:
         row = self._rows.row(index)
@@ -95,18 +131,60 @@ class Source:
         return to_json(value if labels is None else with_label_names(value, labels))
 
 
-def open_source(dataset_path: str, tell: Callable[[str], None] | None = None) -> Source:
-    """Open a `save_to_disk` folder (`PATH:split` for a DatasetDict), a parquet, JSONL, JSON or CSV file,
-    a folder of pictures, or a dataset of the hub (`NAME:split`); raises SourceError.
+def open_source(
+    dataset_path: str,
+    tell: Callable[[str], None] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Source:
+    """Open any form of dataset that docs/datasets.md has; raises SourceError.
 
-    `tell` gets a line on what is left out of it.
+    `tell` gets a line on what is left out of it. `columns` are taken as `Source.choose` takes them, that of
+    the picture as `image`; without one it is guessed.
     """
-    opened = read_saved(dataset_path)
+    columns = dict(columns or {})
+    image_column = columns.pop(IMAGE_COLUMN, None)
+    opened = read_saved(dataset_path) if image_column in (None, IMAGE_COLUMN) else None
     if opened is None:
         from distil.source.library import open_dataset  # noqa: PLC0415 - a second of imports
 
-        opened = open_dataset(dataset_path, tell)
-    return Source(*opened)
+        opened = open_dataset(dataset_path, tell, image_column)
+    source = Source(*opened)
+    source.choose(columns)
+    return source
+
+
+def _field_names(name: str, feature: Json) -> Iterator[str]:
+    yield name
+    if isinstance(feature, dict) and not isinstance(feature.get("_type"), str):
+        for field, inner in feature.items():
+            yield from _field_names(f"{name}.{field}", inner)
+
+
+def _field(row: Mapping[str, Any], column: str) -> Json:
+    """The value of a column or of a field within one; raises SampleError where there is none."""
+    value = row[column] if column in row else _inner_field(row, column)
+    if value is None:
+        raise SampleError(f"column {column!r} is empty")
+    return to_json(value)
+
+
+def _inner_field(row: Mapping[str, Any], column: str) -> Any:
+    value: Any = row
+    while isinstance(value, Mapping):
+        # A name may have points itself: the longest one that fits is meant.
+        names = [name for name in value if column == name or column.startswith(f"{name}.")]
+        if not names:
+            return None
+        name = max(names, key=len)
+        value, column = value[name], column[len(name) + 1 :]
+    return None if column else value
+
+
+def _gps_names(value: Mapping[str, Json] | None) -> Sequence[str]:
+    try:
+        return gps_names(_picture_bytes(value))
+    except SampleError:
+        return ()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from distil.source.fingerprint import loaded_fingerprint
 from distil.source.picture_paths import check_paths
 
 IMAGE_COLUMN = "image"
+HUB = "hf://"  # begins the name of a dataset of the hub: nothing else is looked up there
 STORED_PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # what `datasets.Image` stores
 _DTYPES = {  # of `datasets`, where Arrow spells the type otherwise
     "halffloat": "float16",
@@ -59,8 +60,13 @@ _INFO_FIELDS: Mapping[str, tuple[type, ...]] = {  # of dataset_info.json beside 
 class StoredRows:
     """The rows of a dataset as they are stored, in batches; `features` as `Features.to_dict` writes them.
 
-    `files` are those that others have mapped into memory, `mappings` what was mapped here.
+    `files` are those that others have mapped into memory, `mappings` what was mapped here. The picture is in
+    the column `image`; `image_column` is its name where the dataset lies, `left_out` are columns that say
+    nothing of a row.
     """
+
+    image_column = IMAGE_COLUMN
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -13,7 +13,12 @@ from distil.tools.base import BoxFrame
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
-_UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
+_UNSAID: Mapping[str, Json] = {
+    "token_field": "max_tokens",
+    "code": None,
+    "teacher_note": None,
+    "columns": None,
+}
 _MAX_SHOWN_CHARS = 60
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 _OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
@@ -28,6 +33,7 @@ _OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
     "keep_pictures": (bool,),
     "token_field": (str,),
     "teacher_note": (str, type(None)),
+    "columns": (dict, type(None)),
 }
 
 
@@ -68,6 +74,7 @@ class TraceSettings:
     token_field: str = "max_tokens"
     code: CodeLimits | None = None  # None where no tool runs code
     teacher_note: str | None = None
+    columns: Mapping[str, str] | None = None  # which are taken for what, where the names are not the usual
 
     def as_json(self) -> dict[str, Json]:
         """As a trace stores them."""
@@ -109,6 +116,7 @@ class TraceSettings:
             token_field=value.get("token_field", _UNSAID["token_field"]),
             code=_code_limits(value["code"]) if runs_code else None,
             teacher_note=value.get("teacher_note"),
+            columns=value.get("columns"),
         )
 
     def sha256(self, fingerprint: str) -> str:
@@ -147,6 +155,9 @@ def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:
             raise ValueError(f"settings.{name} cannot be {short_json(stored[name])}")
     if stored.get("token_field", _TOKEN_FIELDS[0]) not in _TOKEN_FIELDS:
         raise ValueError(f"settings.token_field is none of {', '.join(_TOKEN_FIELDS)}")
+    columns = stored.get("columns") or {}
+    if not all(isinstance(column, str) for column in columns.values()):
+        raise ValueError("settings.columns holds what is no name of a column")
     if stored.get("code") is not None and not runs_code:
         raise ValueError("settings.code is of a tool that runs code, and none is offered")
 

@@ -40,8 +40,16 @@ class Task(Protocol):
     @property
     def metrics(self) -> tuple[Metric, ...]: ...
 
-    def check_columns(self, columns: Collection[str]) -> None:
-        """Raise SourceError where a dataset with these columns cannot hold a truth."""
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What it reads of a row that another column may be named for, by a flag `--FIELD_column`."""
+        ...
+
+    def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
+        """The columns to take for its fields, but for those that have a name that `truth` reads.
+
+        `asked` are those that the user named. Raises SourceError where these columns cannot hold a truth.
+        """
         ...
 
     def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:

@@ -37,6 +37,10 @@ MAX_POINTS = 5000.0
 ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
 LAT_COLUMNS = ("lat", "latitude")
 LON_COLUMNS = ("lon", "longitude", "lng")
+_GUESSED = {  # the last name of a column, letters alone; and where the picture's EXIF has it
+    "lat": (LAT_COLUMNS, re.compile(r"(gps|geo)?(lat|latitude)(deg|degrees)?"), "exif:GPSLatitude"),
+    "lon": (LON_COLUMNS, re.compile(r"(gps|geo)?(lo?ng?|longitude)(deg|degrees)?"), "exif:GPSLongitude"),
+}
 
 _BRACE = re.compile(r"[{}]")
 _MAX_ANSWER_CHARS = 300  # an answer is two numbers; a longer box is prose
@@ -81,15 +85,16 @@ class Geolocation:
     system_prompt: str = SYSTEM_PROMPT
     user_prompt: str = USER_PROMPT
     metrics: tuple[Metric, ...] = (DISTANCE,)
+    fields: tuple[str, ...] = tuple(_GUESSED)
 
-    def check_columns(self, columns: Collection[str]) -> None:
-        """Raise SourceError where a dataset with these columns cannot hold a true place."""
-        for names in (LAT_COLUMNS, LON_COLUMNS):
-            if not set(names) & set(columns):
-                raise SourceError(
-                    f"the dataset has no column {' or '.join(map(repr, names))} (degrees); "
-                    f"its columns: {', '.join(columns)}"
-                )
+    def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
+        """The columns of latitude and longitude, but for those that `truth` reads without being told.
+
+        Raises SourceError where there are none, or several that may be meant.
+        """
+        chosen = {field: _column_of(field, columns, asked.get(field)) for field in self.fields}
+        usual = {field: _usual(columns, _GUESSED[field][0]) for field in self.fields}
+        return {field: column for field, column in chosen.items() if column != usual[field]}
 
     def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """Read the row's true place; raises SampleError naming the field that is missing or bad."""
@@ -151,6 +156,39 @@ def haversine_km(a: Place, b: Place) -> float:
     half_lat, half_lon = (lat_b - lat_a) / 2, math.radians(b.lon - a.lon) / 2
     chord = math.sin(half_lat) ** 2 + math.cos(lat_a) * math.cos(lat_b) * math.sin(half_lon) ** 2
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, chord)))
+
+
+def _column_of(field: str, columns: Collection[str], asked: str | None) -> str:
+    names, pattern, in_exif = _GUESSED[field]
+    if asked is not None:
+        if asked not in columns and asked != in_exif:
+            raise SourceError(
+                f"--{field}_column {asked!r}: there is no such column; the dataset's columns: "
+                f"{', '.join(columns)}"
+            )
+        return asked
+    usual = _usual(columns, names)
+    if usual is not None:
+        return usual
+    fitting = [column for column in columns if pattern.fullmatch(_letters(column))]
+    if len(fitting) > 1:
+        raise SourceError(
+            f"several columns may be {names[0]!r}: {', '.join(fitting)}; name one by --{field}_column"
+        )
+    if not fitting and in_exif not in columns:
+        raise SourceError(
+            f"the dataset has no column {' or '.join(map(repr, names))} (degrees), name it by "
+            f"--{field}_column; its columns: {', '.join(columns)}"
+        )
+    return fitting[0] if fitting else in_exif
+
+
+def _usual(columns: Collection[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _letters(column: str) -> str:
+    return re.sub("[^a-z]", "", column.rpartition(".")[2].lower())
 
 
 def _coordinate(row: Mapping[str, Json], columns: tuple[str, ...], limit_degrees: int) -> float:
