@@ -60,11 +60,12 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
         _solve(todo, solver, totals)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
         totals.stopped_by = str(error) or "interrupted"
-        with suppress(FolderError):
+        with suppress(FolderError, BrokenPipeError, SystemExit):  # Ctrl-C ends the reader of our output too
             _end(solver, totals, record)
-            if totals.traces.num_traces and not isinstance(error, KeyboardInterrupt):
+            if totals.traces.num_traces:
                 print_summary(totals, terminal)
-                terminal.say("The same command goes on from here.")
+                if not isinstance(error, KeyboardInterrupt):  # whose last line says so
+                    terminal.say("The same command goes on from here.")
         raise
     _end(solver, totals, record)
     folder.close()  # not where threads may still write

@@ -99,6 +99,12 @@ class RolloutSolver:
         """Why no further sample should be started, or None."""
         return None if self.plan.flags.samples.keep_going else self.tally.halt
 
+    def drain(self) -> float:
+        """Ask nothing more, at once; returns for how many seconds what is in flight is waited for."""
+        seconds = self.plan.flags.teacher.grace_seconds
+        self.teacher.drain(seconds)
+        return seconds
+
     def abort(self) -> None:
         """Close the teacher: requests in flight, pauses and waits for it end at once."""
         self.teacher.close()

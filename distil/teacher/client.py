@@ -11,12 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import openai
 
-from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
+from distil.errors import ContextOverflow, RunGivenUp, TeacherError, TeacherRefused, TeacherUnreachable
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
@@ -117,6 +117,7 @@ class Teacher:
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._num_field_refusals = dict.fromkeys(urls, 0)  # since the last reply
 
     @property
@@ -134,8 +135,25 @@ class Teacher:
         """Have lines on servers that go and come back told this way."""
         self._availability.tell = self._replicas.tell = tell
 
+    def drain(self, seconds: float) -> None:
+        """Send nothing more, and tell what is waited for, at most so long.
+
+        Pauses and waits end at once; requests in flight go on, but none is asked again.
+        """
+        self._availability.close()
+        self.slots.close()
+        number = self._watchdog.num_watched
+        waited = {0: "no request is", 1: "1 request is"}.get(number, f"{number} requests are")
+        until = f", waited for up to {seconds:g} s (--grace_seconds)" if number else ""
+        with suppress(BrokenPipeError):  # Ctrl-C ends the reader of our output too
+            self._availability.tell(
+                f"Interrupted: {waited} in flight{until}; nothing more is asked. "
+                "The next signal leaves at once."
+            )
+
     def close(self) -> None:
         """Close every connection and wake every thread: requests in flight, pauses and waits end at once."""
+        self._is_closed = True
         self._availability.close()
         self.slots.close()
         with self._lock:
@@ -240,7 +258,8 @@ class Teacher:
                     self._servers[url] = Server(url, self.settings.api_key)
                 connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
-        self._availability.check_open()  # after it is listed, so that `close` misses none
+        if self._is_closed:  # after it is listed, so that `close` misses none
+            raise RunGivenUp("the run was given up")
         return connections[url]
 
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
