@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import noise, row, saved, teacher_settings
 from builders import file_bytes as file_of
+from builders import noise, row, saved, teacher_settings
 from conftest import PACKAGE
 from fault_server import Fault, FaultServer, Status
 from scripted_teacher import ScriptedTeacher, calls, is_probe, naming_the_word, num_turns, says

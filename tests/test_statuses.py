@@ -9,12 +9,13 @@ from distil.teacher.statuses import Means, meaning
 SERVER_ERRORS = tuple(range(500, 600))
 STATUSES_OF = {
     Means.RETRIED: (408, 409, 429, *SERVER_ERRORS),
-    Means.PASSING: (408, 409, 429, 502, 503, 504),
-    Means.OVERLOAD: (429, 503, 504),
+    Means.PASSING: (408, 409, 429, 502, 503, 504, 524),
+    Means.OVERLOAD: (429, 503, 504, 524),
     Means.RATE_LIMIT: (429,),
     Means.BROKEN: SERVER_ERRORS,
-    Means.GATEWAY: (502, 503, 504),
-    Means.PERHAPS_BILLED: (408, 504),
+    Means.GATEWAY: (502, 503, 504, 524),
+    Means.GAVE_UP: (408, 502, 504, 524),
+    Means.PERHAPS_BILLED: (408, 504, 524),
     Means.WRONG_KEY: (401,),
     Means.FORBIDDEN: (403,),
     Means.FATAL: (401, 402, 403, 404),

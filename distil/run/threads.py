@@ -41,7 +41,7 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first
 
 
 class Solver(Protocol[ResultT_co]):
-    """What solves samples; `solve` runs in many threads, `drain` and `abort` make those in flight end soon."""
+    """What solves samples; `solve` runs in many threads, `drain` and `abort` have those in flight end soon."""
 
     def solve(self, sample_id: SampleId) -> ResultT_co:
         """Solve the sample, write its trace, and return what the run's summary needs of it."""

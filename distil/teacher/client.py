@@ -197,9 +197,11 @@ class Teacher:
         with self.budget.request() as request, self.slots.slot() as slot:
             attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
             request.sent()
+            sent = time.monotonic()
             try:
                 return self._answered(attempts.replica.url, messages, seed, seconds, request)
             except AttemptFailed as failed:
+                failed.seconds = time.monotonic() - sent
                 if failed.sign is Sign.NO_CONNECTION:
                     request.refused()
                 if Means.OVERLOAD in meaning(failed.error.status):

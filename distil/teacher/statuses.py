@@ -18,6 +18,7 @@ class Means(Flag):
     RATE_LIMIT = auto()  # headers of limits say when the next request may come
     BROKEN = auto()  # an error of the server's own: one whose engine has died says 500 to everything
     GATEWAY = auto()  # a proxy's, which answers for servers that are down
+    GAVE_UP = auto()  # perhaps a proxy's own time limit, shorter than the generation
     PERHAPS_BILLED = auto()  # a time-out on the server's side: the reply may have been made
     WRONG_KEY = auto()
     FORBIDDEN = auto()  # the key may not do this; or the content is refused (see `is_moderation`)
@@ -33,6 +34,7 @@ class Means(Flag):
 _PASSING = Means.RETRIED | Means.PASSING
 _BROKEN = Means.RETRIED | Means.BROKEN  # every 5xx
 _GATEWAY = _BROKEN | Means.PASSING | Means.GATEWAY
+_CUT_OFF = _GATEWAY | Means.OVERLOAD | Means.PERHAPS_BILLED | Means.GAVE_UP  # or the server queues
 _UNFIT = Means.TOOLS_REFUSED | Means.PLAINLY_REFUSED
 
 _MEANINGS = {
@@ -42,16 +44,17 @@ _MEANINGS = {
     403: Means.FATAL | Means.PLAINLY_REFUSED | Means.FORBIDDEN,
     404: Means.FATAL | _UNFIT | Means.NOT_FOUND,
     405: _UNFIT,
-    408: _PASSING | Means.PERHAPS_BILLED,
+    408: _PASSING | Means.PERHAPS_BILLED | Means.GAVE_UP,
     409: _PASSING,
     415: _UNFIT,
     422: _UNFIT | Means.FIELD_REFUSED,
     429: _PASSING | Means.OVERLOAD | Means.RATE_LIMIT,
     500: _BROKEN | Means.TOOLS_REFUSED,
     501: _BROKEN | Means.TOOLS_REFUSED,
-    502: _GATEWAY,
+    502: _GATEWAY | Means.GAVE_UP,
     503: _GATEWAY | Means.OVERLOAD,
-    504: _GATEWAY | Means.OVERLOAD | Means.PERHAPS_BILLED,  # gave up waiting for a server that queues
+    504: _CUT_OFF,
+    524: _CUT_OFF,  # Cloudflare's 504
 }
 
 
