@@ -41,7 +41,7 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first
 
 
 class Solver(Protocol[ResultT_co]):
-    """What solves samples; `solve` runs in many threads, `drain` and `abort` have those in flight end soon."""
+    """What solves samples; `solve` runs in many threads, `drain` and `abort` end those in flight soon."""
 
     def solve(self, sample_id: SampleId) -> ResultT_co:
         """Solve the sample, write its trace, and return what the run's summary needs of it."""
@@ -129,7 +129,9 @@ def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT
         return Outcome(sample_id, solver.solve(sample_id), None)
     except (TeacherRefused, SandboxUnavailable, FolderError):
         raise
-    except (BudgetExceeded, RunHalted, RunGivenUp) as error:
+    except BudgetExceeded as error:
+        return Outcome(sample_id, None, None, f"limit reached, {error}")
+    except (RunHalted, RunGivenUp) as error:
         return Outcome(sample_id, None, None, str(error))
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         return Outcome(sample_id, None, _failure(sample_id, error))

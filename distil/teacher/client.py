@@ -135,6 +135,10 @@ class Teacher:
         """Have lines on servers that go and come back told this way."""
         self._availability.tell = self._replicas.tell = tell
 
+    def check_open(self) -> None:
+        """Raise RunGivenUp where nothing more is asked."""
+        self._availability.check_open()
+
     def drain(self, seconds: float) -> None:
         """Send nothing more, and tell what is waited for, at most so long.
 
