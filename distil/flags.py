@@ -305,7 +305,7 @@ class ToolFlags:
         int | None,
         Flag(
             "send pictures at no more than N pixels; crops are cut at full resolution all the same "
-            "(default: as the teacher's family needs)",
+            "(default: as the teacher's family needs; 4194304 where it is not known)",
             "N",
             _positive,
         ),

@@ -22,6 +22,8 @@ STATUSES_OF = {
     Means.NO_CREDIT: (402,),
     Means.NOT_FOUND: (404,),
     Means.BAD_REQUEST: (400,),
+    Means.TOO_LARGE: (413,),
+    Means.PICTURE_REFUSED: (400, 422),
     Means.FIELD_REFUSED: (400, 422),
     Means.TOOLS_REFUSED: (400, 404, 405, 415, 422, 500, 501),
     Means.PLAINLY_REFUSED: (400, 401, 403, 404, 405, 415, 422),

@@ -93,7 +93,7 @@ class Depth:
         return ahead > 0 and num_left - ahead < 1
 
     def _need(self, num_requests: int) -> float:
-        """How many more requests a sample takes that has had so many: past the mean, perhaps all there are."""
+        """How many more requests a sample takes that has had so many; past the mean, perhaps all."""
         mean = self.mean or self._max_turns
         expected = mean if num_requests < mean else self._max_turns
         return max(expected - num_requests, 1.0)

@@ -23,7 +23,7 @@ from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
-from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
+from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
 from distil.teacher.statuses import Means, meaning
@@ -37,6 +37,7 @@ _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of h
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
 _MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
+_MAX_SIZE_REFUSALS = 2  # in a row, each of another sample; a few photos may be larger than all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Teacher:
         self._lock = threading.Lock()
         self._is_closed = False
         self._num_field_refusals = dict.fromkeys(urls, 0)  # since the last reply
+        self._num_size_refusals = 0  # likewise
 
     @property
     def refuses_fields(self) -> bool:
@@ -227,12 +229,12 @@ class Teacher:
                     request.refused()
                 adapted = settings.adapted_to(error.status_code, _error_text(error))
                 if adapted is None or _is_overflow(error):
-                    raise self._status_failure(url, error) from None
+                    raise self._own_failure(url, error) from None
                 if not settings.may_adapt:
                     raise self._field_failure(url, error) from None
                 self.settings = adapted
             else:
-                self._num_field_refusals[url] = 0
+                self._num_field_refusals[url] = self._num_size_refusals = 0
                 return _parsed(reply_body, request)
         raise AttemptFailed(
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
@@ -280,6 +282,23 @@ class Teacher:
             Sign.BROKEN if Means.BROKEN in means else Sign.ALIVE,
             advised_seconds(status, headers, time.time()),
         )
+
+    def _own_failure(self, url: str, error: openai.APIStatusError) -> AttemptFailed:
+        """The failure of a sample; of the run where those before it were refused for their size too."""
+        failed = self._status_failure(url, error)
+        if _is_overflow(error) or not is_too_large(error.status_code, _error_text(error)):
+            return failed
+        with self._lock:
+            self._num_size_refusals += 1
+            number = self._num_size_refusals
+        text = f"{failed}; --image_max_pixels sends smaller pictures (1000000 is enough for most)"
+        if number <= _MAX_SIZE_REFUSALS:
+            return AttemptFailed(TeacherError(text, error.status_code), False, failed.sign)
+        text = (
+            f"the server refuses what is sent for its size, {number} samples in a row: {text}; a gateway's "
+            "own limit can be raised (nginx: client_max_body_size)"
+        )
+        return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
 
     def _field_failure(self, url: str, error: openai.APIStatusError) -> AttemptFailed:
         """The failure of a sample, or of the run where the sample before met the same."""

@@ -26,6 +26,8 @@ class Means(Flag):
     NO_CREDIT = auto()
     NOT_FOUND = auto()  # perhaps the URL lacks its /v1
     BAD_REQUEST = auto()  # perhaps the conversation is too long (see `is_context_overflow`)
+    TOO_LARGE = auto()  # the request's body
+    PICTURE_REFUSED = auto()  # perhaps for its size (see `is_too_large`)
     FIELD_REFUSED = auto()  # perhaps a request field that the server does not know
     TOOLS_REFUSED = auto()  # perhaps `tools`, without a tool parser (llama.cpp: 500, OpenRouter: 404)
     PLAINLY_REFUSED = auto()  # of the plainest request there is: then nothing else works either
@@ -38,7 +40,7 @@ _CUT_OFF = _GATEWAY | Means.OVERLOAD | Means.PERHAPS_BILLED | Means.GAVE_UP  # o
 _UNFIT = Means.TOOLS_REFUSED | Means.PLAINLY_REFUSED
 
 _MEANINGS = {
-    400: _UNFIT | Means.FIELD_REFUSED | Means.BAD_REQUEST,
+    400: _UNFIT | Means.FIELD_REFUSED | Means.PICTURE_REFUSED | Means.BAD_REQUEST,
     401: Means.FATAL | Means.PLAINLY_REFUSED | Means.WRONG_KEY,
     402: Means.FATAL | Means.NO_CREDIT,
     403: Means.FATAL | Means.PLAINLY_REFUSED | Means.FORBIDDEN,
@@ -46,8 +48,9 @@ _MEANINGS = {
     405: _UNFIT,
     408: _PASSING | Means.PERHAPS_BILLED | Means.GAVE_UP,
     409: _PASSING,
+    413: Means.TOO_LARGE,
     415: _UNFIT,
-    422: _UNFIT | Means.FIELD_REFUSED,
+    422: _UNFIT | Means.FIELD_REFUSED | Means.PICTURE_REFUSED,
     429: _PASSING | Means.OVERLOAD | Means.RATE_LIMIT,
     500: _BROKEN | Means.TOOLS_REFUSED,
     501: _BROKEN | Means.TOOLS_REFUSED,
