@@ -173,6 +173,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _grace(text: str) -> float:
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return value
+
+
 # --- a run ---
 
 
@@ -262,6 +269,15 @@ class TeacherFlags:
     max_outage_seconds: Annotated[
         float, Flag("how long a server that is down is waited for (default: {default})", "S", _seconds)
     ] = 1800.0
+    grace_seconds: Annotated[
+        float,
+        Flag(
+            "how long requests in flight are waited for after Ctrl-C or SIGTERM; 0 for not at all "
+            "(default: {default})",
+            "S",
+            _grace,
+        ),
+    ] = 30.0
     system_prompt: Annotated[str | None, Flag("(default: You are a helpful assistant.)", "TEXT")] = None
     user_prompt_file: Annotated[
         str | None, Flag("a text file to ask instead of the standard prompt", "FILE")
@@ -297,7 +313,7 @@ class ToolFlags:
         int | None,
         Flag(
             "send pictures at no more than N pixels; crops are cut at full resolution all the same "
-            "(default: as the teacher's family needs)",
+            "(default: as the teacher's family needs; 4194304 where it is not known)",
             "N",
             _positive,
         ),

@@ -383,7 +383,8 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
     with ScriptedTeacher(script) as server:
         child = start_door(
             "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos,
-            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", cwd=PACKAGE,
+            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", "--grace_seconds", "1",
+            cwd=PACKAGE,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while len(contents(tmp_path)) < 2 and time.monotonic() < deadline:

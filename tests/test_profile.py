@@ -120,6 +120,7 @@ def test_image_max_pixels_lowers_a_limit_and_never_raises_it() -> None:
     assert with_max_area(qwen25, 1_003_520).rule.max_area_px == 1_003_520
     assert with_max_area(qwen25, 10**9).rule.max_area_px == qwen25.rule.max_area_px
     assert with_max_area(UNKNOWN, 500_000).rule == ResizeRule(max_area_px=500_000)
+    assert with_max_area(UNKNOWN, 10**8).rule == ResizeRule(max_area_px=10**8), "but a guess gives way"
 
 
 def test_image_max_pixels_keeps_the_factor() -> None:

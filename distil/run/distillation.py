@@ -60,11 +60,12 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
         _solve(todo, solver, totals)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
         totals.stopped_by = str(error) or "interrupted"
-        with suppress(FolderError):
+        with suppress(FolderError, BrokenPipeError, SystemExit):  # Ctrl-C ends the reader of our output too
             _end(solver, totals, record)
-            if totals.traces.num_traces and not isinstance(error, KeyboardInterrupt):
+            if totals.traces.num_traces:
                 print_summary(totals, terminal)
-                terminal.say("The same command goes on from here.")
+                if not isinstance(error, KeyboardInterrupt):  # whose last line says so
+                    terminal.say("The same command goes on from here.")
         raise
     _end(solver, totals, record)
     folder.close()  # not where threads may still write
@@ -79,14 +80,17 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
 def _to_do(
     solver: RolloutSolver, wanted: Sequence[SampleId], done: Collection[SampleId]
 ) -> tuple[Sequence[SampleId], int]:
-    """The samples to solve; and for an estimate, how many of them go on from turns of an earlier run."""
+    """The samples to solve, and for an estimate, how many of them go on from turns of an earlier run.
+
+    Those come first, so that a limit is spent on finishing them; in an estimate last.
+    """
     flags, folder = solver.plan.flags, solver.folder
     left = [sample_id for sample_id in wanted if sample_id not in done] if done else wanted
     if flags.samples.retry_failed:
         failed_before = folder.failed()
         left = [sample_id for sample_id in left if sample_id in failed_before]
     if flags.estimate_samples is None:
-        return left, 0
+        return _paid_first(folder, left), 0
     resumed = _resumed(folder, left)
     todo = choose_samples(left, resumed, flags.estimate_samples)
     return todo, len(resumed.intersection(todo))
@@ -119,6 +123,14 @@ class _FirstRollouts(Sequence[SampleId]):
         if isinstance(place, slice):
             return _FirstRollouts(self._indices[place])
         return SampleId(self._indices[place])
+
+
+def _paid_first(folder: RunFolder, left: Sequence[SampleId]) -> Sequence[SampleId]:
+    """The samples, first those that have paid turns."""
+    if not folder.journal.unfinished():
+        return left
+    resumed = _resumed(folder, left)
+    return [*(each for each in left if each in resumed), *(each for each in left if each not in resumed)]
 
 
 def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:

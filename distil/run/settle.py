@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -220,6 +221,13 @@ def _earlier_probe(
     return None
 
 
+def _bound_text(profile: Profile) -> str:
+    """How large pictures are sent to a family that is not known."""
+    if profile.name != UNKNOWN.name:
+        return ""
+    return f", pictures of at most {profile.rule.max_area_px or math.inf:,} pixels: --image_max_pixels"
+
+
 def _print_choices(
     probe: ProbeResult,
     urls: str,
@@ -228,7 +236,7 @@ def _print_choices(
 ) -> None:
     tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})"
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{_bound_text(profile)})"
     )
     if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
         tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")

@@ -279,6 +279,11 @@ class Watchdog:
         self._wakes_at = math.inf  # a deadline that is added while the thread looks through them wakes it
         self._is_closed = False
 
+    @property
+    def num_watched(self) -> int:
+        """How many requests are in flight."""
+        return len(self._deadlines)
+
     @contextlib.contextmanager
     def watching(self, connection: Connection, seconds: float) -> Iterator[None]:
         """Cut the connection if the block takes longer; `is_cut` tells, until it is watched again."""
