@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,10 @@ from distil.flags import (
     read_flags,
 )
 from distil.terminal.words import printable
+from distil.usage import Parser, examples_text
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
+_REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
 
@@ -86,6 +89,7 @@ class Command:
     about: str
     flags: Any
     start: Callable[[Any], Callable[[], int]]
+    examples: tuple[str, ...]
     advice: str = ""  # to who interrupts it
 
 
@@ -96,6 +100,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
         RunFlags(),
         _distil,
+        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
     ),
     Command(
@@ -104,6 +109,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
         RunFlags(SampleFlags(output_dir="traces_python_code"), tools=ToolFlags(tools="python_code")),
         _distil,
+        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
     ),
     Command(
@@ -112,6 +118,7 @@ COMMANDS: tuple[Command, ...] = (
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
         RunFlags(SampleFlags(output_dir="traces_with_tools", max_workers=1), keep_pictures=True),
         _distil,
+        (f"{_REAL} --num_samples 10",),
         _ADVICE,
     ),
     Command(
@@ -122,6 +129,7 @@ COMMANDS: tuple[Command, ...] = (
             SampleFlags(output_dir="traces_demo", max_workers=1), tools=ToolFlags(tools="none", max_turns=1)
         ),
         _distil,
+        (f"{_REAL} --num_samples 10",),
         _ADVICE,
     ),
     Command(
@@ -130,6 +138,7 @@ COMMANDS: tuple[Command, ...] = (
         "Run a few samples of a selection, keep them, and say what the whole will take.",
         EstimateFlags(),
         _distil,
+        (f"{_REAL} --num_samples 1000 --output_dir traces_1k",),
         _ADVICE,
     ),
     Command(
@@ -138,6 +147,7 @@ COMMANDS: tuple[Command, ...] = (
         "Show one trace, a folder of traces, or their totals.",
         ViewFlags(),
         _view,
+        ("traces_concurrent --batch", "traces_concurrent/trace_00003.json"),
     ),
     Command(
         "verify",
@@ -145,6 +155,7 @@ COMMANDS: tuple[Command, ...] = (
         "Replay traces from dataset and stored actions, and compare.",
         VerifyFlags(),
         _verify,
+        ("traces_concurrent", "traces_concurrent --dataset_path /moved/photos"),
     ),
     Command(
         "doctor",
@@ -152,8 +163,16 @@ COMMANDS: tuple[Command, ...] = (
         "Check what a teacher can do, or what this machine offers.",
         DoctorFlags(),
         _doctor,
+        ("--api_base http://localhost:8000/v1 --model NAME", "--sandbox"),
     ),
-    Command("signs", None, "Draw a dataset of street signs for the embedded teacher.", SignsFlags(), _signs),
+    Command(
+        "signs",
+        None,
+        "Draw a dataset of street signs for the embedded teacher.",
+        SignsFlags(),
+        _signs,
+        ("--output_dir signs --num_rows 1000",),
+    ),
 )
 
 
@@ -164,40 +183,61 @@ def enter(script: str | None = None) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `distil` command."""
-    parser = argparse.ArgumentParser(
+    command, parser, namespace = _parse(arguments)
+    return _run(command, namespace, parser)
+
+
+def read_command(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """The command that arguments name, and its flags with what they say."""
+    command, _, namespace = _parse(arguments)
+    return command, read_flags(namespace, command.flags)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Command, Parser, argparse.Namespace]:
+    parser = Parser(
         prog="distil",
         description="Distil visual tool-use traces from a vision-language teacher.",
-        epilog="Without --api_base and key an embedded sign reader plays the teacher.",
+        epilog="Without --api_base and key an embedded sign reader plays the teacher.\n\n"
+        + examples_text("distil", [f"{command.name} {command.examples[0]}" for command in COMMANDS[:1]]),
     )
     parser.add_argument("--version", action="version", version=f"distil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {
-        command.name: commands.add_parser(command.name, help=command.about, description=command.about)
+        command.name: commands.add_parser(
+            command.name,
+            help=command.about,
+            description=command.about,
+            epilog=examples_text(f"distil {command.name}", command.examples),
+        )
         for command in COMMANDS
     }
     for command in COMMANDS:
         add_flags(parsers[command.name], command.flags)
-    namespace = parser.parse_args(arguments)
+    parser.commands = tuple(parsers)
+    namespace = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     chosen = next(command for command in COMMANDS if command.name == namespace.command)
-    return _run(chosen, namespace, parsers[chosen.name], parser.prog)
+    return chosen, parsers[chosen.name], namespace
 
 
 def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
     """One of the scripts."""
     command = next(command for command in COMMANDS if command.script == script)
-    parser = argparse.ArgumentParser(
-        prog=script, description=command.about, epilog=f"The same as: distil {command.name}"
+    parser = Parser(
+        prog=script,
+        description=command.about,
+        epilog=f"The same as: distil {command.name}\n\n"
+        + examples_text(f"python {script}", command.examples),
     )
     add_flags(parser, command.flags)
-    return _run(command, parser.parse_args(arguments), parser, parser.prog)
+    return _run(command, parser.parse_args(sys.argv[1:] if arguments is None else arguments), parser)
 
 
-def _run(command: Command, namespace: argparse.Namespace, parser: argparse.ArgumentParser, prog: str) -> int:
+def _run(command: Command, namespace: argparse.Namespace, parser: Parser) -> int:
     try:
         ready = command.start(read_flags(namespace, command.flags))
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    return process.exit_code_of(ready, prog, command.advice, printable)
+    return process.exit_code_of(ready, parser.prog.split()[0], command.advice, printable)
 
 
 if __name__ == "__main__":

@@ -122,18 +122,24 @@ def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
 # --- what is read from a text ---
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
+def _whole(text: str, at_least: int | None = None) -> int:
+    """A whole number; raises ArgumentTypeError, as argparse would name the function."""
+    needed = "must be a whole number" + ("" if at_least is None else f" of {at_least} or more")
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(needed) from None
+    if at_least is not None and value < at_least:
+        raise argparse.ArgumentTypeError(needed)
     return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, at_least=0)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    return _whole(text, at_least=1)
 
 
 def _cores() -> int:
@@ -141,8 +147,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _real(text: str) -> float:
+    """A number; not a number for a text that is none, which no range holds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _amount(text: str) -> float:
-    value = float(text)
+    value = _real(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError("must be an amount above 0")
     return value
@@ -160,14 +174,14 @@ def _stored_prices(value: Json) -> FixedPrices | None:
 
 
 def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError("must be from 0 to 2")
+    value = _real(text)
+    if not (0 <= value <= 2):
+        raise argparse.ArgumentTypeError("must be a number from 0 to 2")
     return value
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _real(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
     return value
@@ -196,7 +210,7 @@ class SampleFlags:
             metavar="ORDER",
         ),
     ] = "dataset"
-    seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=int)] = 0
+    seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[
         str,
@@ -422,4 +436,4 @@ class SignsFlags:
 
     output_dir: Annotated[Path, Flag(None, "DIR", Path, is_required=True)] = Path()
     num_rows: Annotated[int, Flag("(default: {default})", "N", _positive)] = NUM_SIGNS
-    seed: Annotated[int, Flag("(default: {default})", parse=int)] = 0
+    seed: Annotated[int, Flag("(default: {default})", parse=_whole)] = 0

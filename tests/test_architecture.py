@@ -21,7 +21,7 @@ PACKAGE = ROOT / "distil"
 # Floors of the house, from the nouns up: a room imports only from the floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lazy_picture",),
-    ("errors", "records", "interrupts", "bare_file"),
+    ("errors", "records", "interrupts", "bare_file", "usage"),
     ("process", "pictures", "spending", "sandbox"),
     ("messages", "tools", "embedded"),
     ("flags", "tasks", "teacher"),

@@ -1,0 +1,73 @@
+"""What a person types: dashes in flags, slips told with what was perhaps meant, examples in the help."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_FLAG = re.compile(r"^--[A-Za-z][\w-]*(?==|$)")
+_WIDTH = 78
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads one command's arguments; `commands` are the words that may come first, if there are any."""
+
+    def __init__(
+        self, prog: str | None = None, description: str = "", epilog: str = "", **others: Any
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(description, _WIDTH),
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **others,
+        )
+        self.commands: Sequence[str] = ()
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Read them all: those that are not known are an error here, where it is known what there is."""
+        given = with_underscores(list(args or ()))
+        if self.commands:
+            self._check_command(given)
+            return super().parse_known_args(given, namespace)
+        found, unknown = super().parse_known_args(given, namespace)
+        if unknown:
+            self.error(self._unknown_text(unknown[0]))
+        return found, []
+
+    def _check_command(self, given: Sequence[str]) -> None:
+        first = given[0] if given else "-"
+        if not first.startswith("-") and first not in self.commands:
+            self.error(f"unknown command {first}{suggestion(first, self.commands, f'{self.prog} --help')}")
+
+    def _unknown_text(self, argument: str) -> str:
+        flag = _FLAG.match(argument)
+        if flag is None:
+            return f"unexpected argument {argument}; flags begin with --"
+        known = [name for action in self._actions for name in action.option_strings]
+        return f"unknown flag {flag[0]}{suggestion(flag[0], known, f'{self.prog} --help')}"
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """The arguments with dashes within the names of flags as underscores; what follows `--` stays."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    spelled = [_FLAG.sub(lambda name: "--" + name[0][2:].replace("-", "_"), each) for each in arguments[:end]]
+    return [*spelled, *arguments[end:]]
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """`: did you mean …?` where a known name is like it, else what lists them."""
+    by_word = {each.lstrip("-"): each for each in known}  # dashes in front would make all flags alike
+    close = difflib.get_close_matches(name.lstrip("-"), list(by_word), n=1)
+    return f": did you mean {by_word[close[0]]}?" if close else f"; {otherwise} lists them"
+
+
+def examples_text(prog: str, examples: Iterable[str]) -> str:
+    """The lines with which a help ends."""
+    return "\n".join(["examples:", *(f"  {prog} {example}".rstrip() for example in examples)])
