@@ -22,6 +22,7 @@ from distil.flags import (
     ViewFlags,
     add_flags,
     read_flags,
+    stated_flags,
 )
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
@@ -91,6 +92,7 @@ class Command:
     start: Callable[[Any], Callable[[], int]]
     examples: tuple[str, ...]
     advice: str = ""  # to who interrupts it
+    takes_config: bool = False  # flags from a file and from the environment
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -102,6 +104,7 @@ COMMANDS: tuple[Command, ...] = (
         _distil,
         (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "code",
@@ -111,6 +114,7 @@ COMMANDS: tuple[Command, ...] = (
         _distil,
         (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "with-tools",
@@ -120,6 +124,7 @@ COMMANDS: tuple[Command, ...] = (
         _distil,
         (f"{_REAL} --num_samples 10",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "one-turn",
@@ -131,6 +136,7 @@ COMMANDS: tuple[Command, ...] = (
         _distil,
         (f"{_REAL} --num_samples 10",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "estimate",
@@ -140,6 +146,7 @@ COMMANDS: tuple[Command, ...] = (
         _distil,
         (f"{_REAL} --num_samples 1000 --output_dir traces_1k",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "view",
@@ -156,6 +163,7 @@ COMMANDS: tuple[Command, ...] = (
         VerifyFlags(),
         _verify,
         ("traces_concurrent", "traces_concurrent --dataset_path /moved/photos"),
+        takes_config=True,
     ),
     Command(
         "doctor",
@@ -164,6 +172,7 @@ COMMANDS: tuple[Command, ...] = (
         DoctorFlags(),
         _doctor,
         ("--api_base http://localhost:8000/v1 --model NAME", "--sandbox"),
+        takes_config=True,
     ),
     Command(
         "signs",
@@ -212,11 +221,40 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, Parser, argparse.N
         for command in COMMANDS
     }
     for command in COMMANDS:
-        add_flags(parsers[command.name], command.flags)
+        _add_all_flags(parsers[command.name], command)
     parser.commands = tuple(parsers)
     namespace = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     chosen = next(command for command in COMMANDS if command.name == namespace.command)
     return chosen, parsers[chosen.name], namespace
+
+
+def _add_all_flags(parser: Parser, command: Command) -> None:
+    add_flags(parser, command.flags)
+    if not command.takes_config:
+        return
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--config", metavar="FILE", help="TOML, with the flags' names; flags win, then $DISTIL_…"
+    )
+    group.add_argument("--dump_config", action="store_true", help="print such a file of these flags, and end")
+
+    def layers(path: str | None) -> dict[str, object]:
+        from distil.config_file import read_layers  # noqa: PLC0415
+
+        return read_layers(command.flags, _known_names(), path)
+
+    parser.layers = layers
+
+
+def _known_names() -> set[str]:
+    """The names of all flags that a file may hold, for whatever command it is."""
+    return {
+        name
+        for command in COMMANDS
+        if command.takes_config
+        for name, flag, *_ in stated_flags(command.flags)
+        if not flag.is_positional
+    }
 
 
 def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
@@ -228,13 +266,19 @@ def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
         epilog=f"The same as: distil {command.name}\n\n"
         + examples_text(f"python {script}", command.examples),
     )
-    add_flags(parser, command.flags)
+    _add_all_flags(parser, command)
     return _run(command, parser.parse_args(sys.argv[1:] if arguments is None else arguments), parser)
 
 
 def _run(command: Command, namespace: argparse.Namespace, parser: Parser) -> int:
+    flags = read_flags(namespace, command.flags)
+    if getattr(namespace, "dump_config", False):
+        from distil.config_file import config_text  # noqa: PLC0415
+
+        print(config_text(command.name, flags, command.flags), end="")
+        return process.EXIT_DONE
     try:
-        ready = command.start(read_flags(namespace, command.flags))
+        ready = command.start(flags)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     return process.exit_code_of(ready, parser.prog.split()[0], command.advice, printable)

@@ -58,21 +58,39 @@ def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
             add_flags(parser.add_argument_group(stated.title), default)
         elif isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true", help=stated.help)
+            # The other is for who has it on in a file or in the environment.
+            parser.add_argument(
+                f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
+            )
         else:
             _add_flag(parser, name, stated, default)
 
 
 def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
-    number = f"{default:g}" if isinstance(default, float) else default
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
     parser.add_argument(
         name if flag.is_positional else f"--{name}",
         type=flag.parse,
         metavar=flag.metavar,
         choices=flag.choices and tuple(map(str, flag.choices)),
-        help=flag.help and flag.help.replace("{default}", str(number)),
+        help=flag.help and flag_text(flag.help, default),
         **kept,
     )
+
+
+def flag_text(text: str, default: object) -> str:
+    """What is said of a flag, with its default."""
+    return text.replace("{default}", f"{default:g}" if isinstance(default, float) else str(default))
+
+
+def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, Any, str]]:
+    """Each flag of a group and of those within: its name, how it is given, its value, its group's title."""
+    for name, stated in _stated(flags):
+        value = getattr(flags, name)
+        if isinstance(stated, Group):
+            yield from stated_flags(value, stated.title)
+        else:
+            yield name, stated, value, title
 
 
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:

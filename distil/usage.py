@@ -6,15 +6,21 @@ import argparse
 import difflib
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from distil.errors import UsageError
 
 _FLAG = re.compile(r"^--[A-Za-z][\w-]*(?==|$)")
 _WIDTH = 78
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads one command's arguments; `commands` are the words that may come first, if there are any."""
+    """Reads the arguments of `distil`, whose first word is one of `commands`, or those of one command.
+
+    `layers`, where there is one, gives what is said of the flags elsewhere, by the file of `--config`, which
+    may be None; raises UsageError.
+    """
 
     def __init__(
         self, prog: str | None = None, description: str = "", epilog: str = "", **others: Any
@@ -27,6 +33,7 @@ class Parser(argparse.ArgumentParser):
             **others,
         )
         self.commands: Sequence[str] = ()
+        self.layers: Callable[[str | None], Mapping[str, object]] | None = None
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -36,10 +43,26 @@ class Parser(argparse.ArgumentParser):
         if self.commands:
             self._check_command(given)
             return super().parse_known_args(given, namespace)
+        if self.layers is not None and not {"-h", "--help"} & set(given):
+            try:
+                self._take_in(self.layers(self._config_path(given)))
+            except UsageError as error:
+                self.exit(2, f"{self.prog}: error: {error}\n")
         found, unknown = super().parse_known_args(given, namespace)
         if unknown:
             self.error(self._unknown_text(unknown[0]))
         return found, []
+
+    def _config_path(self, given: Sequence[str]) -> str | None:
+        parser = argparse.ArgumentParser(prog=self.prog, usage=self.format_usage()[7:], add_help=False)
+        parser.add_argument("--config")
+        path: str | None = parser.parse_known_args(given)[0].config
+        return path
+
+    def _take_in(self, values: Mapping[str, object]) -> None:
+        self.set_defaults(**values)
+        for action in self._actions:
+            action.required = action.required and action.dest not in values
 
     def _check_command(self, given: Sequence[str]) -> None:
         first = given[0] if given else "-"
@@ -63,9 +86,15 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """`: did you mean …?` where a known name is like it, else what lists them."""
+    meant = closest(name, known)
+    return f"; {otherwise} lists them" if meant is None else f": did you mean {meant}?"
+
+
+def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known name that is most like another, None where none is; `likeness` is from 0 to 1."""
     by_word = {each.lstrip("-"): each for each in known}  # dashes in front would make all flags alike
-    close = difflib.get_close_matches(name.lstrip("-"), list(by_word), n=1)
-    return f": did you mean {by_word[close[0]]}?" if close else f"; {otherwise} lists them"
+    close = difflib.get_close_matches(name.lstrip("-"), list(by_word), n=1, cutoff=likeness)
+    return by_word[close[0]] if close else None
 
 
 def examples_text(prog: str, examples: Iterable[str]) -> str:
