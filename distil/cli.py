@@ -37,21 +37,30 @@ def _distil(flags: RunFlags) -> Callable[[], int]:
     from distil.run.distillation import run_distillation  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(run_distillation, flags, Terminal())
+    said = flags.output
+    terminal = Terminal(is_quiet=said.quiet, gives_json=flags.json)
+
+    def run() -> int:
+        with terminal.logging_to(said.log_file):
+            return run_distillation(flags, terminal)
+
+    return run
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=Terminal())
+    terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
+    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.verification import verify  # noqa: PLC0415
 
-    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, Terminal())
+    terminal = Terminal(gives_json=flags.json)
+    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -62,7 +71,7 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
     from distil.terminal.doctor import examine_all  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(examine_all, flags, Terminal())
+    return partial(examine_all, flags, Terminal(gives_json=flags.json))
 
 
 def _signs(flags: SignsFlags) -> Callable[[], int]:

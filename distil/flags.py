@@ -365,6 +365,16 @@ class BudgetFlags:
 
 
 @dataclass(frozen=True)
+class OutputFlags:
+    """What is said while it runs."""
+
+    quiet: Annotated[bool, Flag("say nothing but warnings and errors")] = False
+    log_file: Annotated[
+        str | None, Flag("add all that is said to FILE too, each line with its time", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True)
 class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
@@ -375,8 +385,13 @@ class RunFlags:
     budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
         default_factory=BudgetFlags
     )
+    output: Annotated[OutputFlags, Group("what is said")] = field(default_factory=OutputFlags)
     keep_pictures: bool = False
     estimate_samples: int | None = None
+    json: bool = False
+
+
+_JSON = Flag("one JSON document on standard output and nothing else there")
 
 
 @dataclass(frozen=True)
@@ -384,6 +399,7 @@ class EstimateFlags(RunFlags):
     """Those of a run, and how many samples to run."""
 
     estimate_samples: Annotated[int | None, Flag("(default: {default})", "N", _positive)] = 8
+    json: Annotated[bool, _JSON] = False
 
 
 # --- the other commands ---
@@ -398,6 +414,7 @@ class ViewFlags:
     path: Annotated[Path, _TRACES] = Path()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True)
@@ -410,6 +427,7 @@ class VerifyFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True)
@@ -441,6 +459,7 @@ class DoctorFlags:
     request_timeout_seconds: Annotated[float, Flag("of one request (default: {default})", "S", _seconds)] = (
         120.0
     )
+    json: Annotated[bool, _JSON] = False
 
     @property
     def names_teacher(self) -> bool:

@@ -43,7 +43,7 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
 def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:
     # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
-    from distil.terminal.estimate import print_estimate  # noqa: PLC0415
+    from distil.terminal.estimate import give_estimate, print_estimate  # noqa: PLC0415
     from distil.terminal.summary import print_summary  # noqa: PLC0415
 
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
@@ -57,7 +57,7 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     measured = Measured(spent, spent, num_resumed)
     totals = RunTotals(folder.path, len(done), measured, teacher.slots.state())
     try:
-        _solve(todo, solver, totals)
+        _solve(todo, solver, totals, terminal)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
         totals.stopped_by = str(error) or "interrupted"
         with suppress(FolderError):
@@ -72,7 +72,7 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     if flags.estimate_samples is not None:
         num_samples = len(wanted)
         selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
-        print_estimate(measured, selection, terminal)
+        (give_estimate if terminal.gives_json else print_estimate)(measured, selection, terminal)
     return 1 if measured.num_failed or totals.stopped_by else 0
 
 
@@ -126,12 +126,12 @@ def _resumed(folder: RunFolder, left: Sequence[SampleId]) -> set[SampleId]:
     return {sample_id for sample_id in left if folder.journal.num_turns(sample_id)}
 
 
-def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals) -> None:
+def _solve(todo: Sequence[SampleId], solver: RolloutSolver, totals: RunTotals, terminal: Terminal) -> None:
     """Solve the samples; `totals` count each that ends, whatever ends the run."""
     from distil.terminal.progress import Progress  # noqa: PLC0415
 
     num_done = totals.num_skipped
-    with Progress(len(todo) + num_done, num_done, solver.teacher.slots) as progress:
+    with Progress(len(todo) + num_done, num_done, solver.teacher.slots, terminal) as progress:
         solver.teacher.tell_by(progress.write)
         solver.models.tell = solver.folder.journal.tell = progress.write
         outcomes = run_samples(todo, solver, solver.plan.flags.samples.max_workers)

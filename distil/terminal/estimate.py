@@ -14,6 +14,7 @@ from distil.spending.estimate import (
     estimate_spending,
     num_to_do,
 )
+from distil.terminal.documents import estimate_document
 from distil.terminal.terminal import Terminal
 
 
@@ -31,17 +32,45 @@ def print_estimate(measured: Measured, selection: Selection, terminal: Terminal)
         terminal.say(text)
 
 
+def give_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+    """Give the same as one JSON document: seconds, tokens and USD."""
+    left = num_to_do(measured, selection)
+    if measured.num_finished:
+        notes = _notes(measured, selection)
+    else:
+        notes = [_nothing_measured(measured, left)] if left else []
+    terminal.give(
+        {
+            "num_samples": selection.num_samples,
+            "num_finished": measured.num_finished,
+            "num_failed": measured.num_failed,
+            **estimate_document(_estimates(measured, selection), left, notes),
+        }
+    )
+
+
+def _estimates(measured: Measured, selection: Selection) -> dict[str, Estimate | None]:
+    if not measured.num_finished:
+        return {"seconds": None, "tokens": None, "cost_usd": None}
+    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
+    return {
+        "seconds": estimate_seconds(measured, selection),
+        "tokens": estimate_spending(measured.tokens, tokens, measured, selection),
+        "cost_usd": estimate_spending(measured.cost_usd, costs, measured, selection),
+    }
+
+
 def _table(measured: Measured, selection: Selection) -> Table:
     table = Table(box=None, pad_edge=False)
     left = num_to_do(measured, selection)
     whole = f"all {selection.num_samples} samples"
     for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
         table.add_column(heading)
-    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
+    estimates = _estimates(measured, selection)
     rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
-        ("time", estimate_seconds(measured, selection), _duration_text),
-        ("tokens", estimate_spending(measured.tokens, tokens, measured, selection), _tokens_text),
-        ("cost", estimate_spending(measured.cost_usd, costs, measured, selection), _cost_text),
+        ("time", estimates["seconds"], _duration_text),
+        ("tokens", estimates["tokens"], _tokens_text),
+        ("cost", estimates["cost_usd"], _cost_text),
     )
     for name, estimate, text in rows:
         table.add_row(name, *_texts(estimate, text))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from tqdm import tqdm
 
 from distil.records import Outcome
 from distil.store.summary import TraceSummary
 from distil.teacher.slots import Slots
-from distil.terminal.words import one_line
+from distil.terminal.terminal import Terminal
 
 _SHOWN_FAILURES = 5
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
@@ -21,10 +22,16 @@ class Progress:
     A narrow terminal cuts off its end.
     """
 
-    def __init__(self, total: int, already_done: int, slots: Slots) -> None:
+    def __init__(self, total: int, already_done: int, slots: Slots, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._slots = slots
         self._bar = tqdm(
-            total=total, initial=already_done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR_FORMAT
+            total=total,
+            initial=already_done,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            bar_format=_BAR_FORMAT,
+            disable=terminal.is_quiet,
         )
         self._started = time.monotonic()
         self._finished = self._failed = self._calls = self._tokens = 0
@@ -39,7 +46,7 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Write a line above the bar, from any thread."""
-        self._bar.write(one_line(line))
+        self._terminal.say_above(partial(self._bar.write, file=self._terminal.file), line)
 
     def count(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
