@@ -17,6 +17,7 @@ from distil.flags import (
     RunFlags,
     SampleFlags,
     SignsFlags,
+    StatusFlags,
     ToolFlags,
     VerifyFlags,
     ViewFlags,
@@ -61,6 +62,13 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
 
     terminal = Terminal(gives_json=flags.json)
     return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+
+
+def _status(flags: StatusFlags) -> Callable[[], int]:
+    from distil.terminal.status import show_status  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    return partial(show_status, flags.path, Terminal(gives_json=flags.json, ends_with_reader=True))
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -164,6 +172,14 @@ COMMANDS: tuple[Command, ...] = (
         ViewFlags(),
         _view,
         ("traces_concurrent --batch", "traces_concurrent/trace_00003.json"),
+    ),
+    Command(
+        "status",
+        None,
+        "Say where a run's folder stands: done, failed, spent, time left; also while a run writes to it.",
+        StatusFlags(),
+        _status,
+        ("traces_concurrent", "traces_concurrent --json"),
     ),
     Command(
         "verify",

@@ -431,6 +431,14 @@ class VerifyFlags:
 
 
 @dataclass(frozen=True)
+class StatusFlags:
+    """The flags of `distil status`."""
+
+    path: Annotated[Path, Flag("a run's folder", "DIR", Path, is_positional=True)] = Path()
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
 class DoctorFlags:
     """The flags of `distil doctor`."""
 

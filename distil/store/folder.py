@@ -120,7 +120,7 @@ class RunFolder:
     def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
         self.path, self.spending = claim.path, claim.spending
         self._claim, self._run, self._on_change = claim, run, on_change
-        self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
+        self._failures, self._num_bad_lines = read_failures(self.path / FAILED_SAMPLES)
         self._failure_lines = LineFile(self.path / FAILED_SAMPLES)
         self._timing_lines = LineFile(self.path / TIMINGS)
         self.journal = Journal(self.path, run.settings_sha256, self.spending.flush)
@@ -309,7 +309,7 @@ def _stored_failure(line: Mapping[str, Json] | None) -> Failure | None:
     return failure if type(failure.runs) is int else None
 
 
-def _read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
+def read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
     """The failures by sample, the last of each, and how many lines cannot be read.
 
     A line that a crash cut off is no loss: its sample has no trace and is simply tried again.

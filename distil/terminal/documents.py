@@ -12,6 +12,7 @@ from distil.records import Json
 from distil.replay.verify import Verdict, Verification
 from distil.sandbox.layers import Layers
 from distil.spending.estimate import Estimate
+from distil.store.status import FolderStatus
 from distil.store.summary import Totals, TraceSummary
 
 Document = dict[str, Json]
@@ -103,3 +104,8 @@ def estimate_document(
         },
         "notes": list(notes),
     }
+
+
+def status_document(status: FolderStatus) -> Document:
+    """Where a run's folder stands."""
+    return asdict(status)

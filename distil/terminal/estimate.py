@@ -16,6 +16,7 @@ from distil.spending.estimate import (
 )
 from distil.terminal.documents import estimate_document
 from distil.terminal.terminal import Terminal
+from distil.terminal.words import duration_text
 
 
 def print_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
@@ -68,7 +69,7 @@ def _table(measured: Measured, selection: Selection) -> Table:
         table.add_column(heading)
     estimates = _estimates(measured, selection)
     rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
-        ("time", estimates["seconds"], _duration_text),
+        ("time", estimates["seconds"], duration_text),
         ("tokens", estimates["tokens"], _tokens_text),
         ("cost", estimates["cost_usd"], _cost_text),
     )
@@ -90,7 +91,7 @@ def _notes(measured: Measured, selection: Selection) -> list[str]:
     at_best = min(selection.max_workers, selection.num_samples)
     ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
     notes = [
-        f"From this run's {ended} in {_duration_text(measured.seconds)}; "
+        f"From this run's {ended} in {duration_text(measured.seconds)}; "
         f"the range's best time is for {at_best} samples at once, each as fast as these."
     ]
     if measured.num_resumed:
@@ -110,12 +111,6 @@ def _nothing_measured(measured: Measured, num_left: int) -> str:
     else:
         reason = "this run had no sample to run; --retry_failed takes only those that failed before"
     return f"Nothing to estimate from: {reason}. Still to do: {num_left} samples."
-
-
-def _duration_text(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def _tokens_text(tokens: float) -> str:

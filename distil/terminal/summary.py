@@ -24,7 +24,7 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         path = totals.folder / "failed_samples.jsonl"
         terminal.say(f"Failed samples, with their reasons: {path}")
     terminal.say(f"Requests at once: {_level_text(totals.level)}")
-    for line in _spent_lines(measured.spent_after):
+    for line in spent_lines(measured.spent_after):
         terminal.say(line)
     if totals.stopped_by is not None:
         terminal.say(f"Stopped: {totals.stopped_by}.")
@@ -41,7 +41,8 @@ def _level_text(state: LevelState) -> str:
     return f"{state.level} of {state.ceiling} ({state.reason}{highest})"
 
 
-def _spent_lines(spent: Spent) -> list[str]:
+def spent_lines(spent: Spent) -> list[str]:
+    """What was spent in a folder, in lines."""
     lines = [f"Spent in this folder: {_bill_text(spent.answered)}"]
     if spent.retried.requests:
         lines.append(f"Asked again, perhaps billed too: {_bill_text(spent.retried)}")
