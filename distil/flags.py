@@ -366,8 +366,11 @@ class BudgetFlags:
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """What is said while it runs."""
+    """What is said while it runs, and of what would."""
 
+    dry_run: Annotated[
+        bool, Flag("check all and show the first request, pictures as sizes; nothing is sent")
+    ] = False
     quiet: Annotated[bool, Flag("say nothing but warnings and errors")] = False
     log_file: Annotated[
         str | None, Flag("add all that is said to FILE too, each line with its time", metavar="FILE")

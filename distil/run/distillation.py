@@ -28,6 +28,11 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
+    if flags.output.dry_run:
+        from distil.run.dry_run import show_first_request  # noqa: PLC0415
+
+        show_first_request(flags, terminal.say)
+        return 0
     return_memory()
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
     with open_sandbox(flags, terminal.say) as sandbox, ExitStack() as stack:

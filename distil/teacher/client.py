@@ -346,6 +346,13 @@ def without_key(text: str, api_key: str) -> str:
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
 
 
+def request_body(
+    settings: TeacherSettings, tools: Sequence[Mapping[str, Json]], messages: Sequence[bytes], seed: int
+) -> bytes:
+    """A request's body, whole."""
+    return b"".join(_pieces(settings.opening(json.dumps(list(tools)), seed), messages))
+
+
 def _pieces(head: bytes, messages: Sequence[bytes]) -> list[bytes]:
     """A request's body, unjoined: joined, each picture would be held twice while it is sent."""
     pieces = [head]
