@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 
 def _distil(flags: RunFlags) -> Callable[[], int]:
+    if flags.output.quiet:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.run.distillation import run_distillation  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
@@ -89,7 +93,7 @@ def _signs(flags: SignsFlags) -> Callable[[], int]:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
         draw_signs(flags.output_dir, flags.num_rows, flags.seed)
-        print(f"Drawn: --dataset_path {flags.output_dir}")
+        print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
         return process.EXIT_DONE
 
     return draw

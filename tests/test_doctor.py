@@ -320,3 +320,11 @@ def test_the_tests_own_reader_reads() -> None:
 def test_a_model_that_is_not_listed_is_shown_with_the_nearest_names(run_door: RunDoor) -> None:
     result, _ = doctor(run_door, Seeing(), "--model", "qwen3-vl-235b")
     assert row(result, "models list") == f"partly qwen3-vl-235b is not in it; the nearest there: {QWEN}"
+
+
+def test_the_doctor_has_no_warning_about_our_own_teacher(run_door: RunDoor) -> None:
+    pytest.importorskip("rapidocr")
+    result = run_door("cli.py", "doctor", "--api_base", "embedded")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "Warning" not in result.stdout and "boxes writing, not the doctor's marks" in result.stdout
+    assert "The main job can run." in result.stdout

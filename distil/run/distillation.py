@@ -6,10 +6,12 @@ import datetime as dt
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import overload
 
-from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
+from distil.errors import FolderError, SandboxUnavailable, TeacherRefused, TraceError
 from distil.flags import RunFlags, flags_json
 from distil.process import return_memory
 from distil.records import Json, SampleId
@@ -19,8 +21,11 @@ from distil.run.threads import run_samples
 from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
 from distil.store.run_totals import RunTotals
+from distil.store.summary import Totals, read_summary
 from distil.teacher.address import find_teacher, served
 from distil.terminal.terminal import Terminal
+
+_SAVED = ("state.json", "dataset_dict.json")
 
 
 def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
@@ -28,6 +33,7 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
+    _announce(flags.samples.dataset_path, terminal)
     if flags.output.dry_run:
         from distil.run.dry_run import show_first_request  # noqa: PLC0415
 
@@ -46,13 +52,21 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
             return _run_samples(solver, _sample_ids(indices), terminal)
 
 
+def _announce(dataset_path: str | None, terminal: Terminal) -> None:
+    """Say what is read before a library shows its own progress with it; a saved dataset is opened at once."""
+    if dataset_path is None or any((Path(dataset_path) / name).exists() for name in _SAVED):
+        return
+    terminal.say(f"Dataset: {dataset_path}")
+
+
 def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Terminal) -> int:
     # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
     from distil.terminal.estimate import give_estimate, print_estimate  # noqa: PLC0415
     from distil.terminal.summary import print_summary  # noqa: PLC0415
 
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
-    done = folder.finished(wanted)
+    selected = Totals()
+    done = folder.finished(wanted, partial(_add_trace, selected))
     todo, num_resumed = _to_do(solver, wanted, done)
     for note in folder.resume_notes(todo):
         terminal.say(note)
@@ -60,7 +74,7 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     record = _start_record(solver, len(wanted), len(done))
     folder.write_run_record(record)
     measured = Measured(spent, spent, num_resumed)
-    totals = RunTotals(folder.path, len(done), measured, teacher.slots.state())
+    totals = RunTotals(folder.path, len(done), measured, teacher.slots.state(), selected)
     try:
         _solve(todo, solver, totals, terminal)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:
@@ -79,6 +93,11 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
         selection = Selection(num_samples, num_samples - len(done), flags.samples.max_workers)
         (give_estimate if terminal.gives_json else print_estimate)(measured, selection, terminal)
     return 1 if measured.num_failed or totals.stopped_by else 0
+
+
+def _add_trace(totals: Totals, trace: Mapping[str, Json]) -> None:
+    with suppress(TraceError):  # of a task that is not known any more
+        totals.add(read_summary(trace))
 
 
 def _to_do(

@@ -22,6 +22,7 @@ from distil.terminal.terminal import Terminal
 from distil.terminal.words import one_line
 
 _READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
+_READS_SIGNS = "The embedded sign reader boxes writing, not the doctor's marks: its frame is known, pixel."
 _STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
 
 
@@ -75,6 +76,9 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> 
             except TeacherRefused as error:
                 refusals.append(error)
                 continue
+            if address.note is not None and found.found_frame.frame is None:
+                terminal.say(_READS_SIGNS)
+                found = replace(found, warnings=())
             servers.append(examination_document(found, base_url_text(asked)))
             terminal.say(f"Model: {asked.model} at {base_url_text(asked)}")
             exit_codes.append(_show(found, terminal))
