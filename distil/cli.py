@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
+    CleanFlags,
     DoctorFlags,
     EstimateFlags,
     RunFlags,
@@ -73,6 +74,17 @@ def _status(flags: StatusFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(show_status, flags.path, Terminal(gives_json=flags.json, ends_with_reader=True))
+
+
+def _clean(flags: CleanFlags) -> Callable[[], int]:
+    from distil.store.clean import clean_folder  # noqa: PLC0415
+
+    def clean() -> int:
+        lines = clean_folder(flags.path)
+        print("\n".join(f"Removed {line}" for line in lines) or "There was nothing to remove.")
+        return process.EXIT_DONE
+
+    return clean
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -184,6 +196,14 @@ COMMANDS: tuple[Command, ...] = (
         StatusFlags(),
         _status,
         ("traces_concurrent", "traces_concurrent --json"),
+    ),
+    Command(
+        "clean",
+        None,
+        "Remove from a run's folder what it needs no more; no trace, failure or turn that is of use.",
+        CleanFlags(),
+        _clean,
+        ("traces_concurrent",),
     ),
     Command(
         "verify",

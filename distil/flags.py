@@ -442,6 +442,13 @@ class StatusFlags:
 
 
 @dataclass(frozen=True)
+class CleanFlags:
+    """The flags of `distil clean`."""
+
+    path: Annotated[Path, Flag("a run's folder", "DIR", Path, is_positional=True)] = Path()
+
+
+@dataclass(frozen=True)
 class DoctorFlags:
     """The flags of `distil doctor`."""
 

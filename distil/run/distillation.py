@@ -20,6 +20,7 @@ from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teach
 from distil.run.threads import run_samples
 from distil.spending.estimate import Measured, Selection, choose_samples
 from distil.store.folder import RunFolder
+from distil.store.readme import write_readme
 from distil.store.run_totals import RunTotals
 from distil.store.summary import Totals, read_summary
 from distil.teacher.address import find_teacher, served
@@ -73,6 +74,7 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     spent = teacher.budget.spent  # the probe, and earlier runs
     record = _start_record(solver, len(wanted), len(done))
     folder.write_run_record(record)
+    write_readme(folder.path)
     measured = Measured(spent, spent, num_resumed)
     totals = RunTotals(folder.path, len(done), measured, teacher.slots.state(), selected)
     try:
