@@ -15,6 +15,7 @@ from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
     CleanFlags,
+    CompletionFlags,
     DoctorFlags,
     EstimateFlags,
     RunFlags,
@@ -109,6 +110,20 @@ def _signs(flags: SignsFlags) -> Callable[[], int]:
         return process.EXIT_DONE
 
     return draw
+
+
+def _completion(flags: CompletionFlags) -> Callable[[], int]:
+    def complete() -> int:
+        try:
+            from distil.completion import completion_script  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
+
+        parser, parsers = _parsers()
+        print(completion_script(parser, parsers.values(), flags.shell))
+        return process.EXIT_DONE
+
+    return complete
 
 
 @dataclass(frozen=True)
@@ -231,6 +246,18 @@ COMMANDS: tuple[Command, ...] = (
         _signs,
         ("--output_dir signs --num_rows 1000",),
     ),
+    Command(
+        "completion",
+        None,
+        "Print a script that completes commands and flags in a shell.",
+        CompletionFlags(),
+        _completion,
+        (
+            "bash > ~/.local/share/bash-completion/completions/distil",
+            "zsh > ~/.zfunc/_distil",
+            "fish > ~/.config/fish/completions/distil.fish",
+        ),
+    ),
 )
 
 
@@ -252,6 +279,14 @@ def read_command(arguments: Sequence[str]) -> tuple[Command, Any]:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, Parser, argparse.Namespace]:
+    parser, parsers = _parsers()
+    namespace = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    chosen = next(command for command in COMMANDS if command.name == namespace.command)
+    return chosen, parsers[chosen.name], namespace
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """That of the `distil` command, and those of its commands by name."""
     parser = Parser(
         prog="distil",
         description="Distil visual tool-use traces from a vision-language teacher.",
@@ -272,9 +307,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, Parser, argparse.N
     for command in COMMANDS:
         _add_all_flags(parsers[command.name], command)
     parser.commands = tuple(parsers)
-    namespace = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    chosen = next(command for command in COMMANDS if command.name == namespace.command)
-    return chosen, parsers[chosen.name], namespace
+    return parser, parsers
 
 
 def _add_all_flags(parser: Parser, command: Command) -> None:

@@ -449,6 +449,13 @@ class CleanFlags:
 
 
 @dataclass(frozen=True)
+class CompletionFlags:
+    """The flags of `distil completion`."""
+
+    shell: Annotated[str, Flag("which shell", choices=("bash", "zsh", "fish"), is_positional=True)] = "bash"
+
+
+@dataclass(frozen=True)
 class DoctorFlags:
     """The flags of `distil doctor`."""
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "distil"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lazy_picture",),
     ("errors", "records", "interrupts", "bare_file"),
-    ("process", "usage", "pictures", "spending", "sandbox"),
+    ("process", "usage", "completion", "pictures", "spending", "sandbox"),
     ("messages", "tools", "embedded"),
     ("flags", "tasks", "teacher"),
     ("source", "store", "doctor", "rollout", "config_file"),
