@@ -191,14 +191,19 @@ def test_a_view_whose_reader_leaves_ends_with_0(flags: str, traces: Path, tmp_pa
 
 
 def test_a_run_whose_reader_leaves_goes_on(photos: Path, tmp_path: Path) -> None:
-    with ScriptedTeacher(policy) as server:
+    def one_fails(request: dict[str, Any]) -> Any:
+        fails = not is_probe(request) and request["seed"] % 3 == 0
+        return (400, {"error": {"message": "no"}}) if fails else policy(request)
+
+    with ScriptedTeacher(one_fails) as server:
         command = (
             f"{sys.executable} demo_concurrent.py --api_base {server.api_base} --dataset_path {photos} "
-            f"--num_samples 3 --output_dir {tmp_path}/out; echo $? > {tmp_path}/rc"
+            f"--num_samples 12 --output_dir {tmp_path}/out; echo $? > {tmp_path}/rc"
         )
         subprocess.run(["bash", "-c", f"({command}) | true"], cwd=PACKAGE, timeout=120, check=True)
-    assert (tmp_path / "rc").read_text() == "0\n"
-    assert len(list((tmp_path / "out").glob("trace_*.json"))) == 3
+    failed = (tmp_path / "out" / "failed_samples.jsonl").read_text().splitlines()
+    assert (tmp_path / "rc").read_text() == "1\n"
+    assert failed and len(list((tmp_path / "out").glob("trace_*.json"))) == 12 - len(failed)
 
 
 def test_every_key_of_a_document_stands_in_the_docs(traces: Path, run_door: RunDoor) -> None:

@@ -73,11 +73,14 @@ def test_after_a_resume_the_summary_is_of_the_folder(photos: Path, tmp_path: Pat
         first = run(run_door, server, photos, tmp_path, "--num_samples", 4)
         second = run(run_door, server, photos, tmp_path, "--num_samples", 6)
         third = run(run_door, server, photos, tmp_path, "--num_samples", 6)
+        fewer = run(run_door, server, photos, tmp_path, "--num_samples", 1)
     assert "─ this run ─" in first.stdout and "4 finished, 0 failed in" in first.stdout
     assert "─ this folder, 2 of them by this run ─" in second.stdout
     assert "│ tool calls              6 (1.00 a trace) " in second.stdout
     assert "This run: 2 finished, 0 failed, 4 were there already in" in second.stdout
-    assert "─ this folder, 0 of them by this run ─" in third.stdout
+    for later in (third, fewer):
+        assert "─ this folder, 0 of them by this run ─" in later.stdout
+        assert "│ traces                  6 " in later.stdout
 
 
 def test_the_commands_at_the_end_can_be_pasted(photos: Path, tmp_path: Path, run_door: RunDoor) -> None:

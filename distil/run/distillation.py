@@ -66,8 +66,8 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     from distil.terminal.summary import print_summary  # noqa: PLC0415
 
     flags, folder, teacher = solver.plan.flags, solver.folder, solver.teacher
-    selected = Totals()
-    done = folder.finished(wanted, partial(_add_trace, selected))
+    whole = Totals()
+    done = folder.finished(wanted, partial(_add_trace, whole))
     todo, num_resumed = _to_do(solver, wanted, done)
     for note in folder.resume_notes(todo):
         terminal.say(note)
@@ -76,7 +76,7 @@ def _run_samples(solver: RolloutSolver, wanted: Sequence[SampleId], terminal: Te
     folder.write_run_record(record)
     write_readme(folder.path)
     measured = Measured(spent, spent, num_resumed)
-    totals = RunTotals(folder.path, len(done), measured, teacher.slots.state(), selected)
+    totals = RunTotals(folder.path, len(done), measured, teacher.slots.state(), whole)
     try:
         _solve(todo, solver, totals, terminal)
     except (TeacherRefused, FolderError, SandboxUnavailable, KeyboardInterrupt) as error:

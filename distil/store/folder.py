@@ -140,14 +140,19 @@ class RunFolder:
     def finished(
         self, sample_ids: Sequence[SampleId], show: Callable[[Mapping[str, Json]], object] = lambda _: None
     ) -> set[SampleId]:
-        """The samples that already have a trace which is to be kept; `show` gets each of those traces.
+        """The samples that already have a trace which is to be kept; `show` gets those and other traces.
 
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
         names = (path.stem.removeprefix("trace_") for path in self.path.glob(_TRACE_FILES))
         there = set(map(SampleId.from_file_part, names))  # one listing: a look for each sample takes seconds
-        return {each for each in sample_ids if each in there and self._is_kept(each, show)}
+        kept = {each for each in sample_ids if each in there and self._is_kept(each, show)}
+        for other in there.difference(sample_ids):
+            if other is not None:
+                with suppress(TraceError):
+                    show(load_json(self.trace_path(other)))
+        return kept
 
     def resume_notes(self, left: Collection[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""

@@ -16,12 +16,12 @@ from distil.terminal.words import NOT_REPORTED, figure, number
 def print_summary(totals: RunTotals, terminal: Terminal) -> None:
     """Print the summary that a run ends with."""
     measured, num_finished = totals.measured, totals.traces.num_traces
-    is_resumed = totals.num_skipped > 0
-    if totals.selected.num_traces:
+    is_resumed = totals.whole.num_traces > num_finished
+    if totals.whole.num_traces:
         title = f"this folder, {num_finished:,} of them by this run" if is_resumed else "this run"
-        terminal.show(totals_table(totals.selected, title=title))
+        terminal.show(totals_table(totals.whole, title=title))
     parts = [f"{num_finished} finished", f"{measured.num_failed} failed"]
-    if is_resumed:
+    if totals.num_skipped:
         parts.append(f"{totals.num_skipped} were there already")
     rate = f" ({60 * num_finished / measured.seconds:.1f} a minute)" if num_finished else ""
     whose = "This run: " if is_resumed else ""

@@ -58,17 +58,20 @@ class Terminal:
     def _console(self) -> Console:
         from rich.console import Console  # noqa: PLC0415
 
-        ends_with_reader = self._ends_with_reader
+        go_on = self._go_on_unheard
 
         class OurConsole(Console):
             """Leaves it to the command what a reader who has gone means; rich would end with exit code 1."""
 
             def on_broken_pipe(self) -> None:
-                if ends_with_reader:
-                    raise BrokenPipeError
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+                go_on()
 
         return OurConsole(file=self._file, width=self._width)
+
+    def _go_on_unheard(self) -> None:
+        if self._ends_with_reader:
+            raise BrokenPipeError
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     @property
     def is_quiet(self) -> bool:
@@ -94,7 +97,10 @@ class Terminal:
         """A line written by what draws a bar beneath; from any thread."""
         self._log(one_line(line))
         if not self._is_quiet or line.startswith(tuple(_STYLES)):
-            write(one_line(line))
+            try:
+                write(one_line(line))
+            except BrokenPipeError:
+                self._go_on_unheard()
 
     def show(self, content: RenderableType) -> None:
         """A table or a panel."""
