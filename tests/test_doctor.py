@@ -276,10 +276,11 @@ def test_teacher_and_sandbox_can_be_checked_together(run_door: RunDoor) -> None:
 
 def test_the_embedded_teacher_is_examined(run_door: RunDoor) -> None:
     result = run_door("cli.py", "doctor", "--api_base", "embedded", env={"COLUMNS": "200"})
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 0, result.stderr
     assert row(result, "picture").startswith("yes seen: the word OSLO was read")
     assert row(result, "native calls").startswith("yes")
     assert "Frame found: none" in result.stdout, "it looks for writing, not for marks"
+    assert "Warning" not in result.stdout and "boxes writing, not the doctor's marks" in result.stdout
     assert "The main job can run." in result.stdout
 
 
@@ -320,11 +321,3 @@ def test_the_tests_own_reader_reads() -> None:
 def test_a_model_that_is_not_listed_is_shown_with_the_nearest_names(run_door: RunDoor) -> None:
     result, _ = doctor(run_door, Seeing(), "--model", "qwen3-vl-235b")
     assert row(result, "models list") == f"partly qwen3-vl-235b is not in it; the nearest there: {QWEN}"
-
-
-def test_the_doctor_has_no_warning_about_our_own_teacher(run_door: RunDoor) -> None:
-    pytest.importorskip("rapidocr")
-    result = run_door("cli.py", "doctor", "--api_base", "embedded")
-    assert result.returncode == 0, result.stderr + result.stdout
-    assert "Warning" not in result.stdout and "boxes writing, not the doctor's marks" in result.stdout
-    assert "The main job can run." in result.stdout
