@@ -71,7 +71,7 @@ def settings_of_a_trace(**changes: Any) -> TraceSettings:
         max_turns=3,
         seed=-1,
         sends_seed=False,
-        resize_rule=ResizeRule(max_area_px=10_000),
+        view_rule=ResizeRule(max_area_px=10_000),
         states_size=True,
         system_prompt="s",
         user_prompt="u\n",
@@ -167,7 +167,7 @@ def test_settings_of_another_version_are_read_and_what_they_lack_or_add_is_a_cha
     assert settings.changes_from(stored, ignored=("sends_seed", "top_k")) == []
 
 
-@pytest.mark.parametrize("name", ["task", "tool_mode", "resize_rule", "tool_schemas", "seed", "coordinates"])
+@pytest.mark.parametrize("name", ["task", "tool_mode", "view_rule", "tool_schemas", "seed", "coordinates"])
 def test_settings_without_what_a_replay_needs_are_no_settings(name: str) -> None:
     stored = settings_of_a_trace().as_json()
     del stored[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +89,7 @@ def test_any_model_name_has_a_profile(model: str) -> None:
 def test_a_sent_picture_leaves_nothing_to_resize(
     profile: Profile, width: int, aspect: float, upright: bool
 ) -> None:
-    size = (width, max(1, round(width / aspect)))
+    size = (width, math.ceil(width / aspect))
     sent = sent_size(size[::-1] if upright else size, profile.rule)
     rule = profile.rule
     assert all(side % rule.factor_px == 0 and side >= rule.min_side_px for side in sent)

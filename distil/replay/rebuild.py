@@ -29,7 +29,7 @@ from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
 _MAX_SHOWN_CHARS = 60
-_DERIVED = ("profile", "resize_rule", "states_size", "tool_schemas", "tool_mode")
+_DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
 def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Json]:
     """The settings that follow from the others: what a teacher of this name is given to see and told."""
     profile = with_frame(find_profile(settings.model), settings.coordinates)
-    profile = with_max_area(profile, settings.resize_rule.max_area_px)
+    profile = with_max_area(profile, settings.view_rule.max_area_px)
     has_tools = bool(toolbox.tools)
     now = replace(
         settings,
         profile=profile.name,
-        resize_rule=profile.rule,
+        view_rule=profile.rule,
         states_size=profile.states_size and has_tools,
         tool_schemas=toolbox.schemas(),
         tool_mode=settings.tool_mode if has_tools else ToolMode.NONE,

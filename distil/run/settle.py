@@ -129,7 +129,7 @@ def unasked_settings(
         max_turns=flags.tools.max_turns,
         seed=flags.samples.seed,
         sends_seed=teacher.sends_seed,
-        resize_rule=profile.rule,
+        view_rule=profile.rule,
         states_size=profile.states_size and bool(tools),
         system_prompt=chosen_task().system_prompt if system_prompt is None else system_prompt,
         user_prompt=user_prompt,

@@ -11,6 +11,7 @@ from distil.embedded.launch import drawn_signs
 from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK
+from distil.process import trim_memory
 from distil.records import Reply, SampleId
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
@@ -83,6 +84,7 @@ class RolloutSolver:
     def _opening(self, sample_id: SampleId) -> Conversation:
         """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
         decode = self.source.read(sample_id)
+        trim_memory()
         with PIXEL_WORK:
             return Conversation.start(decode(None), self.rollout)
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, 
     the cache of `datasets` cannot be written.
     """
     _check_type(table.data.schema.field(image_column).type, image_column)
-    check_paths(table.data.column(image_column), image_column, folder)
+    if folder is None:
+        check_paths(table.data.column(image_column).chunks, image_column)
     features = _recipe_features(table, image_column)
     is_plain = table.format["type"] is None and len(table.format["columns"]) == len(table.column_names)
     if saved is not None and is_plain and features == table.features:
@@ -124,7 +126,8 @@ def _state(
     """What `save_to_disk` writes beside its Arrow files, and what a view has to be made anew for."""
     files = [Path(file["filename"]).resolve() for file in table.cache_files]
     is_stored = table.data.schema.field(image_column).type == STORED_PICTURE
-    changes = folder is not None and any(map(is_relative, bare_paths(table.data.column(image_column))))
+    paths = chain.from_iterable(map(bare_paths, table.data.column(image_column).chunks))
+    changes = folder is not None and any(map(is_relative, paths))
     written = [] if files and is_stored and not changes else ["rows.arrow"]
     return {
         "_data_files": [{"filename": str(file)} for file in written or files],
