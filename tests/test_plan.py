@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from dataclasses import MISSING, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ def test_no_flag_is_named_twice_in_a_command_and_each_is_read_back() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_what_no_flag_says_is_the_default_of_the_command(command: Any) -> None:
-    taken = {"path": ["p"], "shell": ["zsh"]}
+    taken = {"path": ("p",), "shell": ("zsh",)}
     positional = [taken[name] for name, flag, *_ in stated_flags(command.flags) if flag.is_positional]
-    required = ["--output_dir", "p"] if command.name == "signs" else sum(positional, [])
+    required = ["--output_dir", "p"] if command.name == "signs" else [*chain(*positional)]
     parser = argparse.ArgumentParser()
     add_flags(parser, command.flags)
     read = read_flags(parser.parse_args(required), command.flags)
