@@ -697,7 +697,7 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
         "--fixed_workers",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "3/3 at once" in result.stderr, "the progress line"
+    assert "3 of 3 requests at once: as --fixed_workers says" in result.stderr, "the progress line"
     (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
     assert record["requests_at_once"]["level"] == record["requests_at_once"]["ceiling"] == 3
     assert (record["requests_at_once"]["reason"], record["options"]["fixed_workers"]) == ("fixed", True)
@@ -712,7 +712,7 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
     spending = [json.loads(line) for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
     assert [line["state"] for line in spending].count("sent") == 11, "with the probe"
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "trace_"))} == {
-        "run_record.json", "spending.jsonl", "timings.jsonl"
+        "README.txt", "run_record.json", "spending.jsonl", "timings.jsonl"
     }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_an_unknown_family_is_sent_no_more_than_the_bound_and_the_line_says_so(
     sent = [area for request in server.requests if not is_probe(request) for area in picture_areas(request)]
     assert 0.99 * areas[0] < sent[0] <= areas[0] and sent[1] == areas[1]
     rules = {
-        json.loads(path.read_text())["settings"]["resize_rule"]["max_area_px"]
+        json.loads(path.read_text())["settings"]["view_rule"]["max_area_px"]
         for path in tmp_path.glob("t*.json")
     }
     assert rules == {None if "qwen" in model else flags[1] if flags else BOUND_PX}

@@ -30,6 +30,8 @@ from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
+NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
+_UNAUTHORIZED = 401
 OPENAI_URL = "https://api.openai.com/v1"
 _NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
@@ -273,6 +275,9 @@ class Teacher:
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
         text = f"HTTP {status} from {shown_url(url)}{path}: {_error_text(error)}"
+        if status == _UNAUTHORIZED:
+            is_set = self.settings.api_key != NO_KEY
+            text += f" (the key is OPENAI_API_KEY's{'' if is_set else ', which is not set'})"
         means = meaning(status)
         is_broke = Means.NO_CREDIT in means or error.code == _NO_CREDIT_CODE
         headers = {name.lower(): value for name, value in error.response.headers.items()}
@@ -388,6 +393,13 @@ def base_url_text(settings: TeacherSettings) -> str:
 def without_key(text: str, api_key: str) -> str:
     """The text with the key blacked out: servers quote it in their error messages."""
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def request_body(
+    settings: TeacherSettings, tools: Sequence[Mapping[str, Json]], messages: Sequence[bytes], seed: int
+) -> bytes:
+    """A request's body, whole."""
+    return b"".join(_pieces(settings.opening(json.dumps(list(tools)), seed), messages))
 
 
 def _pieces(head: bytes, messages: Sequence[bytes]) -> list[bytes]:
