@@ -23,7 +23,7 @@ from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
 from distil.store.trace_settings import TraceSettings, settings_sha256
 from distil.tasks import task_of
-from distil.teacher.profile import find_profile, with_frame, with_max_area
+from distil.teacher.profile import UNKNOWN, find_profile, with_frame, with_max_area
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox
 
@@ -131,7 +131,10 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
 def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Json]:
     """The settings that follow from the others: what a teacher of this name is given to see and told."""
     profile = with_frame(find_profile(settings.model), settings.coordinates)
-    profile = with_max_area(profile, settings.view_rule.max_area_px)
+    max_area_px = settings.view_rule.max_area_px
+    if max_area_px is None and profile.name == UNKNOWN.name:  # as sent before families not known had a bound
+        profile = replace(profile, rule=replace(profile.rule, max_area_px=None))
+    profile = with_max_area(profile, max_area_px)
     has_tools = bool(toolbox.tools)
     now = replace(
         settings,
