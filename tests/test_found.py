@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import dataset_of, row
 from test_journal import Asked, ask_turns
 from test_teacher import MESSAGES, settings
 from test_wire import ANSWER, RawServer, reply
 
 from distil.errors import FolderError
 from distil.records import SampleId
+from distil.source.saved import read_saved
 from distil.store.journal import Journal
 from distil.store.json_lines import LineFile, read_lines
 from distil.teacher.client import Teacher
@@ -96,3 +98,15 @@ def test_a_line_that_comes_after_half_a_line_is_one_of_its_own(tmp_path: Path) -
     file.append({"n": 4})
     file.close()
     assert [line for line, _ in read_lines(path) if line is not None] == [{"n": 1}, {"n": 3}, {"n": 4}]
+
+
+def test_files_of_a_dataset_take_no_descriptors_while_they_are_read(tmp_path: Path) -> None:
+    """A thousand of them would leave a run none for its connections."""
+    dataset_of([row() for _ in range(40)]).save_to_disk(str(tmp_path / "rows"), num_shards=40)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened_rows = read_saved(str(tmp_path / "rows"))
+    assert opened_rows is not None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    rows, _ = opened_rows
+    rows.trim()
+    assert rows.row(39)["lat"] == 48.5
