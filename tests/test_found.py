@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import dataset_of, row
 from test_journal import Asked, ask_turns
 from test_teacher import MESSAGES, settings
 from test_wire import ANSWER, RawServer, reply
 
 from distil.errors import FolderError
 from distil.records import SampleId
+from distil.source.saved import read_saved
+from distil.store import journal as journal_module
+from distil.store.atomic import write_all
 from distil.store.journal import Journal
 from distil.store.json_lines import LineFile, read_lines
 from distil.teacher.client import Teacher
@@ -96,3 +100,37 @@ def test_a_line_that_comes_after_half_a_line_is_one_of_its_own(tmp_path: Path) -
     file.append({"n": 4})
     file.close()
     assert [line for line, _ in read_lines(path) if line is not None] == [{"n": 1}, {"n": 3}, {"n": 4}]
+
+
+def test_files_of_a_dataset_take_no_descriptors_while_they_are_read(tmp_path: Path) -> None:
+    """A thousand of them would leave a run none for its connections."""
+    dataset_of([row() for _ in range(40)]).save_to_disk(str(tmp_path / "rows"), num_shards=40)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened_rows = read_saved(str(tmp_path / "rows"))
+    assert opened_rows is not None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    rows, _ = opened_rows
+    rows.trim()
+    assert rows.row(39)["lat"] == 48.5
+
+
+def test_what_many_failed_samples_keep_is_written_anew_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once it would be in memory twice, and a write takes no more than two gigabytes."""
+    journal = Journal(tmp_path, "s")
+    for sample in range(40):
+        ask_turns(journal.of(SampleId(sample), "f"), Asked(), 3)
+    journal.drop([SampleId(0)])
+    lengths: list[int] = []
+
+    def counted(descriptor: int, data: bytes) -> None:
+        lengths.append(len(data))
+        write_all(descriptor, data)
+
+    monkeypatch.setattr(journal_module, "_SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(journal_module, "write_all", counted)
+    journal.close()
+    assert max(lengths) < 5000 and sum(lengths) > 20_000
+    again = Journal(tmp_path, "s")
+    assert [again.num_turns(SampleId(sample)) for sample in range(40)] == [0, *[3] * 39]

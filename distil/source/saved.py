@@ -8,6 +8,7 @@ and so is every error message.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import re
@@ -73,7 +74,7 @@ class StoredRows:
         batches: Sequence[pa.RecordBatch],
         features: Mapping[str, Json],
         files: Sequence[str] = (),
-        mappings: Sequence[mmap.mmap] = (),
+        mappings: Sequence[pa.Buffer] = (),
     ) -> None:
         self.features, self.files, self._mappings = features, files, mappings
         self._batches = batches
@@ -192,17 +193,18 @@ def _mapped_rows(files: Sequence[Path], features: Mapping[str, Json]) -> StoredR
     batches: list[pa.RecordBatch] = []
     mappings = []
     for file in files:
-        with file.open("rb") as opened:
-            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        # The file is closed at once: there may be more than a process may have open. The buffer stays mapped.
+        with pa.memory_map(str(file)) as opened:
+            mapping = opened.read_buffer()
         mappings.append(mapping)
-        reader = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapping)))
+        reader = pa.ipc.open_stream(pa.BufferReader(mapping))
         if not _is_struct_of(features, list(reader.schema)):
             return None
         batches += _trimmed(reader, mapping)
     return StoredRows(batches, features, mappings=mappings)
 
 
-def _trimmed(batches: Iterable[pa.RecordBatch], mapping: mmap.mmap) -> Iterator[pa.RecordBatch]:
+def _trimmed(batches: Iterable[pa.RecordBatch], mapping: pa.Buffer) -> Iterator[pa.RecordBatch]:
     """The batches; what was read of their file to find them does not stay in memory."""
     advise(mapping, "MADV_RANDOM")  # else a part of every batch's pictures is read ahead from the disk
     for number, batch in enumerate(batches):
@@ -213,10 +215,12 @@ def _trimmed(batches: Iterable[pa.RecordBatch], mapping: mmap.mmap) -> Iterator[
     advise(mapping, "MADV_NORMAL")
 
 
-def advise(mapping: mmap.mmap, advice: str) -> None:
+def advise(mapping: pa.Buffer, advice: str) -> None:
     """Advise the kernel on a mapped file, on Linux."""
     if sys.platform == "linux":
-        mapping.madvise(getattr(mmap, advice))
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        madvise(mapping.address, mapping.size, getattr(mmap, advice))
 
 
 def _is_stored_as(feature: Json, kind: pa.DataType) -> bool:  # noqa: PLR0911 - a line for each kind

@@ -290,12 +290,14 @@ class Journal:
 
     def _carry(self, turns: Sequence[_Turn]) -> None:
         """Write turns anew, and remove the files that hold nothing any more."""
-        replies = map(self._reply_of, turns)
-        anew = [_with_line(turn, reply) for turn, reply in zip(turns, replies, strict=True) if reply]
-        moved = self._write(anew) if anew else []
+        for piece in _pieces(turns):
+            replies = map(self._reply_of, piece)
+            anew = [_with_line(turn, reply) for turn, reply in zip(piece, replies, strict=True) if reply]
+            moved = self._write(anew) if anew else []
+            with self._lock:
+                for turn in moved:
+                    self._index.move(turn)
         with self._lock:
-            for turn in moved:
-                self._index.move(turn)
             dead = self._index.pop_dead(but=self._path)
             _remove(dead)  # while nobody reads what he has just looked up
 
@@ -394,6 +396,20 @@ def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with folder_errors(path):
             path.unlink(missing_ok=True)
+
+
+def _pieces(turns: Iterable[_Turn]) -> Iterator[list[_Turn]]:
+    """The turns by a few megabytes: all of many failed samples may be more than memory or a write takes."""
+    piece: list[_Turn] = []
+    num_bytes = 0
+    for turn in turns:
+        piece.append(turn)
+        num_bytes += turn.num_bytes
+        if num_bytes >= _SEGMENT_BYTES:
+            yield piece
+            piece, num_bytes = [], 0
+    if piece:
+        yield piece
 
 
 def _stored_line(turn: _Turn) -> Mapping[str, Json]:
