@@ -63,8 +63,8 @@ PROFILES: tuple[Profile, ...] = (
         states_size=True,
     ),
 )
-# More than most families look at (Claude 1.15, GPT 1.5, InternVL 2.4 million pixels), so they miss nothing; and
-# no more than servers take: a photo of 100 million pixels is refused, or fills a context.
+# More than most families look at (Claude 1.15, GPT 1.5, InternVL 2.4 million pixels), so they miss nothing,
+# and no more than servers take: a photo of 100 million pixels is refused, or fills a context.
 _UNKNOWN_RULE = ResizeRule(max_area_px=2048 * 2048)
 UNKNOWN = Profile("unknown", "", Frame.PIXEL, _UNKNOWN_RULE, states_size=True)
 
