@@ -63,7 +63,6 @@ class RolloutSolver:
         """
         num_paid = self.folder.journal.num_turns(sample_id)
         with self.teacher.budget.sample(num_paid, self.plan.settings.max_turns):
-            self.teacher.check_open()
             if self.halt is not None:
                 raise RunHalted(self.halt)
             return self._solved(sample_id)
@@ -71,10 +70,10 @@ class RolloutSolver:
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        conversation = self._opening(sample_id)
-        journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
-        is_resumed = journal.is_resumed
         with self.teacher.asking(deadline) as teacher:
+            conversation = self._opening(sample_id)
+            journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
+            is_resumed = journal.is_resumed
             ask_or_recall = journal.journaled(teacher.ask)
 
             def ask_noted(messages: Sequence[bytes], seed: int) -> Reply:

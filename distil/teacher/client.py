@@ -139,10 +139,6 @@ class Teacher:
         """Have lines on servers that go and come back told this way."""
         self._availability.tell = self._replicas.tell = tell
 
-    def check_open(self) -> None:
-        """Raise RunGivenUp where nothing more is asked."""
-        self._availability.check_open()
-
     def drain(self, seconds: float) -> None:
         """Send nothing more, and tell what is waited for, at most so long.
 
@@ -172,7 +168,8 @@ class Teacher:
 
     @contextmanager
     def asking(self, *deadlines: Deadline) -> Iterator[SampleTeacher]:
-        """What asks for one sample, until the deadlines."""
+        """What asks for one sample, until the deadlines; raises RunGivenUp where nothing more is asked."""
+        self._availability.check_open()
         with closing(SampleReplica(self._replicas)) as replica:
             yield SampleTeacher(self, replica, deadlines)
 
