@@ -145,7 +145,7 @@ def opened(path: str, **asked: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["IMG", "Photo", "picture", "image_bytes", "anything"])
 def test_the_only_picture_of_a_row_is_found_whatever_it_is_called(tmp_path: Path, name: str) -> None:
-    path = save(tmp_path / "ds", **{name: None}, file_name="a.jpg", lat=1.0, lon=2.0)
+    path = save(tmp_path / "ds", **{name: None}, title="a.jpg", lat=1.0, lon=2.0)
     assert opened(path) == {"image": name}
 
 
@@ -156,6 +156,20 @@ def test_of_several_pictures_that_may_be_meant_none_is_taken(tmp_path: Path) -> 
     ):
         open_source(path)
     assert opened(path, image="picture") == {"image": "picture"}
+
+
+def test_an_image_that_may_be_the_mask_of_another_file_is_not_taken(tmp_path: Path) -> None:
+    path = save(tmp_path / "ds", mask=None, file_name="/a.jpg", lat=1.0, lon=2.0)
+    with pytest.raises(SourceError, match="several that may be meant: mask, file_name"):
+        open_source(path)
+    path = save(tmp_path / "other", mask=None, photo="/a.jpg", lat=1.0, lon=2.0)
+    assert opened(path) == {"image": "photo"}
+
+
+def test_addresses_are_fetched_only_from_a_column_that_was_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "ds", url="http://127.0.0.1:9/a.jpg", lat=1.0, lon=2.0)
+    with pytest.raises(SourceError, match="no column 'image', name it by --image_column"):
+        open_source(path)
 
 
 def test_of_several_places_that_may_be_meant_none_is_taken(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 from builders import dataset_of, file_bytes, noise, row, saved
 
 import distil.run.distillation  # what is imported later, nobody may read
-import distil.source.library  # noqa: F401
+import distil.source.library
+import distil.source.reopenable
 from distil.cli import main
 from distil.errors import SourceError
 from distil.source.rows import open_source
@@ -214,3 +216,32 @@ def test_a_saved_dataset_that_needs_no_view_needs_no_cache(
     (tmp_path / "a file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file" / "cache")
     assert len(open_source(str(saved(tmp_path / "ds", [row(PHOTO)])))) == 1
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_cache_that_takes_no_more_is_named(form: str, tmp_path: Path) -> None:
+    rows = [row(os.urandom(100_000), city=str(number)) for number in range(3)]
+    made = dataset_of(rows, {"city": datasets.Value("string")}).rename_column("image", "photo")
+    made.save_to_disk(str(tmp_path / "saved"))
+    made.to_parquet(str(tmp_path / "parquet"))
+    (tmp_path / "parquet").rename(tmp_path / "a.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))  # as a disk that is full, to whoever writes
+    try:
+        said = refusal(tmp_path / ("saved" if form == "saved" else "a.parquet"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said.startswith(f"the cache of datasets, {datasets.config.HF_DATASETS_CACHE}, cannot be written (")
+
+
+def test_a_large_copy_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distil.source.reopenable, "_TOLD_BYTES", 0)
+    dataset_of([row(PHOTO)]).rename_column("image", "photo").save_to_disk(str(tmp_path / "ds"))
+    said: list[str] = []
+    for _ in range(2):
+        open_source(str(tmp_path / "ds"), said.append)
+    (line,) = said
+    assert line.startswith("Copying 1 rows, 0.0 GiB, as the restore recipe needs them, once: ")
+    said.clear()
+    open_source(str(saved(tmp_path / "plain", [row(PHOTO)])), said.append)
+    assert said == []

@@ -14,7 +14,7 @@ from distil.source.saved import IMAGE_COLUMN
 
 # Lower case, letters alone. A name of the second kind is believed of a column of text only.
 _PICTURES = re.compile(r"(the)?(image|img|photo|photograph|picture|pic|jpg|jpeg|png|webp)(bytes|base64|b64)?")
-_PATHS = re.compile(r"(image|img|photo|picture|pic)?(path|file|filename|filepath|url|uri|dataurl|datauri)")
+_PATHS = re.compile(r"(image|img|photo|picture|pic)?(path|file|filename|filepath|dataurl|datauri)")
 
 
 def choose_image_column(table: datasets.Dataset, source: str, asked: str | None) -> str:
@@ -47,11 +47,12 @@ def _fitting(table: datasets.Dataset) -> list[str]:
     """The columns that may hold the picture: those of the first rule that fits any."""
     names = [name for name in table.column_names if holds_pictures(_type(table, name))]
     images = [name for name in names if isinstance(table.features[name], datasets.Image)]
+    called = [name for name in names if _PICTURES.fullmatch(_letters(name))]
+    paths = [name for name in names if _PATHS.fullmatch(_letters(name)) and _type(table, name) in TEXT_TYPES]
     rules = (
-        [name for name in images if _PICTURES.fullmatch(_letters(name))],
-        images,
-        [name for name in names if _PICTURES.fullmatch(_letters(name))],
-        [name for name in names if _PATHS.fullmatch(_letters(name)) and _type(table, name) in TEXT_TYPES],
+        [name for name in images if name in called],
+        called,
+        images + paths,  # an image that is not called so may be a mask of the picture that a path names
     )
     return next((fitting for fitting in rules if fitting), [])
 

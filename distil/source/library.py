@@ -20,7 +20,7 @@ import pyarrow as pa
 from distil.errors import SourceError
 from distil.records import DatasetIdentity, Json
 from distil.source.image_column import choose_image_column
-from distil.source.reopenable import check_cache, recipe_path
+from distil.source.reopenable import check_cache, no_room, recipe_path
 from distil.source.saved import HUB, StoredRows, split_path
 
 _FILE_BUILDERS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
@@ -65,7 +65,7 @@ def open_dataset(dataset_path: str, tell: Tell | None = None, image_column: str 
     """Open what `distil.source.rows.open_source` is given; raises SourceError."""
     tell = tell or (lambda _: None)
     try:
-        return _opened(_find(dataset_path, tell), image_column)
+        return _opened(_find(dataset_path, tell), image_column, tell)
     except (
         OSError,
         ValueError,
@@ -77,7 +77,8 @@ def open_dataset(dataset_path: str, tell: Tell | None = None, image_column: str 
         pa.ArrowException,
         datasets.exceptions.DatasetsError,
     ) as error:
-        raise SourceError(f"cannot open the dataset {dataset_path!r}: {_one_line(error)}") from error
+        text = f"cannot open the dataset {dataset_path!r}: {_one_line(error)}"
+        raise no_room(error) or SourceError(text) from error
 
 
 def _find(dataset_path: str, tell: Tell) -> _Found:
@@ -266,13 +267,13 @@ def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
     return str(wanted)
 
 
-def _opened(found: _Found, image_column: str | None) -> Opened:
+def _opened(found: _Found, image_column: str | None, tell: Tell) -> Opened:
     table = found.table
     column = choose_image_column(table, found.source, image_column)
     if len(table) == 0:
         raise SourceError(f"{found.source} has no rows")
     saved = Path(found.source) if found.kind == "saved" else None
-    path = str(recipe_path(table, column, saved, found.folder))
+    path = str(recipe_path(table, column, saved, found.folder, tell))
     identity = DatasetIdentity(path, found.source, found.kind, found.split, table._fingerprint, len(table))
     rows = _stored_rows(datasets.load_from_disk(path))  # read where the recipe reads them
     rows.image_column, rows.left_out = column, found.left_out

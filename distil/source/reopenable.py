@@ -11,10 +11,11 @@ paths, another name) are the rows written anew: bytes as they are, file names as
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count
@@ -32,14 +33,22 @@ from distil.source.saved import IMAGE_COLUMN, STORED_PICTURE
 _BYTES = (pa.null(), pa.binary(), pa.large_binary(), pa.binary_view())
 _ROWS_A_BATCH = 100  # an Arrow batch of pictures must stay below 2 GiB
 _TRIES_TO_RENAME = 3
+_TOLD_BYTES = 2**28  # a copy of so much takes a while
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, folder: Path | None) -> Path:
+def recipe_path(
+    table: datasets.Dataset,
+    image_column: str,
+    saved: Path | None,
+    folder: Path | None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Where the recipe finds the rows of a table: `saved`, its own folder, or a view of it.
 
     `saved` is None for a table that `save_to_disk` did not write, `folder` what bare file names in the image
-    column are relative to. Raises SourceError where the column does not hold a picture a row, or where the
-    cache of `datasets` cannot be written.
+    column are relative to; `tell` gets a line where much is copied. Raises SourceError where the column does
+    not hold a picture a row, or where the cache of `datasets` cannot be written.
     """
     _check_type(table.data.schema.field(image_column).type, image_column)
     if folder is None:
@@ -51,7 +60,16 @@ def recipe_path(table: datasets.Dataset, image_column: str, saved: Path | None, 
     is_plain = table.format["type"] is None and len(table.format["columns"]) == len(table.column_names)
     if saved is not None and is_plain and features == table.features and not is_renamed:
         return saved
-    return _view(table, features, _view_name(table, saved), folder, is_renamed)
+    views = Path(datasets.config.HF_DATASETS_CACHE).resolve() / "distil"
+    view = views / _view_name(table, saved)
+    state = _state(table, features, folder, is_renamed)
+    if not _fits(view, state):
+        check_cache()
+        if state["_distil"]["written"] and table.data.nbytes > _TOLD_BYTES:
+            size = f"{table.data.nbytes / 2**30:,.1f} GiB"
+            tell(f"Copying {len(table):,} rows, {size}, as the restore recipe needs them, once: {view}")
+        _make_view(table, features, folder, view, state)
+    return view
 
 
 def check_cache() -> None:
@@ -62,10 +80,21 @@ def check_cache() -> None:
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        raise SourceError(
-            f"the cache of datasets, {cache}, cannot be written ({error.strerror}): "
-            "name a folder that can be by $HF_DATASETS_CACHE"
-        ) from None
+        raise _unwritable(error) from None
+
+
+def no_room(error: BaseException | None) -> SourceError | None:
+    """What is said where an error, or what it came of, is that the cache takes no more; None for another."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        error = error.__cause__ or error.__context__
+    return None if error is None else _unwritable(error)
+
+
+def _unwritable(error: OSError) -> SourceError:
+    return SourceError(
+        f"the cache of datasets, {datasets.config.HF_DATASETS_CACHE}, cannot be written ({error.strerror}): "
+        "name a folder that can be by $HF_DATASETS_CACHE"
+    )
 
 
 def _with_image_named(table: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -135,27 +164,25 @@ def _view_name(table: datasets.Dataset, saved: Path | None) -> str:
     return hashlib.sha256(f"{table._fingerprint}\n{saved}".encode()).hexdigest()[:16]
 
 
-def _view(
-    table: datasets.Dataset, features: datasets.Features, name: str, folder: Path | None, is_renamed: bool
-) -> Path:
-    """The view of that name, made where it is missing or does not fit the table any more."""
-    views = Path(datasets.config.HF_DATASETS_CACHE).resolve() / "distil"
-    view = views / name
-    state = _state(table, features, folder, is_renamed)
-    if not _fits(view, state):
-        check_cache()
-        views.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=views, prefix=".view-") as temporary:
-            made = Path(temporary) / "view"
-            made.mkdir()
-            for file in state["_distil"]["written"]:
-                _write_rows(table, features, folder, made / file)
-            info = table.info.copy()
-            info.features = features
-            info.write_to_directory(str(made))
-            (made / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            _rename(made, view, state)
-    return view
+def _make_view(
+    table: datasets.Dataset,
+    features: datasets.Features,
+    folder: Path | None,
+    view: Path,
+    state: Mapping[str, Any],
+) -> None:
+    """Make the view anew, which is missing or does not fit the table any more."""
+    view.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=view.parent, prefix=".view-") as temporary:
+        made = Path(temporary) / "view"
+        made.mkdir()
+        for file in state["_distil"]["written"]:
+            _write_rows(table, features, folder, made / file)
+        info = table.info.copy()
+        info.features = features
+        info.write_to_directory(str(made))
+        (made / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        _rename(made, view, state)
 
 
 def _state(

@@ -155,9 +155,6 @@ def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:
             raise ValueError(f"settings.{name} cannot be {short_json(stored[name])}")
     if stored.get("token_field", _TOKEN_FIELDS[0]) not in _TOKEN_FIELDS:
         raise ValueError(f"settings.token_field is none of {', '.join(_TOKEN_FIELDS)}")
-    columns = stored.get("columns") or {}
-    if not all(isinstance(column, str) for column in columns.values()):
-        raise ValueError("settings.columns holds what is no name of a column")
     if stored.get("code") is not None and not runs_code:
         raise ValueError("settings.code is of a tool that runs code, and none is offered")
 
