@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distil.records import Failure, FailureKind, SampleId
-from distil.store.folder import FAILED_SAMPLES, _failure_json, _read_failures
+from distil.store.folder import FAILED_SAMPLES, _failure_json, read_failures
 
 PAGE = Path(__file__).parent.parent / "docs" / "trace-format.md"
 
@@ -25,8 +25,8 @@ def test_a_failure_is_read_back_as_it_was_written(kind: FailureKind, tmp_path: P
     failure = Failure(SampleId(7), kind, "no\u2028reply", 503, 3, 2, 1)
     path = tmp_path / FAILED_SAMPLES
     path.write_text(json.dumps(_failure_json(failure), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert _read_failures(path) == ({failure.sample_id: failure}, 0)
-    assert type(_read_failures(path)[0][failure.sample_id].kind) is FailureKind
+    assert read_failures(path) == ({failure.sample_id: failure}, 0)
+    assert type(read_failures(path)[0][failure.sample_id].kind) is FailureKind
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_a_failure_is_read_back_as_it_was_written(kind: FailureKind, tmp_path: P
 def test_a_line_that_is_no_failure_is_counted(line: str, tmp_path: Path) -> None:
     path = tmp_path / FAILED_SAMPLES
     path.write_text(line + "\n", encoding="utf-8")
-    assert _read_failures(path) == ({}, 1)
+    assert read_failures(path) == ({}, 1)

@@ -150,6 +150,6 @@ def _is_locked(path: Path) -> bool:
     """Whether a process of this machine holds a run's lock; where no list says so, it counts as not held."""
     if not path.exists() or not _LOCKS.exists():
         return False
-    inode = str(path.stat().st_ino)
+    inode = str(path.stat().st_ino)  # alone: file systems on top of others list the device beneath
     held = [line.split() for line in _LOCKS.read_text().splitlines()]
     return any(word.rpartition(":")[2] == inode for words in held for word in words if word.count(":") == 2)
