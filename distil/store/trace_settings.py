@@ -15,6 +15,8 @@ from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
 _UNSAID: Mapping[str, Json] = {"token_field": "max_tokens", "code": None, "teacher_note": None}
 _MAX_SHOWN_CHARS = 60
+# One for all: `json.dumps` makes an encoder for each value.
+_encode_canonically = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 _OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
     "model": (str,),
@@ -168,7 +170,7 @@ def settings_sha256(settings: Mapping[str, Json], fingerprint: str) -> str:
 
 def json_sha256(value: Json) -> str:
     """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = _encode_canonically(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
