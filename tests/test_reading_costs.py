@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from scripted_teacher import text_call
+
 from distil.messages.read import parse_reply
 from distil.store.json_text import indented
-from scripted_teacher import text_call
 
 
 def steps_of(work: Callable[[], object]) -> int:
