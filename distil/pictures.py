@@ -32,7 +32,7 @@ MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (the
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _FULL_SCALES = (1.0, 255.0, 65535.0)  # what white is in float, 8-bit and 16-bit pictures
-_PIECE_PIXELS = 2**19
+_PIECE_PIXELS = 2**17  # small enough to be in the cache still when it is hashed
 _ROUNDING_SLACK_PX = 1e-6  # 0.7 * 10 is 7.000000000000001: no reason to crop an eighth pixel
 
 

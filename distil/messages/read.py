@@ -7,6 +7,7 @@ arguments and in whether a call comes as a field or as text. All of that ends he
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
 from distil.errors import TeacherError
@@ -16,6 +17,7 @@ from distil.records import Json, RawCall, Reply, ToolMode
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _MAX_QUOTED_CHARS = 200
 _MAX_LEVELS = 64  # of what is kept: copying, writing and showing it all recurse, json.loads goes far deeper
+_PERHAPS_UNCLEAN = re.compile(r"\\ud|NaN|Infinity")  # in JSON of ASCII alone
 _CALL_KEYS = ("name", "arguments", "parameters")
 
 
@@ -151,6 +153,8 @@ def _is_too_deep(value: Json) -> bool:
     """Whether lists and objects lie in each other more than `_MAX_LEVELS` deep; found level by level."""
     level = _containers([value])
     for _ in range(_MAX_LEVELS):
+        if not level:
+            return False
         level = [inner for outer in level for inner in _containers(_items(outer))]
     return bool(level)
 
@@ -222,6 +226,8 @@ def clean_text(text: str) -> str:
 
 def _clean_json(value: Json) -> Json:
     """The value with text that UTF-8 can carry and without NaN and infinity, which JSON lacks."""
+    if not _PERHAPS_UNCLEAN.search(json.dumps(value)):
+        return value
     text = json.dumps(value, ensure_ascii=False)
     return json.loads(clean_text(text), parse_constant=str)
 

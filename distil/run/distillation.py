@@ -13,7 +13,7 @@ from typing import overload
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused, TraceError
 from distil.flags import RunFlags, flags_json
-from distil.process import return_memory
+from distil.process import reuse_memory
 from distil.records import Json, SampleId
 from distil.run.settle import chosen_task, read_user_prompt, settle
 from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
@@ -40,7 +40,7 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
         show_first_request(flags, terminal.say)
         return 0
-    return_memory()
+    reuse_memory()
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
     with open_sandbox(flags, terminal.say) as sandbox, ExitStack() as stack:
         user_prompt = read_user_prompt(flags.teacher.user_prompt_file)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from distil.embedded.launch import drawn_signs
 from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
-from distil.lazy_picture import PIXEL_WORK
+from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
 from distil.records import Reply, SampleId
 from distil.rollout import Conversation, RolloutSettings, run_conversation
@@ -93,9 +93,10 @@ class RolloutSolver:
     def _opening(self, sample_id: SampleId) -> Conversation:
         """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
         decode = self.source.read(sample_id)
-        trim_memory()
         with PIXEL_WORK:
-            return Conversation.start(decode(None), self.rollout)
+            sample = decode(None)
+            trim_memory(memory_bytes(sample.picture.image))
+            return Conversation.start(sample, self.rollout)
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""

@@ -19,6 +19,7 @@ from distil.records import Json
 from distil.store.atomic import folder_errors, write_all
 
 _BLOCK_BYTES = 4096
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each value
 
 
 def read_lines(path: Path) -> Iterator[tuple[dict[str, Json] | None, int]]:
@@ -34,7 +35,7 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Json] | None, int]]:
 
 def line_bytes(value: Json) -> bytes:
     """A value's line; raises ValueError for what JSON or UTF-8 lacks."""
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return _encode(value).encode() + b"\n"
 
 
 class LineFile:

@@ -14,6 +14,8 @@ from distil.records import Json
 _quoted = json.encoder.encode_basestring  # in C
 _int_text, _float_text = int.__repr__, float.__repr__  # those of a number's own class may differ
 _CONSTANTS = {None: "null", True: "true", False: "false"}
+# Of most values, looked up by their very class; others, and floats, take the longer way.
+_TEXTS: dict[type, Callable[..., str]] = {str: _quoted, int: _int_text, bool: _CONSTANTS.__getitem__}
 
 
 def indented(value: Json) -> str:
@@ -29,7 +31,9 @@ def _add(value: Json, newline: str, add: Callable[[str], None]) -> None:
         separator, inner = "{" + newline + " ", newline + " "
         for key, item in value.items():
             name = _quoted(key if isinstance(key, str) else _scalar(key))
-            if isinstance(item, (dict, list, tuple)):
+            if (text_of := _TEXTS.get(type(item))) is not None:
+                add(f"{separator}{name}: {text_of(item)}")
+            elif isinstance(item, (dict, list, tuple)):
                 add(f"{separator}{name}: ")
                 _add(item, inner, add)
             else:
@@ -39,8 +43,11 @@ def _add(value: Json, newline: str, add: Callable[[str], None]) -> None:
     elif isinstance(value, (list, tuple)) and value:
         separator, inner = "[" + newline + " ", newline + " "
         for item in value:
-            add(separator)
-            _add(item, inner, add)
+            if (text_of := _TEXTS.get(type(item))) is not None:
+                add(separator + text_of(item))
+            else:
+                add(separator)
+                _add(item, inner, add)
             separator = "," + inner
         add(newline + "]")
     else:

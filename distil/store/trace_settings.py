@@ -20,6 +20,8 @@ _UNSAID: Mapping[str, Json] = {
     "columns": None,
 }
 _MAX_SHOWN_CHARS = 60
+# One for all: `json.dumps` makes an encoder for each value.
+_encode_canonically = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 _OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
     "model": (str,),
@@ -176,7 +178,7 @@ def settings_sha256(settings: Mapping[str, Json], fingerprint: str) -> str:
 
 def json_sha256(value: Json) -> str:
     """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = _encode_canonically(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
