@@ -205,3 +205,17 @@ def test_who_waits_for_a_slot_is_let_go_and_who_has_one_gets_its_reply() -> None
         "nothing more is asked. The next signal leaves at once."
     ]
     assert len(server.requests) == 1
+
+
+def test_samples_that_wait_for_what_is_left_of_a_limit_are_let_go(small_photos: Path, tmp_path: Path) -> None:
+    teacher = Held(lambda _: ROTATES)
+    num_at_once = 4  # of ten turns each, as long as none has finished
+    with ScriptedTeacher(teacher) as server:
+        door = start(server.api_base, small_photos, tmp_path, "--max_calls", 1 + 10 * num_at_once)
+        wait_until(lambda: len(teacher.turns) == num_at_once)
+        threading.Timer(0.5, teacher.is_let.set).start()
+        stdout, _, seconds = signalled(door, signal.SIGINT)
+    assert f"{num_at_once} requests are in flight" in stdout
+    assert seconds < 15
+    assert teacher.turns.total() == num_at_once
+    assert len(unfinished_samples(tmp_path)) == num_at_once
