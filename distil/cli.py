@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,43 +14,78 @@ from typing import Any, NoReturn
 from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
+    CleanFlags,
+    CompletionFlags,
     DoctorFlags,
     EstimateFlags,
     RunFlags,
     SampleFlags,
     SignsFlags,
+    StatusFlags,
     ToolFlags,
     VerifyFlags,
     ViewFlags,
     add_flags,
     read_flags,
+    stated_flags,
 )
 from distil.terminal.words import printable
+from distil.usage import Parser, examples_text
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
+_REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
 
 
 def _distil(flags: RunFlags) -> Callable[[], int]:
+    if flags.output.quiet:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.run.distillation import run_distillation  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(run_distillation, flags, Terminal())
+    said = flags.output
+    terminal = Terminal(is_quiet=said.quiet, gives_json=flags.json)
+
+    def run() -> int:
+        with terminal.logging_to(said.log_file):
+            return run_distillation(flags, terminal)
+
+    return run
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=Terminal())
+    terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
+    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.verification import verify  # noqa: PLC0415
 
-    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, Terminal())
+    terminal = Terminal(gives_json=flags.json)
+    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+
+
+def _status(flags: StatusFlags) -> Callable[[], int]:
+    from distil.terminal.status import show_status  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    return partial(show_status, flags.path, Terminal(gives_json=flags.json, ends_with_reader=True))
+
+
+def _clean(flags: CleanFlags) -> Callable[[], int]:
+    from distil.store.clean import clean_folder  # noqa: PLC0415
+
+    def clean() -> int:
+        lines = clean_folder(flags.path)
+        print("\n".join(f"Removed {line}" for line in lines) or "There was nothing to remove.")
+        return process.EXIT_DONE
+
+    return clean
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -58,7 +96,7 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
     from distil.terminal.doctor import examine_all  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(examine_all, flags, Terminal())
+    return partial(examine_all, flags, Terminal(gives_json=flags.json))
 
 
 def _signs(flags: SignsFlags) -> Callable[[], int]:
@@ -68,10 +106,24 @@ def _signs(flags: SignsFlags) -> Callable[[], int]:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
         draw_signs(flags.output_dir, flags.num_rows, flags.seed)
-        print(f"Drawn: --dataset_path {flags.output_dir}")
+        print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
         return process.EXIT_DONE
 
     return draw
+
+
+def _completion(flags: CompletionFlags) -> Callable[[], int]:
+    def complete() -> int:
+        try:
+            from distil.completion import completion_script  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
+
+        parser, parsers = _parsers()
+        print(completion_script(parser, parsers.values(), flags.shell))
+        return process.EXIT_DONE
+
+    return complete
 
 
 @dataclass(frozen=True)
@@ -86,7 +138,9 @@ class Command:
     about: str
     flags: Any
     start: Callable[[Any], Callable[[], int]]
+    examples: tuple[str, ...]
     advice: str = ""  # to who interrupts it
+    takes_config: bool = False  # flags from a file and from the environment
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -96,7 +150,9 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
         RunFlags(),
         _distil,
+        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "code",
@@ -104,7 +160,9 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
         RunFlags(SampleFlags(output_dir="traces_python_code"), tools=ToolFlags(tools="python_code")),
         _distil,
+        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "with-tools",
@@ -112,7 +170,9 @@ COMMANDS: tuple[Command, ...] = (
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
         RunFlags(SampleFlags(output_dir="traces_with_tools", max_workers=1), keep_pictures=True),
         _distil,
+        (f"{_REAL} --num_samples 10",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "one-turn",
@@ -122,7 +182,9 @@ COMMANDS: tuple[Command, ...] = (
             SampleFlags(output_dir="traces_demo", max_workers=1), tools=ToolFlags(tools="none", max_turns=1)
         ),
         _distil,
+        (f"{_REAL} --num_samples 10",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "estimate",
@@ -130,7 +192,9 @@ COMMANDS: tuple[Command, ...] = (
         "Run a few samples of a selection, keep them, and say what the whole will take.",
         EstimateFlags(),
         _distil,
+        (f"{_REAL} --num_samples 1000 --output_dir traces_1k",),
         _ADVICE,
+        takes_config=True,
     ),
     Command(
         "view",
@@ -138,6 +202,23 @@ COMMANDS: tuple[Command, ...] = (
         "Show one trace, a folder of traces, or their totals.",
         ViewFlags(),
         _view,
+        ("traces_concurrent --batch", "traces_concurrent/trace_00003.json"),
+    ),
+    Command(
+        "status",
+        None,
+        "Say where a run's folder stands: done, failed, spent, time left; also while a run writes to it.",
+        StatusFlags(),
+        _status,
+        ("traces_concurrent", "traces_concurrent --json"),
+    ),
+    Command(
+        "clean",
+        None,
+        "Remove from a run's folder what it needs no more; no trace, failure or turn that is of use.",
+        CleanFlags(),
+        _clean,
+        ("traces_concurrent",),
     ),
     Command(
         "verify",
@@ -145,6 +226,8 @@ COMMANDS: tuple[Command, ...] = (
         "Replay traces from dataset and stored actions, and compare.",
         VerifyFlags(),
         _verify,
+        ("traces_concurrent", "traces_concurrent --dataset_path /moved/photos"),
+        takes_config=True,
     ),
     Command(
         "doctor",
@@ -152,8 +235,29 @@ COMMANDS: tuple[Command, ...] = (
         "Check what a teacher can do, or what this machine offers.",
         DoctorFlags(),
         _doctor,
+        ("--api_base http://localhost:8000/v1 --model NAME", "--sandbox"),
+        takes_config=True,
     ),
-    Command("signs", None, "Draw a dataset of street signs for the embedded teacher.", SignsFlags(), _signs),
+    Command(
+        "signs",
+        None,
+        "Draw a dataset of street signs for the embedded teacher.",
+        SignsFlags(),
+        _signs,
+        ("--output_dir signs --num_rows 1000",),
+    ),
+    Command(
+        "completion",
+        None,
+        "Print a script that completes commands and flags in a shell.",
+        CompletionFlags(),
+        _completion,
+        (
+            "bash > ~/.local/share/bash-completion/completions/distil",
+            "zsh > ~/.zfunc/_distil",
+            "fish > ~/.config/fish/completions/distil.fish",
+        ),
+    ),
 )
 
 
@@ -164,40 +268,102 @@ def enter(script: str | None = None) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `distil` command."""
-    parser = argparse.ArgumentParser(
+    command, parser, namespace = _parse(arguments)
+    return _run(command, namespace, parser)
+
+
+def read_command(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """The command that arguments name, and its flags with what they say."""
+    command, _, namespace = _parse(arguments)
+    return command, read_flags(namespace, command.flags)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Command, Parser, argparse.Namespace]:
+    parser, parsers = _parsers()
+    namespace = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    chosen = next(command for command in COMMANDS if command.name == namespace.command)
+    return chosen, parsers[chosen.name], namespace
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """That of the `distil` command, and those of its commands by name."""
+    parser = Parser(
         prog="distil",
         description="Distil visual tool-use traces from a vision-language teacher.",
-        epilog="Without --api_base and key an embedded sign reader plays the teacher.",
+        epilog="Without --api_base and key an embedded sign reader plays the teacher.\n\n"
+        + examples_text("distil", [f"{command.name} {command.examples[0]}" for command in COMMANDS[:1]]),
     )
     parser.add_argument("--version", action="version", version=f"distil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {
-        command.name: commands.add_parser(command.name, help=command.about, description=command.about)
+        command.name: commands.add_parser(
+            command.name,
+            help=command.about,
+            description=command.about,
+            epilog=examples_text(f"distil {command.name}", command.examples),
+        )
         for command in COMMANDS
     }
     for command in COMMANDS:
-        add_flags(parsers[command.name], command.flags)
-    namespace = parser.parse_args(arguments)
-    chosen = next(command for command in COMMANDS if command.name == namespace.command)
-    return _run(chosen, namespace, parsers[chosen.name], parser.prog)
+        _add_all_flags(parsers[command.name], command)
+    parser.commands = tuple(parsers)
+    return parser, parsers
+
+
+def _add_all_flags(parser: Parser, command: Command) -> None:
+    add_flags(parser, command.flags)
+    if not command.takes_config:
+        return
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--config", metavar="FILE", help="TOML, with the flags' names; flags win, then $DISTIL_…"
+    )
+    group.add_argument("--dump_config", action="store_true", help="print such a file of these flags, and end")
+
+    def layers(path: str | None) -> dict[str, object]:
+        from distil.config_file import read_layers  # noqa: PLC0415
+
+        return read_layers(command.flags, _known_names(), path)
+
+    parser.layers = layers
+
+
+def _known_names() -> set[str]:
+    """The names of all flags that a file may hold, for whatever command it is."""
+    return {
+        name
+        for command in COMMANDS
+        if command.takes_config
+        for name, flag, *_ in stated_flags(command.flags)
+        if not flag.is_positional
+    }
 
 
 def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
     """One of the scripts."""
     command = next(command for command in COMMANDS if command.script == script)
-    parser = argparse.ArgumentParser(
-        prog=script, description=command.about, epilog=f"The same as: distil {command.name}"
+    parser = Parser(
+        prog=script,
+        description=command.about,
+        epilog=f"The same as: distil {command.name}\n\n"
+        + examples_text(f"python {script}", command.examples),
     )
-    add_flags(parser, command.flags)
-    return _run(command, parser.parse_args(arguments), parser, parser.prog)
+    _add_all_flags(parser, command)
+    return _run(command, parser.parse_args(sys.argv[1:] if arguments is None else arguments), parser)
 
 
-def _run(command: Command, namespace: argparse.Namespace, parser: argparse.ArgumentParser, prog: str) -> int:
+def _run(command: Command, namespace: argparse.Namespace, parser: Parser) -> int:
+    flags = read_flags(namespace, command.flags)
+    if getattr(namespace, "dump_config", False):
+        from distil.config_file import config_text  # noqa: PLC0415
+
+        print(config_text(command.name, flags, command.flags), end="")
+        return process.EXIT_DONE
     try:
-        ready = command.start(read_flags(namespace, command.flags))
+        ready = command.start(flags)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    return process.exit_code_of(ready, prog, command.advice, printable)
+    return process.exit_code_of(ready, parser.prog.split()[0], command.advice, printable)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ DistilError
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
 │   ├── TeacherUnreachable  no reply came: refused, reset, timed out, or 5xx
+│   ├── RunGivenUp      the run ends: nothing more is asked, and nothing is lost
 │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
@@ -66,6 +67,10 @@ class TeacherUnreachable(TeacherError):
 
 class TeacherRefused(TeacherError):
     """The server refuses every request of this run: wrong key, URL, model or parameters, or it stays away."""
+
+
+class RunGivenUp(TeacherError):
+    """The run is being ended, by a signal or by what meets every sample: nothing more is asked."""
 
 
 class ContextOverflow(TeacherError):

@@ -58,21 +58,39 @@ def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
             add_flags(parser.add_argument_group(stated.title), default)
         elif isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true", help=stated.help)
+            # The other is for who has it on in a file or in the environment.
+            parser.add_argument(
+                f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
+            )
         else:
             _add_flag(parser, name, stated, default)
 
 
 def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
-    number = f"{default:g}" if isinstance(default, float) else default
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
     parser.add_argument(
         name if flag.is_positional else f"--{name}",
         type=flag.parse,
         metavar=flag.metavar,
         choices=flag.choices and tuple(map(str, flag.choices)),
-        help=flag.help and flag.help.replace("{default}", str(number)),
+        help=flag.help and flag_text(flag.help, default),
         **kept,
     )
+
+
+def flag_text(text: str, default: object) -> str:
+    """What is said of a flag, with its default."""
+    return text.replace("{default}", f"{default:g}" if isinstance(default, float) else str(default))
+
+
+def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, Any, str]]:
+    """Each flag of a group and of those within: its name, how it is given, its value, its group's title."""
+    for name, stated in _stated(flags):
+        value = getattr(flags, name)
+        if isinstance(stated, Group):
+            yield from stated_flags(value, stated.title)
+        else:
+            yield name, stated, value, title
 
 
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
@@ -122,18 +140,24 @@ def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
 # --- what is read from a text ---
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
+def _whole(text: str, at_least: int | None = None) -> int:
+    """A whole number; raises ArgumentTypeError, as argparse would name the function."""
+    needed = "must be a whole number" + ("" if at_least is None else f" of {at_least} or more")
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(needed) from None
+    if at_least is not None and value < at_least:
+        raise argparse.ArgumentTypeError(needed)
     return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, at_least=0)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    return _whole(text, at_least=1)
 
 
 def _cores() -> int:
@@ -141,8 +165,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _real(text: str) -> float:
+    """A number; not a number for a text that is none, which no range holds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _amount(text: str) -> float:
-    value = float(text)
+    value = _real(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError("must be an amount above 0")
     return value
@@ -160,16 +192,23 @@ def _stored_prices(value: Json) -> FixedPrices | None:
 
 
 def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError("must be from 0 to 2")
+    value = _real(text)
+    if not (0 <= value <= 2):
+        raise argparse.ArgumentTypeError("must be a number from 0 to 2")
     return value
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _real(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return value
+
+
+def _grace(text: str) -> float:
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
     return value
 
 
@@ -204,7 +243,7 @@ class SampleFlags:
             metavar="ORDER",
         ),
     ] = "dataset"
-    seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=int)] = 0
+    seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[
         str,
@@ -262,6 +301,15 @@ class TeacherFlags:
     max_outage_seconds: Annotated[
         float, Flag("how long a server that is down is waited for (default: {default})", "S", _seconds)
     ] = 1800.0
+    grace_seconds: Annotated[
+        float,
+        Flag(
+            "how long requests in flight are waited for after Ctrl-C or SIGTERM; 0 for not at all "
+            "(default: {default})",
+            "S",
+            _grace,
+        ),
+    ] = 30.0
     system_prompt: Annotated[str | None, Flag("(default: You are a helpful assistant.)", "TEXT")] = None
     user_prompt_file: Annotated[
         str | None, Flag("a text file to ask instead of the standard prompt", "FILE")
@@ -297,7 +345,7 @@ class ToolFlags:
         int | None,
         Flag(
             "send pictures at no more than N pixels; crops are cut at full resolution all the same "
-            "(default: as the teacher's family needs)",
+            "(default: as the teacher's family needs; 4194304 where it is not known)",
             "N",
             _positive,
         ),
@@ -341,6 +389,19 @@ class BudgetFlags:
 
 
 @dataclass(frozen=True)
+class OutputFlags:
+    """What is said while it runs, and of what would."""
+
+    dry_run: Annotated[
+        bool, Flag("check all and show the first request, pictures as sizes; nothing is sent")
+    ] = False
+    quiet: Annotated[bool, Flag("say nothing but warnings and errors")] = False
+    log_file: Annotated[
+        str | None, Flag("add all that is said to FILE too, each line with its time", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True)
 class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
@@ -351,8 +412,13 @@ class RunFlags:
     budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
         default_factory=BudgetFlags
     )
+    output: Annotated[OutputFlags, Group("what is said")] = field(default_factory=OutputFlags)
     keep_pictures: bool = False
     estimate_samples: int | None = None
+    json: bool = False
+
+
+_JSON = Flag("one JSON document on standard output and nothing else there")
 
 
 @dataclass(frozen=True)
@@ -360,6 +426,7 @@ class EstimateFlags(RunFlags):
     """Those of a run, and how many samples to run."""
 
     estimate_samples: Annotated[int | None, Flag("(default: {default})", "N", _positive)] = 8
+    json: Annotated[bool, _JSON] = False
 
 
 # --- the other commands ---
@@ -374,6 +441,7 @@ class ViewFlags:
     path: Annotated[Path, _TRACES] = Path()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True)
@@ -386,6 +454,29 @@ class VerifyFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class StatusFlags:
+    """The flags of `distil status`."""
+
+    path: Annotated[Path, Flag("a run's folder", "DIR", Path, is_positional=True)] = Path()
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class CleanFlags:
+    """The flags of `distil clean`."""
+
+    path: Annotated[Path, Flag("a run's folder", "DIR", Path, is_positional=True)] = Path()
+
+
+@dataclass(frozen=True)
+class CompletionFlags:
+    """The flags of `distil completion`."""
+
+    shell: Annotated[str, Flag("which shell", choices=("bash", "zsh", "fish"), is_positional=True)] = "bash"
 
 
 @dataclass(frozen=True)
@@ -417,6 +508,7 @@ class DoctorFlags:
     request_timeout_seconds: Annotated[float, Flag("of one request (default: {default})", "S", _seconds)] = (
         120.0
     )
+    json: Annotated[bool, _JSON] = False
 
     @property
     def names_teacher(self) -> bool:
@@ -430,4 +522,4 @@ class SignsFlags:
 
     output_dir: Annotated[Path, Flag(None, "DIR", Path, is_required=True)] = Path()
     num_rows: Annotated[int, Flag("(default: {default})", "N", _positive)] = NUM_SIGNS
-    seed: Annotated[int, Flag("(default: {default})", parse=int)] = 0
+    seed: Annotated[int, Flag("(default: {default})", parse=_whole)] = 0

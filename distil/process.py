@@ -15,7 +15,7 @@ from distil import interrupts
 from distil.errors import DistilError, FolderError, TeacherRefused
 
 EXIT_DONE, EXIT_USAGE = 0, 2  # and 1, some samples failed: the commands return it
-_SAMPLES_BETWEEN_TRIMS = 32
+_SAMPLES_BETWEEN_TRIMS = 8
 _samples = itertools.count(1)
 _M_MMAP_THRESHOLD, _MAPPED_APART_BYTES = -3, 256 * 1024  # malloc.h of glibc
 

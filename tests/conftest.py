@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
-from shared_tls import share_tls
 from warm_door import start_door
 
-share_tls()
 pytest.register_assert_rewrite("conversations")
 settings.register_profile("no_deadline", deadline=None)  # busy machines pause for longer than 200 ms
 settings.load_profile("no_deadline")

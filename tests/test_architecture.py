@@ -22,10 +22,10 @@ PACKAGE = ROOT / "distil"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lazy_picture",),
     ("errors", "records", "interrupts", "bare_file"),
-    ("process", "pictures", "spending", "sandbox"),
+    ("process", "usage", "completion", "pictures", "spending", "sandbox"),
     ("messages", "tools", "embedded"),
     ("flags", "tasks", "teacher"),
-    ("source", "store", "doctor", "rollout"),
+    ("source", "store", "doctor", "rollout", "config_file"),
     ("replay",),
     ("terminal",),
     ("run",),
@@ -138,7 +138,7 @@ def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
         for path in MODULES
         if "flags" in imported_rooms(path) and room_of(path) != "run"
     }
-    assert users == {"cli.py", "terminal/doctor.py"}
+    assert users == {"cli.py", "config_file.py", "terminal/doctor.py"}
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -305,8 +305,11 @@ def test_a_run_stops_at_its_limit_and_goes_on_when_it_is_raised(
     with ScriptedTeacher(three_turns) as server:
         result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 14)
         assert result.returncode == 1
-        assert len(server.requests) == 14, "the probe counts too"
-        assert "Stopped: --max_calls 14: 14 made; raise it and run again, nothing is lost." in result.stdout
+        assert len(server.requests) == 13, "the probe counts too, and no sample is begun to no end"
+        assert (
+            "Stopped: limit reached, --max_calls 14: 13 requests made, and what is left does not finish another "
+            "sample, which takes 3.0 in the mean; raise it and run again, nothing is lost."
+        ) in result.stdout
         assert not (tmp_path / "out" / "failed_samples.jsonl").exists()
         result = run_against(server, run_door, photos, tmp_path / "out", "--max_calls", 100)
         assert result.returncode == 0, result.stderr
@@ -330,7 +333,7 @@ def test_a_cost_limit_holds_and_is_recorded(run_door: RunDoor, photos: Path, tmp
     assert len(requests) * 0.003 <= 0.06
     (record,) = json.loads((tmp_path / "out" / "run_record.json").read_text())["runs"]
     assert record["spent"]["answered"]["cost_usd"] == pytest.approx(0.003 * len(requests))
-    assert record["stopped_by"].startswith("--max_cost_usd")
+    assert record["stopped_by"].startswith("limit reached, --max_cost_usd")
 
 
 def test_a_cost_limit_without_prices_is_wrong_usage(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:

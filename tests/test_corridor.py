@@ -18,15 +18,15 @@ MAX_FRAMES = 8
 
 
 def frames_to_the_socket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """For each request of a run's rollouts, our functions from `run_rollout`, without it, to the client."""
+    """For each request of a run's rollouts, our functions from `run_conversation`, without it, to the client."""
     asked: list[list[str]] = []
     post = Connection.post
 
     def seen(self: Connection, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
         ours = [frame for frame in inspect.stack()[1:] if Path(frame.filename).is_relative_to(PACKAGE)]
         names = [frame.function for frame in ours]
-        if "run_rollout" in names:
-            asked.append([*reversed(names[: names.index("run_rollout")]), "post"])
+        if "run_conversation" in names:
+            asked.append([*reversed(names[: names.index("run_conversation")]), "post"])
         return post(self, path, pieces, seconds)
 
     monkeypatch.setattr(Connection, "post", seen)

@@ -383,7 +383,8 @@ def test_an_interrupt_keeps_finished_traces_and_leaves_soon(
     with ScriptedTeacher(script) as server:
         child = start_door(
             "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos,
-            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", cwd=PACKAGE,
+            "--output_dir", tmp_path, "--num_samples", "12", "--max_workers", "2", "--grace_seconds", "1",
+            cwd=PACKAGE,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while len(contents(tmp_path)) < 2 and time.monotonic() < deadline:
@@ -696,7 +697,7 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
         "--fixed_workers",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "3/3 at once" in result.stderr, "the progress line"
+    assert "3 of 3 requests at once: as --fixed_workers says" in result.stderr, "the progress line"
     (record,) = json.loads((tmp_path / "run_record.json").read_text())["runs"]
     assert record["requests_at_once"]["level"] == record["requests_at_once"]["ceiling"] == 3
     assert (record["requests_at_once"]["reason"], record["options"]["fixed_workers"]) == ("fixed", True)
@@ -711,7 +712,7 @@ def test_what_a_run_leaves_beside_its_traces(run_door: RunDoor, photos: Path, tm
     spending = [json.loads(line) for line in (tmp_path / "spending.jsonl").read_text().splitlines()]
     assert [line["state"] for line in spending].count("sent") == 11, "with the probe"
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "trace_"))} == {
-        "run_record.json", "spending.jsonl", "timings.jsonl"
+        "README.txt", "run_record.json", "spending.jsonl", "timings.jsonl"
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def start(*arguments: object) -> Any:
 
 def run_arguments(api_base: str, photos: Path, folder: Path) -> list[object]:
     return ["demo_concurrent.py", "--api_base", api_base, "--dataset_path", photos, "--output_dir", folder,
-            "--num_samples", 12, "--max_workers", 2]  # fmt: skip
+            "--num_samples", 12, "--max_workers", 2, "--grace_seconds", 1]  # fmt: skip
 
 
 def interrupt(door: Any) -> str:

@@ -781,7 +781,7 @@ def test_rows_of_other_settings_are_refused_although_others_are_there(
 @pytest.mark.parametrize("how", ["outage", "interrupt"])
 def test_a_run_that_is_given_up_records_what_it_came_to(how: str, photos: Path, tmp_path: Path) -> None:
     with ScriptedTeacher(three_turns) as server:
-        flags = ("--max_outage_seconds", "1", "--max_workers", "2")
+        flags = ("--max_outage_seconds", "1", "--max_workers", "2", "--grace_seconds", "1")
         child = start_door(*command(server.api_base, photos, tmp_path, *flags)[1:], cwd=PACKAGE)
         stalled = threading.Event()
 

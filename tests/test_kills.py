@@ -45,13 +45,16 @@ def reply_to(request: dict[str, Any]) -> Any:
 
 def stored_turns(folder: Path) -> set[Turn]:
     """The turns on disk: whole lines of journals, and all those of finished traces."""
-    stored = set()
-    for path in (folder / FOLDER).glob("*.jsonl"):
-        with suppress(FileNotFoundError):  # no unfinished sample's any more: its traces are looked at below
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    turn = json.loads(line)
-                    stored.add((turn["sample_index"], turn["turn"]))
+    stored, journals = set(), None
+    while journals != (journals := sorted((folder / FOLDER).glob("*.jsonl"))):  # turns move to newer files
+        for path in journals:
+            with suppress(
+                FileNotFoundError
+            ):  # no unfinished sample's any more: its traces are looked at below
+                for line in path.read_bytes().splitlines(keepends=True):
+                    if line.endswith(b"\n"):
+                        turn = json.loads(line)
+                        stored.add((turn["sample_index"], turn["turn"]))
     for path in folder.glob("trace_*.json"):
         row = int(path.stem.removeprefix("trace_"))
         stored |= {(row, turn) for turn in range(1, NUM_TURNS + 1)}

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from dataclasses import MISSING, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import pytest
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS, main
-from distil.flags import BudgetFlags, CodeFlags, RunFlags, add_flags, flags_from_json, flags_json, read_flags
+from distil.flags import (
+    BudgetFlags,
+    CodeFlags,
+    RunFlags,
+    add_flags,
+    flags_from_json,
+    flags_json,
+    read_flags,
+    stated_flags,
+)
 from distil.pictures import ResizeRule
 from distil.records import CropFrom, Frame, SampleId, ToolMode
 from distil.rollout import RolloutSettings
@@ -62,7 +72,7 @@ def settings_of_a_trace(**changes: Any) -> TraceSettings:
         max_turns=3,
         seed=-1,
         sends_seed=False,
-        resize_rule=ResizeRule(max_area_px=10_000),
+        view_rule=ResizeRule(max_area_px=10_000),
         states_size=True,
         system_prompt="s",
         user_prompt="u\n",
@@ -95,12 +105,14 @@ def test_no_flag_is_named_twice_in_a_command_and_each_is_read_back() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_what_no_flag_says_is_the_default_of_the_command(command: Any) -> None:
-    required = {"view": ["p"], "verify": ["p"], "signs": ["--output_dir", "p"]}.get(command.name, [])
+    taken = {"path": ("p",), "shell": ("zsh",)}
+    positional = [taken[name] for name, flag, *_ in stated_flags(command.flags) if flag.is_positional]
+    required = ["--output_dir", "p"] if command.name == "signs" else [*chain(*positional)]
     parser = argparse.ArgumentParser()
     add_flags(parser, command.flags)
     read = read_flags(parser.parse_args(required), command.flags)
     changed = {name for name, value in vars(read).items() if value != getattr(command.flags, name)}
-    assert changed == ({"output_dir"} if command.name == "signs" else {"path"} if required else set())
+    assert changed == ({"output_dir"} if command.name == "signs" else set(taken) & set(vars(read)))
 
 
 def test_no_room_has_a_second_default_of_what_is_a_flag() -> None:
@@ -156,12 +168,21 @@ def test_settings_of_another_version_are_read_and_what_they_lack_or_add_is_a_cha
     assert settings.changes_from(stored, ignored=("sends_seed", "top_k")) == []
 
 
-@pytest.mark.parametrize("name", ["task", "tool_mode", "resize_rule", "tool_schemas", "seed", "coordinates"])
+@pytest.mark.parametrize("name", ["task", "tool_mode", "view_rule", "tool_schemas", "seed", "coordinates"])
 def test_settings_without_what_a_replay_needs_are_no_settings(name: str) -> None:
     stored = settings_of_a_trace().as_json()
     del stored[name]
     with pytest.raises(KeyError, match=name):
         TraceSettings.from_json(stored)
+
+
+def test_the_names_of_settings_in_traces_are_those_that_traces_have_had_from_the_first_on() -> None:
+    """Whatever the program calls them: under another name every trace that exists would be unreadable."""
+    assert list(settings_of_a_trace().as_json()) == [
+        "task", "model", "profile", "tool_mode", "coordinates", "crop_from", "temperature", "max_tokens",
+        "max_turns", "seed", "sends_seed", "view_rule", "states_size", "system_prompt", "user_prompt",
+        "tool_schemas", "keep_pictures",
+    ]  # fmt: skip
 
 
 def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp_path: Path) -> None:

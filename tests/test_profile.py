@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +89,7 @@ def test_any_model_name_has_a_profile(model: str) -> None:
 def test_a_sent_picture_leaves_nothing_to_resize(
     profile: Profile, width: int, aspect: float, upright: bool
 ) -> None:
-    size = (width, max(1, round(width / aspect)))
+    size = (width, math.ceil(width / aspect))
     sent = sent_size(size[::-1] if upright else size, profile.rule)
     rule = profile.rule
     assert all(side % rule.factor_px == 0 and side >= rule.min_side_px for side in sent)
@@ -118,6 +120,7 @@ def test_image_max_pixels_lowers_a_limit_and_never_raises_it() -> None:
     assert with_max_area(qwen25, 1_003_520).rule.max_area_px == 1_003_520
     assert with_max_area(qwen25, 10**9).rule.max_area_px == qwen25.rule.max_area_px
     assert with_max_area(UNKNOWN, 500_000).rule == ResizeRule(max_area_px=500_000)
+    assert with_max_area(UNKNOWN, 10**8).rule == ResizeRule(max_area_px=10**8), "but a guess gives way"
 
 
 def test_image_max_pixels_keeps_the_factor() -> None:

@@ -35,6 +35,7 @@ from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 from distil.cli import main
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
+from distil.source.saved import read_saved
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BOX, ANGLE = [8, 6, 60, 40], 30
@@ -997,3 +998,12 @@ def test_plain_saved_datasets_are_named_themselves_and_all_others_by_a_view(
         name: json.loads(result.traces[0].read_text())["dataset_path"] for name, result in distilled.items()
     }
     assert {name for name, path in named.items() if not Path(path).is_relative_to(views)} == NAMED_THEMSELVES
+
+
+def test_saved_datasets_that_are_named_themselves_are_read_without_datasets(
+    distilled: dict[str, Distilled],
+) -> None:
+    paths = {
+        name: json.loads(distilled[name].traces[0].read_text())["dataset_path"] for name in NAMED_THEMSELVES
+    }
+    assert {name for name, path in paths.items() if read_saved(path) is None} == set()

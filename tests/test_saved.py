@@ -177,6 +177,28 @@ def test_a_picture_in_another_mode_and_rows_in_many_batches_are_read_alike(tmp_p
     assert source.load(SampleId(3)).picture.image.mode == "L"
 
 
+@settings(max_examples=15)
+@given(st.lists(TEXT.filter(bool), unique=True, max_size=3), st.sampled_from([1, 3]))
+def test_the_fingerprint_is_that_of_datasets_whatever_columns_its_format_states(
+    names: list[str], times: int
+) -> None:
+    names = [name for name in names if name not in ("image", "lat", "lon") and "\0" not in name]
+    rows = [row(PHOTO, **dict.fromkeys(names, n)) for n in range(2)]
+    table = dataset_of(rows, dict.fromkeys(names, INT))
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.concatenate_datasets([table] * times).shuffle(seed=1).save_to_disk(folder)
+        assert times == 1 or json.loads(Path(folder, "state.json").read_text())["_format_columns"] is not None
+        assert_read_alike(folder)
+
+
+def test_the_fingerprint_of_a_picture_alone_is_that_of_datasets(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image())
+    table = datasets.Dataset.from_dict({"image": [stored_picture(PHOTO)] * 2}, features=features)
+    table.shuffle(seed=1).with_format(columns=["image"]).save_to_disk(str(tmp_path / "ds"))
+    assert json.loads((tmp_path / "ds" / "state.json").read_text())["_format_columns"] == ["image"]
+    assert_read_alike(str(tmp_path / "ds"))
+
+
 # --- what is left to `datasets`
 
 

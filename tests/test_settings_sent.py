@@ -305,7 +305,7 @@ def test_a_change_of_the_model_in_mid_run_is_told_once_and_at_the_end(
         code, text = distil(server, few_photos, tmp_path)
     assert code == 0
     output = capsys.readouterr()
-    told = (output.out + output.err).count("replies came from the model a, and now one came from b")
+    told = (text + output.out + output.err).count("replies came from the model a, and now one came from b")
     assert told == 1
     assert "Warning: replies came from more than one model: a (3), b (4), c (1)" in text
     assert records(tmp_path)[-1]["models"] == {"a": 3, "b": 4, "c": 1}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import KEY, Bench, Run, read_figures
+from conversations import KEY, Bench, Run, quiet, read_figures
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import calls, completion, says, text_call
@@ -154,7 +154,7 @@ def run_of(bench: Bench, num_samples: int) -> tuple[RunTotals, int]:
         solver = Trivial(run.plan, run.source, run.folder, teacher)
         num_before = num_kept()
         tracemalloc.start()
-        _solve(todo, solver, totals)
+        _solve(todo, solver, totals, quiet())
         gc.collect()
         held_bytes, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -183,7 +183,7 @@ def test_a_run_counts_what_failed_and_why_it_stopped(bench: Bench) -> None:
     with quick_teacher(run) as teacher:
         totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.slots.state())
         solver = Failing(run.plan, run.source, run.folder, teacher)
-        _solve([SampleId(index) for index in range(11)], solver, totals)
+        _solve([SampleId(index) for index in range(11)], solver, totals, quiet())
     totals.stopped_by = "a limit"
     assert (totals.measured.num_finished, totals.measured.num_failed, totals.measured.num_ended) == (6, 5, 11)
     record = totals.as_dict()

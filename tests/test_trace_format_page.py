@@ -589,7 +589,7 @@ def named_at(place: str) -> str:
     title = {
         "conversation_log": "A turn", "tool_calls_log": "A call", "metadata": "`metadata`", "settings": "`settings`",
     }.get(place.partition(".")[0])  # fmt: skip
-    title = {"sent": "`sent`", "resize_rule": "The size as sent"}.get(last, title)
+    title = {"sent": "`sent`", "view_rule": "The size as sent"}.get(last, title)
     return paragraph(title) if title else cells[first or place]
 
 

@@ -259,7 +259,7 @@ CODE_CHANGES: dict[str, tuple[str, Patch, str]] = {
     "the resize rule of a family": (
         "resized",
         patch(profile, "PROFILES", (profile.Profile("gpt", "gpt", distil.pictures.Frame.PIXEL, states_size=True),)),
-        "settings.resize_rule",
+        "settings.view_rule",
     ),
     "the size that is sent": (
         "resized",

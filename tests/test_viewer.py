@@ -70,7 +70,7 @@ def test_one_trace_shows_everything(traces: Path, run_door: RunDoor) -> None:
 def test_verbose_adds_the_settings(traces: Path, run_door: RunDoor) -> None:
     result = run_door(VIEWER, traces / "trace_00000.json", "--verbose")
     assert "You are a helpful assistant." in result.stdout
-    assert "resize_rule" in result.stdout
+    assert "view_rule" in result.stdout
 
 
 def test_a_folder_is_listed(traces: Path, run_door: RunDoor) -> None:

@@ -575,7 +575,7 @@ class Rebuilt:
 
 def rebuild(trace: Mapping[str, Json]) -> Rebuilt:
     """Rebuild every request of a trace and everything it stores of its pictures."""
-    settings, rule = trace["settings"], trace["settings"]["resize_rule"]
+    settings, rule = trace["settings"], trace["settings"]["view_rule"]
     file, picture = read_row(trace)
     photo = sent_photo(picture, rule, file)
     scene = Scene(picture, picture, photo.size, photo.size, ranges_with(picture, {}))
@@ -605,7 +605,7 @@ def run_call(
     arguments, clamped = resolve(call, scene, settings)
     outcome: dict[str, Json] = {"arguments": arguments, "clamped": clamped}
     scene, stdout = apply(call["tool_name"], stored_arguments(call), scene)
-    sent = sent_picture(scene.current, settings["resize_rule"], scene.grey_ranges.get(scene.current.mode))
+    sent = sent_picture(scene.current, settings["view_rule"], scene.grey_ranges.get(scene.current.mode))
     scene.current_sent = sent.size
     outcome["result"] = {**picture_facts(scene.current), "sent": sent.facts()}
     if stdout is not None:

@@ -29,8 +29,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from shared_tls import share_tls
-
 # What the interpreter or a library reads as it starts: a run with other values of these starts cold.
 _READ_AT_START = ("PYTHON", "HF_", "LD_", "OMP_", "OPENBLAS_", "ARROW_", "TQDM_", "LANG", "LC_", "MALLOC_")
 _MODULES = (  # what a run is seen to import, where it is installed
@@ -295,7 +293,6 @@ if __name__ == "__main__":
     for name in _MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    share_tls()
     gc.collect()
     gc.freeze()  # the collector must not touch, and so copy, what the forks share
     _become_door(*_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -23,13 +23,13 @@ from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
 from distil.store.trace_settings import TraceSettings, settings_sha256
 from distil.tasks import task_of
-from distil.teacher.profile import find_profile, with_frame, with_max_area
+from distil.teacher.profile import UNKNOWN, find_profile, with_frame, with_max_area
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
 _MAX_SHOWN_CHARS = 60
-_DERIVED = ("profile", "resize_rule", "states_size", "tool_schemas", "tool_mode")
+_DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,15 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
 def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Json]:
     """The settings that follow from the others: what a teacher of this name is given to see and told."""
     profile = with_frame(find_profile(settings.model), settings.coordinates)
-    profile = with_max_area(profile, settings.resize_rule.max_area_px)
+    max_area_px = settings.view_rule.max_area_px
+    if max_area_px is None and profile.name == UNKNOWN.name:  # as sent before families not known had a bound
+        profile = replace(profile, rule=replace(profile.rule, max_area_px=None))
+    profile = with_max_area(profile, max_area_px)
     has_tools = bool(toolbox.tools)
     now = replace(
         settings,
         profile=profile.name,
-        resize_rule=profile.rule,
+        view_rule=profile.rule,
         states_size=profile.states_size and has_tools,
         tool_schemas=toolbox.schemas(),
         tool_mode=settings.tool_mode if has_tools else ToolMode.NONE,

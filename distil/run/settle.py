@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ from distil.teacher.tool_mode import (
 from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
 
-_PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
+PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
 
 
 def chosen_task() -> Task:
@@ -65,17 +66,17 @@ def settle(
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
     teacher, models = ask_first_replica(teacher, address.api_bases, tell)
     teacher = replace(teacher, model=flags.teacher.model or models.only(teacher))
-    profile = _profile(teacher.model, flags.tools)
+    profile = chosen_profile(teacher.model, flags.tools)
     unlisted = unlisted_warning(teacher.model, models.names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
-    settings = _unasked_settings(flags, user_prompt, profile, teacher)
+    settings = unasked_settings(flags, user_prompt, profile, teacher)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
-    settle_folder = partial(
-        _settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
+    settle_claim = partial(
+        settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
     )
-    claim = settle_folder(claim, settings, ignored=_PROBED)
+    claim = settle_claim(claim, settings, ignored=PROBED)
     prompt = settings.prompt()
     with _setup_budget(flags, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
@@ -83,7 +84,7 @@ def settle(
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
     _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
-    claim = settle_folder(claim, settings)
+    claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples),
@@ -103,12 +104,13 @@ def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]
     return urls[urls.index(teacher.api_base) + 1 :] if teacher.api_base in urls else ()
 
 
-def _profile(model: str, flags: ToolFlags) -> Profile:
+def chosen_profile(model: str, flags: ToolFlags) -> Profile:
+    """The profile of a model's family, as the flags change it."""
     frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
     return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
 
 
-def _unasked_settings(
+def unasked_settings(
     flags: RunFlags, user_prompt: str, profile: Profile, teacher: TeacherSettings
 ) -> TraceSettings:
     """The settings as far as they are known before the teacher is asked."""
@@ -128,7 +130,7 @@ def _unasked_settings(
         max_turns=flags.tools.max_turns,
         seed=flags.samples.seed,
         sends_seed=teacher.sends_seed,
-        resize_rule=profile.rule,
+        view_rule=profile.rule,
         states_size=profile.states_size and bool(tools),
         system_prompt=chosen_task().system_prompt if system_prompt is None else system_prompt,
         user_prompt=user_prompt,
@@ -151,7 +153,7 @@ def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSetting
     )
 
 
-def _settle_folder(
+def settle_folder(
     claim: Claim,
     settings: TraceSettings,
     ignored: Sequence[str] = (),
@@ -188,14 +190,14 @@ def _asked_probe(
 
     In every mode the server is asked before the first sample, or remembered: a run never adapts.
     """
-    told = _told_tool_mode(flags, prompt)
+    told = told_tool_mode(flags, prompt)
     if told is None:
         return probe_tool_mode(teacher, prompt, budget, tell)
     tool_mode, reason = told
     return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
 
 
-def _told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:
+def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:
     """The tool mode and why, None where the server has to be asked."""
     if not prompt.tools:
         return ToolMode.NONE, "no tools are offered"
@@ -211,13 +213,20 @@ def _earlier_probe(
     for record in claim.earlier_runs[-1:]:
         settings, asked = record.get("settings", {}), record.get("options", {})
         asked_alike = asked.get("tool_mode") == AUTO and settings.get("tool_schemas") == list(prompt.tools)
-        told = _told_tool_mode(flags, prompt)
+        told = told_tool_mode(flags, prompt)
         if asked_alike or told is not None:
             earlier = recalled_probe(teacher, record.get("probe", {}))
             if earlier is None or told is None:
                 return earlier
             return replace(earlier, tool_mode=told[0], reason=told[1])
     return None
+
+
+def _bound_text(profile: Profile) -> str:
+    """How large pictures are sent to a family that is not known."""
+    if profile.name != UNKNOWN.name:
+        return ""
+    return f", pictures of at most {profile.rule.max_area_px or math.inf:,} pixels: --image_max_pixels"
 
 
 def _print_choices(
@@ -228,7 +237,7 @@ def _print_choices(
 ) -> None:
     tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name})"
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{_bound_text(profile)})"
     )
     if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
         tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")

@@ -11,6 +11,7 @@ from distil.embedded.launch import drawn_signs
 from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK
+from distil.process import trim_memory
 from distil.records import Reply, SampleId
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
@@ -56,9 +57,18 @@ class RolloutSolver:
         self.boxes = BoxTally(settings.coordinates, settings.crop_from)
 
     def solve(self, sample_id: SampleId) -> TraceSummary:
-        """Load the row, run its rollout, write its trace; raises RunHalted where that has no point."""
-        if self.halt is not None:
-            raise RunHalted(self.halt)
+        """Load the row, run its rollout, write its trace; raises RunHalted where that has no point.
+
+        Raises BudgetExceeded where what is left of a limit does not finish it.
+        """
+        num_paid = self.folder.journal.num_turns(sample_id)
+        with self.teacher.budget.sample(num_paid, self.plan.settings.max_turns):
+            self.teacher.check_open()
+            if self.halt is not None:
+                raise RunHalted(self.halt)
+            return self._solved(sample_id)
+
+    def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
         conversation = self._opening(sample_id)
@@ -84,6 +94,7 @@ class RolloutSolver:
     def _opening(self, sample_id: SampleId) -> Conversation:
         """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
         decode = self.source.read(sample_id)
+        trim_memory()
         with PIXEL_WORK:
             return Conversation.start(decode(None), self.rollout)
 
@@ -97,6 +108,12 @@ class RolloutSolver:
     def halt(self) -> str | None:
         """Why no further sample should be started, or None."""
         return None if self.plan.flags.samples.keep_going else self.tally.halt
+
+    def drain(self) -> float:
+        """Ask nothing more, at once; returns for how many seconds what is in flight is waited for."""
+        seconds = self.plan.flags.teacher.grace_seconds
+        self.teacher.drain(seconds)
+        return seconds
 
     def abort(self) -> None:
         """Close the teacher: requests in flight, pauses and waits for it end at once."""

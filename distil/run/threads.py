@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 from distil.errors import (
@@ -12,6 +13,7 @@ from distil.errors import (
     ContextOverflow,
     DeadlinePassed,
     FolderError,
+    RunGivenUp,
     RunHalted,
     SampleError,
     SandboxUnavailable,
@@ -25,6 +27,7 @@ from distil.interrupts import interruptible
 from distil.records import Failure, FailureKind, Outcome, SampleId
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
+ItemT = TypeVar("ItemT")
 
 _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first that fits
     (SampleError, FailureKind.SAMPLE),
@@ -38,10 +41,17 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first
 
 
 class Solver(Protocol[ResultT_co]):
-    """What solves samples; `solve` runs in many threads, `abort` makes those in flight end soon."""
+    """What solves samples; `solve` runs in many threads, `drain` and `abort` end those in flight soon."""
 
     def solve(self, sample_id: SampleId) -> ResultT_co:
         """Solve the sample, write its trace, and return what the run's summary needs of it."""
+        ...
+
+    def drain(self) -> float:
+        """Ask nothing more: called once, after a signal; returns how many seconds to wait for the samples.
+
+        Those end with RunGivenUp that would have to ask again.
+        """
         ...
 
     def abort(self) -> None:
@@ -58,7 +68,8 @@ def run_samples(
     not grow with their number. An exception in one sample is its failure; BudgetExceeded and RunHalted end
     the run once the samples in flight have ended; what would meet every sample (TeacherRefused,
     SandboxUnavailable, FolderError) ends it at once, and so does closing the iterator.
-    Raises KeyboardInterrupt after a signal.
+    After a signal no sample is begun, those in flight have the time that `drain` grants, and then it raises
+    KeyboardInterrupt.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
@@ -77,6 +88,7 @@ def _completed(
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
     waiting = iter(sample_ids)
     num_in_flight = 0
+    until: float | None = None  # on the monotonic clock, after a signal
     ended: SimpleQueue[Future[Outcome[ResultT_co]] | None] = SimpleQueue()
     with interruptible(wake=lambda: ended.put(None)) as interruption:
         while True:
@@ -90,9 +102,13 @@ def _completed(
             if not num_in_flight:
                 interruption.check()
                 return
-            future = ended.get()
-            if future is None:  # a signal; what ended before it stood before it in the queue, and is counted
+            future = _next_ended(ended, until)
+            if future is None and until is not None:  # its time is over
                 raise KeyboardInterrupt
+            if future is None:
+                until = solver.drain() + time.monotonic()
+                waiting = iter(())
+                continue
             num_in_flight -= 1
             outcome = future.result()
             if outcome.stopped is not None:
@@ -100,12 +116,22 @@ def _completed(
             yield outcome
 
 
+def _next_ended(ended: SimpleQueue[ItemT | None], until: float | None) -> ItemT | None:
+    """What ends next; None for a signal, and where nothing ends in time."""
+    try:
+        return ended.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+    except Empty:
+        return None
+
+
 def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
     try:
         return Outcome(sample_id, solver.solve(sample_id), None)
     except (TeacherRefused, SandboxUnavailable, FolderError):
         raise
-    except (BudgetExceeded, RunHalted) as error:
+    except BudgetExceeded as error:
+        return Outcome(sample_id, None, None, f"limit reached, {error}")
+    except (RunHalted, RunGivenUp) as error:
         return Outcome(sample_id, None, None, str(error))
     except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         return Outcome(sample_id, None, _failure(sample_id, error))

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 
 _KNOWN = ((4, 0), (5, 2))  # the versions of `datasets`, first and last, that hash and store as is said here
 _TRANSFORM = "datasets.arrow_dataset.Dataset.set_format"
-_MAX_CHARS = 64  # `datasets` writes 16
+_MAX_COLUMNS, _MAX_TEXT_BYTES = 200, 255  # beyond these a pickle has other forms
 
 
-def loaded_fingerprint(saved: str) -> str | None:
-    """The fingerprint after loading of a dataset saved with this one; None where only `datasets` can tell."""
-    if not (saved.isascii() and 0 < len(saved) <= _MAX_CHARS and _is_known(version("datasets"))):
+def loaded_fingerprint(saved: str, columns: Sequence[str] | None) -> str | None:
+    """The fingerprint after loading of a dataset saved with this one; None where only `datasets` can tell.
+
+    `columns` are those that its saved format states.
+    """
+    texts = [saved, *(columns or ())]
+    is_plain = len(texts) <= _MAX_COLUMNS and all(len(text.encode()) <= _MAX_TEXT_BYTES for text in texts)
+    if not (saved and is_plain and _is_known(version("datasets"))):
         return None
     try:
         from xxhash import xxh64  # noqa: PLC0415 - `datasets` brings it along
     except ImportError:
         return None
-    parts = [("str", _pickled(text)) for text in (saved, _TRANSFORM, "format_kwargs")]
-    parts.append(("dict", _head() + b"}\x94."))
-    texts = [f"==<class '{kind}'>=={xxh64(data).hexdigest()}" for kind, data in parts]
-    return str(xxh64("".join(texts).encode()).hexdigest())
+    parts = [("str", _pickled(_text(saved))), ("str", _pickled(_text(_TRANSFORM)))]
+    if columns is not None:
+        parts += [("str", _pickled(_text("columns"))), ("list", _pickled(_list(columns)))]
+    parts += [("str", _pickled(_text("format_kwargs"))), ("dict", _pickled(b"}\x94"))]
+    hashed = [f"==<class '{kind}'>=={xxh64(data).hexdigest()}" for kind, data in parts]
+    return str(xxh64("".join(hashed).encode()).hexdigest())
 
 
 def _is_known(version_text: str) -> bool:
@@ -35,11 +43,22 @@ def _is_known(version_text: str) -> bool:
     return match is not None and first <= (int(match[1]), int(match[2])) <= last
 
 
-def _pickled(text: str) -> bytes:
-    """A short ASCII text as `datasets` pickles it: what it reads a second time is not remembered."""
-    body = b"\x8c" + bytes([len(text)]) + text.encode() + b"."
-    return _head() + b"\x95" + len(body).to_bytes(8, "little") + body
+# --- pickles as `datasets` makes them: no text is remembered, so that one that comes twice is written twice
 
 
-def _head() -> bytes:
-    return b"\x80" + bytes([pickle.DEFAULT_PROTOCOL])
+def _pickled(body: bytes) -> bytes:
+    head, body = b"\x80" + bytes([pickle.DEFAULT_PROTOCOL]), body + b"."
+    is_framed = len(body) >= 4
+    return head + (b"\x95" + len(body).to_bytes(8, "little") if is_framed else b"") + body
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return b"\x8c" + bytes([len(data)]) + data
+
+
+def _list(texts: Sequence[str]) -> bytes:
+    items = b"".join(map(_text, texts))
+    if not texts:
+        return b"]\x94"
+    return b"]\x94" + (items + b"a" if len(texts) == 1 else b"(" + items + b"e")

@@ -10,6 +10,7 @@ import hashlib
 import heapq
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def first_rows(rows: StoredRows, order: str, num_rows: int, seed: int) -> Sequen
     if order == "dataset":
         return numbers[:num_rows]
     if order == "random":
-        return _first(numbers, num_rows, lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest())
+        return _first(numbers, num_rows, _lots(seed))
     name, _, direction = order.partition(":")
     if name not in rows.features or name == IMAGE_COLUMN or direction not in ("", "asc", "desc"):
         columns = ", ".join(name for name in rows.features if name != IMAGE_COLUMN)
@@ -40,12 +41,26 @@ def first_rows(rows: StoredRows, order: str, num_rows: int, seed: int) -> Sequen
     try:
         if _is_number(kind):
             return _first_of_numbers(rows.pieces(name), num_rows, is_descending)
-        values = [value for piece in rows.pieces(name) for chunk in piece for value in chunk.to_pylist()]
+        values: list[Any] = []
+        for chunk in chain.from_iterable(rows.pieces(name)):
+            values += chunk.to_pylist()
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return _first_of_texts(values, num_rows, is_descending)
         return _first_of_values(values, num_rows, is_descending)
     except TypeError:
         raise SourceError(f"--order {order!r}: the values of this column cannot be compared") from None
+
+
+def _lots(seed: int) -> Callable[[int], bytes]:
+    """What each row draws: the SHA-256 of `SEED:ROW`."""
+    start = hashlib.sha256(f"{seed}:".encode())
+
+    def lot(row: int) -> bytes:
+        digest = start.copy()  # a third faster than a new one
+        digest.update(b"%d" % row)
+        return digest.digest()
+
+    return lot
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -85,8 +100,10 @@ def _numbers(chunks: Sequence[pa.Array]) -> tuple[np.ndarray[Any, Any], np.ndarr
 
 
 def _first_of_texts(values: Sequence[str | None], num_rows: int, is_descending: bool) -> Sequence[int]:
+    if None not in values:
+        return _first(range(len(values)), num_rows, values.__getitem__, is_descending)
     empty = [row for row, value in enumerate(values) if value is None]
-    filled = [row for row, value in enumerate(values) if value is not None] if empty else range(len(values))
+    filled = [row for row, value in enumerate(values) if value is not None]
     return [*_first(filled, num_rows, values.__getitem__, is_descending), *empty][:num_rows]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
@@ -47,33 +46,34 @@ def _is_picture(text: str) -> bool:
     return _DATA_URL.match(text) is not None or (_BASE64.match(text) is not None and "." not in text)
 
 
-def check_paths(pictures: pa.ChunkedArray, column: str, folder: Path | None) -> None:
-    """Raise SourceError where all pictures are named by relative paths and there is no folder for them."""
-    relative = [] if folder else [path for path in bare_paths(pictures) if is_relative(path)]
-    if relative and len(relative) == len(pictures):
+def check_paths(pictures: Iterable[pa.Array], column: str) -> None:
+    """Raise SourceError where all pictures of a dataset without a folder are named by relative paths."""
+    example = None
+    for chunk in pictures:
+        relative = [path for path in bare_paths(chunk) if is_relative(path)]
+        if len(relative) < len(chunk):
+            return  # as a rule the first chunk ends it
+        example = example or next(iter(relative), None)
+    if example is not None:
         raise SourceError(
-            f"column {column!r} holds relative paths such as {relative[0]!r}, and this kind of dataset "
+            f"column {column!r} holds relative paths such as {example!r}, and this kind of dataset "
             "has no folder that they could be relative to: use absolute paths, or store the pictures in it"
         )
 
 
-def bare_paths(pictures: pa.ChunkedArray) -> Iterator[str]:
+def bare_paths(pictures: pa.Array) -> Iterator[str]:
     """The paths of the pictures whose bytes are not in the table."""
-    if _holds_all_bytes(pictures):
-        return
-    for chunk in pictures.chunks:
-        if chunk.type in TEXT_TYPES:
-            for start in range(0, len(chunk), _TEXTS_AT_ONCE):  # they may be whole pictures
-                texts = chunk.slice(start, _TEXTS_AT_ONCE).to_pylist()
-                yield from (text for text in texts if text and not _is_picture(text))
-        elif pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0:
-            has_bytes = chunk.type.get_field_index("bytes") >= 0
-            bare = chunk.filter(chunk.field("bytes").is_null()) if has_bytes else chunk
-            yield from (path for path in bare.field("path").to_pylist() if path)
+    if pictures.type in TEXT_TYPES:
+        for start in range(0, len(pictures), _TEXTS_AT_ONCE):  # they may be whole pictures
+            texts = pictures.slice(start, _TEXTS_AT_ONCE).to_pylist()
+            yield from (text for text in texts if text and not _is_picture(text))
+    elif pa.types.is_struct(pictures.type) and pictures.type.get_field_index("path") >= 0:
+        bare = _without_bytes(pictures) if pictures.type.get_field_index("bytes") >= 0 else pictures
+        yield from (path for path in bare.field("path").to_pylist() if path)
 
 
-def _holds_all_bytes(pictures: pa.ChunkedArray) -> bool:
-    """Whether no row is without its bytes: the files say so, nothing of a picture is read."""
-    if not pa.types.is_struct(pictures.type) or pictures.type.get_field_index("bytes") < 0:
-        return False
-    return bool(pictures.flatten()[pictures.type.get_field_index("bytes")].null_count == 0)
+def _without_bytes(pictures: pa.Array) -> pa.Array:
+    data = pictures.field("bytes")
+    if data.null_count == 0:  # told by the file: nothing of a picture is read
+        return pictures.slice(0, 0)
+    return pictures.filter(data.is_null())

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def recipe_path(
     not hold a picture a row, or where the cache of `datasets` cannot be written.
     """
     _check_type(table.data.schema.field(image_column).type, image_column)
-    check_paths(table.data.column(image_column), image_column, folder)
+    if folder is None:
+        check_paths(table.data.column(image_column).chunks, image_column)
     is_renamed = image_column != IMAGE_COLUMN
     if is_renamed:
         table = _with_image_named(table, image_column)
@@ -190,7 +191,8 @@ def _state(
     """What `save_to_disk` writes beside its Arrow files, and what a view has to be made anew for."""
     files = [Path(file["filename"]).resolve() for file in table.cache_files]
     is_stored = table.data.schema.field(IMAGE_COLUMN).type == STORED_PICTURE and not is_renamed
-    changes = folder is not None and any(map(is_relative, bare_paths(table.data.column(IMAGE_COLUMN))))
+    paths = chain.from_iterable(map(bare_paths, table.data.column(IMAGE_COLUMN).chunks))
+    changes = folder is not None and any(map(is_relative, paths))
     written = [] if files and is_stored and not changes else ["rows.arrow"]
     return {
         "_data_files": [{"filename": str(file)} for file in written or files],

@@ -44,7 +44,6 @@ _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _BATCHES_BETWEEN_TRIMS = 64
 _PLAIN_STATE: Mapping[str, Json] = {  # what a dataset without a format of its own has
     "_format_type": None,
-    "_format_columns": None,
     "_format_kwargs": {},
     "_output_all_columns": False,
 }
@@ -90,17 +89,18 @@ class StoredRows:
         row: dict[str, Any] = batch.slice(index - self._ends[number] + batch.num_rows, 1).to_pylist()[0]
         return row
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One column of all rows."""
-        return pa.chunked_array(self._chunks(name))
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        """One column, batch by batch."""
+        number = list(self.features).index(name)
+        return (batch.column(number) for batch in self._batches)
 
     def kind(self, name: str) -> pa.DataType:
         """The type of a column."""
-        return self._chunks(name)[0].type
+        return next(self.chunks(name)).type
 
     def pieces(self, name: str) -> Iterator[Sequence[pa.Array]]:
         """One column, to be copied piece by piece: what lies between in a file does not stay in memory."""
-        chunks = self._chunks(name)
+        chunks = list(self.chunks(name))
         for start in range(0, len(chunks), _BATCHES_BETWEEN_TRIMS):
             yield chunks[start : start + _BATCHES_BETWEEN_TRIMS]
             self.trim()
@@ -109,10 +109,6 @@ class StoredRows:
         """Give the pages of the files that were mapped here back to the kernel."""
         for mapping in self._mappings:
             advise(mapping, "MADV_DONTNEED")
-
-    def _chunks(self, name: str) -> list[pa.Array]:
-        number = list(self.features).index(name)
-        return [batch.column(number) for batch in self._batches]
 
 
 def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
@@ -127,14 +123,14 @@ def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         if not (_is_local(dataset_path) and _is_local(str(folder)) and _is_plain(state, info)):
             return None
-        fingerprint = loaded_fingerprint(state["_fingerprint"])
+        fingerprint = loaded_fingerprint(state["_fingerprint"], state["_format_columns"])
         files = [folder / file["filename"] for file in state["_data_files"]]
         rows = _mapped_rows(files, info["features"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException):
         return None
     if rows is None or not len(rows) or fingerprint is None:
         return None
-    check_paths(rows.column(IMAGE_COLUMN), IMAGE_COLUMN, None)
+    check_paths(rows.chunks(IMAGE_COLUMN), IMAGE_COLUMN)
     path = str(folder)
     return rows, DatasetIdentity(path, path, "saved", split, fingerprint, len(rows))
 
@@ -168,11 +164,12 @@ def _is_local(path: str) -> bool:
 
 def _is_plain(state: Mapping[str, Json], info: Mapping[str, Json]) -> bool:
     """Whether `datasets` would read it, and give the picture of each row decoded and nothing else."""
-    split, features = state["_split"], info["features"]
+    split, columns, features = state["_split"], state["_format_columns"], info["features"]
     image = features[IMAGE_COLUMN]
     others = {name: feature for name, feature in features.items() if name != IMAGE_COLUMN}
     return (
         all(state[name] == value for name, value in _PLAIN_STATE.items())
+        and (columns is None or sorted(columns) == sorted(features))
         and (split is None or _SPLIT_NAME.fullmatch(split) is not None)
         and isinstance(state["_fingerprint"], str)
         and image["_type"] == "Image"

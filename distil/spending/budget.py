@@ -8,6 +8,7 @@ the reservation of requests that were already sent, and a request that a kill cu
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from enum import StrEnum
 
 from distil.errors import BudgetExceeded, UsageError
 from distil.records import Json
+from distil.spending.depth import Depth
 from distil.spending.prices import Prices, Tokens, read_tokens, stored_tokens
 
 _FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
@@ -157,7 +159,9 @@ class Budget:
         self.spent = Spent()
         self._largest_prompt = _FIRST_PROMPT_TOKENS
         self._in_flight = self._num_waiting = 0  # where there are limits
-        self._changed = threading.Condition(threading.Lock())
+        self._depth = Depth()
+        lock = threading.Lock()
+        self._changed, self._sample_ended = threading.Condition(lock), threading.Condition(lock)
         self._numbers = itertools.count(self._read(earlier) + 1)
 
     @classmethod
@@ -179,6 +183,41 @@ class Budget:
         finally:
             self._end(request)
 
+    @contextmanager
+    def sample(self, num_paid: int, max_turns: int) -> Iterator[None]:
+        """Around one sample, solved by this thread: of at most `max_turns`, of which `num_paid` are paid.
+
+        Waits until what is left of a limit can finish it beside those that are being solved, first come
+        first served; raises BudgetExceeded where it cannot.
+        """
+        if not self._is_limited:
+            yield
+            return
+        thread = threading.get_ident()
+        self._begin(thread, num_paid, max_turns)
+        is_finished = False
+        try:
+            yield
+            is_finished = True
+        finally:
+            with self._changed:
+                self._depth.end(thread, is_finished)
+                self._changed.notify_all()
+                self._sample_ended.notify_all()
+
+    def _begin(self, thread: int, num_paid: int, max_turns: int) -> None:
+        depth = self._depth
+        with self._changed:
+            depth.queue(thread, max_turns)
+            while not depth.may_begin(thread, num_paid, self._num_left()):
+                if depth.has_no_chance(thread):
+                    depth.leave_queue(thread)
+                    self._sample_ended.notify_all()
+                    raise BudgetExceeded(self._passed_limit() or self._too_little_left())
+                self._sample_ended.wait()
+            depth.begin(thread, num_paid)
+            self._sample_ended.notify_all()  # the next one may fit too
+
     def cost_usd(self, tokens: Tokens) -> float | None:
         """What tokens cost, None where it is not known."""
         return None if self._prices is None else self._prices.cost_usd(tokens)
@@ -188,19 +227,60 @@ class Budget:
         if not self._is_limited:
             return
         with self._changed:
-            while (limit := self._passed_limit()) is not None:
-                if self._in_flight == 0:
-                    self._wake_next()
+            while True:
+                limit = self._passed_limit()
+                if limit is not None and self._in_flight == 0:
+                    self._wake_all()
                     raise BudgetExceeded(limit)
-                self._num_waiting += 1
-                self._changed.wait()
-                self._num_waiting -= 1
+                if limit is None and not self._depth.must_wait(threading.get_ident(), self._num_left()):
+                    break
+                self._wait()
             self._in_flight += 1
-            self._wake_next()
 
-    def _wake_next(self) -> None:
+    def _wait(self) -> None:
+        self._num_waiting += 1
+        self._changed.wait()
+        self._num_waiting -= 1
+
+    def _wake_all(self) -> None:
+        """Wake all who wait, each for something else."""
         if self._num_waiting:
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def _num_left(self) -> float:
+        """How many more requests the limits have room for, of the mean size, beside none in flight."""
+        limits, spent = self._limits, self.spent
+        left = [math.inf]
+        if limits.max_calls is not None:
+            left.append(limits.max_calls - spent.calls)
+        if limits.max_total_tokens is not None:
+            bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
+            left.append(self._num_fitting(bills, self._most.total or 0, limits.max_total_tokens))
+        if limits.max_cost_usd is not None and self._prices is not None:
+            costs = [(bill.cost_usd or 0.0, bill.without_cost) for bill in spent.bills]
+            most_usd = self._prices.cost_usd(self._most) or 0.0
+            left.append(self._num_fitting(costs, most_usd, limits.max_cost_usd))
+        return min(left)
+
+    def _num_fitting(self, bills: Sequence[tuple[float, int]], most: float, limit: float) -> float:
+        """How many requests of the mean amount fit, the last of which reserves the most."""
+        used, held, mean = self._amounts(bills, most)
+        room = limit - used - held - most
+        return 0.0 if room < 0 else 1 + (room / mean if mean else math.inf)
+
+    def _too_little_left(self) -> str:
+        """Why no other sample is begun though a request would fit, in words."""
+        limits, mean = self._limits, self._depth.mean or 0.0
+        stated = {
+            "--max_calls": limits.max_calls,
+            "--max_total_tokens": limits.max_total_tokens,
+            "--max_cost_usd": limits.max_cost_usd,
+        }
+        names = ", ".join(f"{name} {limit:.10g}" for name, limit in stated.items() if limit is not None)
+        return (
+            f"{names}: {self.spent.calls} requests made, and what is left does not finish another sample, "
+            f"which takes {mean:.1f} in the mean; {_RAISE}"
+        )
 
     def _passed_limit(self) -> str | None:
         """Which limit one more request could pass, in words, or None."""
@@ -230,17 +310,22 @@ class Budget:
         `bills` are what is known of answered and retried requests, and how many say nothing: for each of
         those the mean of the others is held back, or the most where there are no others.
         """
-        (answered, num_silent), _ = bills
-        num_answered = self.spent.answered.requests
-        if num_silent == num_answered >= _MIN_UNREPORTED:
+        (_, num_silent), _ = bills
+        if num_silent == self.spent.answered.requests >= _MIN_UNREPORTED:
             return f" {_UNREPORTED}"
-        used, num_unknown = sum(known for known, _ in bills), sum(number for _, number in bills)
-        num_told = num_answered - num_silent
-        held = num_unknown * (answered / num_told if num_told else most)
+        used, held, _ = self._amounts(bills, most)
+        num_unknown = sum(number for _, number in bills)
         if used + held + (self._in_flight + 1) * most <= limit:
             return None
         told = f", {text.format(held)} held for {num_unknown} requests without figures" if num_unknown else ""
         return f": {text.format(used)} used{told}, up to {text.format(most)} a request; {_RAISE}"
+
+    def _amounts(self, bills: Sequence[tuple[float, int]], most: float) -> tuple[float, float, float]:
+        """What is used, what is held for requests without figures, and what a request takes in the mean."""
+        (answered, num_silent), _ = bills
+        num_told = self.spent.answered.requests - num_silent
+        mean = answered / num_told if num_told else most
+        return sum(known for known, _ in bills), mean * sum(number for _, number in bills), mean
 
     def _send(self) -> int:
         number = next(self._numbers)
@@ -253,9 +338,11 @@ class Budget:
         with self._changed:
             if self._is_limited:
                 self._in_flight -= 1
-                self._wake_next()
+                self._wake_all()
             if number is not None:
                 self._add(state, tokens, cost_usd)
+                if self._is_limited and state is not RequestState.REFUSED:
+                    self._depth.count(threading.get_ident())
         if number is not None:
             billed = {} if state is RequestState.REFUSED else tokens.as_json() | {"cost_usd": cost_usd}
             self._record({"request": number, "state": state.value, **billed})

@@ -57,6 +57,9 @@ class FixedPrices:
     output_usd: float
     cached_usd: float
 
+    def __str__(self) -> str:
+        return f"{self.input_usd},{self.output_usd},{self.cached_usd}"  # what `parse_prices` reads
+
     def cost_usd(self, tokens: Tokens) -> float | None:
         if tokens.prompt is None or tokens.completion is None:
             return None

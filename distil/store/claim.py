@@ -11,6 +11,7 @@ from distil.errors import UsageError
 from distil.records import Json
 
 RUN_RECORD = "run_record.json"
+LOCK = ".lock"
 
 
 def lock_folder(folder: Path) -> BaseFileLock | None:
@@ -20,7 +21,7 @@ def lock_folder(folder: Path) -> BaseFileLock | None:
     system without locks; raises UsageError where another run has the lock, OSError where nothing can be
     written.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     path.open("a").close()
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:

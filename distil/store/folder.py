@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -120,7 +120,7 @@ class RunFolder:
     def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
         self.path, self.spending = claim.path, claim.spending
         self._claim, self._run, self._on_change = claim, run, on_change
-        self._failures, self._num_bad_lines = _read_failures(self.path / FAILED_SAMPLES)
+        self._failures, self._num_bad_lines = read_failures(self.path / FAILED_SAMPLES)
         self._failure_lines = LineFile(self.path / FAILED_SAMPLES)
         self._timing_lines = LineFile(self.path / TIMINGS)
         self.journal = Journal(self.path, run.settings_sha256, self.spending.flush)
@@ -137,15 +137,22 @@ class RunFolder:
         """The samples that an earlier run recorded as failed."""
         return set(self._failures)
 
-    def finished(self, sample_ids: Sequence[SampleId]) -> set[SampleId]:
-        """The samples that already have a trace which is to be kept.
+    def finished(
+        self, sample_ids: Sequence[SampleId], show: Callable[[Mapping[str, Json]], object] = lambda _: None
+    ) -> set[SampleId]:
+        """The samples that already have a trace which is to be kept; `show` gets those and other traces.
 
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
         names = (path.stem.removeprefix("trace_") for path in self.path.glob(_TRACE_FILES))
         there = set(map(SampleId.from_file_part, names))  # one listing: a look for each sample takes seconds
-        return {each for each in sample_ids if each in there and self._is_kept(each)}
+        kept = {each for each in sample_ids if each in there and self._is_kept(each, show)}
+        for other in there.difference(sample_ids):
+            if other is not None:
+                with suppress(TraceError):
+                    show(load_json(self.trace_path(other)))
+        return kept
 
     def resume_notes(self, left: Collection[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""
@@ -255,7 +262,7 @@ class RunFolder:
         made_with = _mapping(trace.get("metadata")).get("settings_sha256")
         return made_with in (self._run.settings_sha256, *settings_sha256) and _is_of(trace, sample_id)
 
-    def _is_kept(self, sample_id: SampleId) -> bool:
+    def _is_kept(self, sample_id: SampleId, show: Callable[[Mapping[str, Json]], object]) -> bool:
         path = self.trace_path(sample_id)
         try:
             trace = load_json(path)
@@ -268,9 +275,9 @@ class RunFolder:
                 f"{path} holds the trace of row {_stated_id(trace, sample_id)}, not of row {sample_id}; "
                 "move it away, or choose another --output_dir"
             )
-        if self._on_change is OnChange.KEEP:
-            return True
-        if (trace.get("metadata") or {}).get("settings_sha256") == self._run.settings_sha256:
+        made_with = (trace.get("metadata") or {}).get("settings_sha256")
+        if self._on_change is OnChange.KEEP or made_with == self._run.settings_sha256:
+            show(trace)
             return True
         if self._on_change is OnChange.REDO:
             return False
@@ -309,7 +316,7 @@ def _stored_failure(line: Mapping[str, Json] | None) -> Failure | None:
     return failure if type(failure.runs) is int else None
 
 
-def _read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
+def read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
     """The failures by sample, the last of each, and how many lines cannot be read.
 
     A line that a crash cut off is no loss: its sample has no trace and is simply tried again.

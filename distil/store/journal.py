@@ -290,7 +290,7 @@ class Journal:
 
     def _carry(self, turns: Sequence[_Turn]) -> None:
         """Write turns anew, and remove the files that hold nothing any more."""
-        replies = [_stored_line(turn).get("reply") for turn in turns]
+        replies = map(self._reply_of, turns)
         anew = [_with_line(turn, reply) for turn, reply in zip(turns, replies, strict=True) if reply]
         moved = self._write(anew) if anew else []
         with self._lock:
@@ -298,6 +298,11 @@ class Journal:
                 self._index.move(turn)
             dead = self._index.pop_dead(but=self._path)
             _remove(dead)  # while nobody reads what he has just looked up
+
+    def _reply_of(self, turn: _Turn) -> Json:
+        """The reply of a turn as it is stored; None where it is not needed any more."""
+        with self._lock:  # its sample may end at any time, and the file go with the last of them
+            return _stored_line(turn).get("reply") if turn in self._turns(turn.sample_id) else None
 
     def _write(self, turns: Sequence[_Turn]) -> list[_Turn]:
         """Add lines to the file in one write that is on disk at the end; returns where they are."""

@@ -49,6 +49,7 @@ class LineFile:
         self._path = path
         self._file: FileIO | None = None
         self._later: deque[bytes] = deque()
+        self._is_torn = False  # what is there may end with half a line
         self._opening = threading.Lock()
 
     def append(self, *values: Json) -> None:
@@ -82,7 +83,15 @@ class LineFile:
 
     def _write(self, lines: Sequence[bytes]) -> None:
         with folder_errors(self._path):
-            write_all((self._file or self._open()).fileno(), b"".join(lines))
+            file = self._file or self._open()
+            start = b"\n" if self._is_torn else b""  # ends what does not count, or is an empty line
+            try:
+                write_all(file.fileno(), start + b"".join(lines))
+            except OSError:
+                self._is_torn = True
+                raise
+            if start:
+                self._is_torn = False
 
     def _open(self) -> FileIO:
         """The file, cut off after its last newline."""

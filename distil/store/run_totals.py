@@ -14,13 +14,14 @@ from distil.teacher.climber import LevelState
 
 @dataclass
 class RunTotals:
-    """What a run came to; memory does not grow with its samples but by 8 bytes each (see `Totals`)."""
+    """What a run came to; memory does not grow with its samples but by 16 bytes each (see `Totals`)."""
 
     folder: Path
     num_skipped: int  # that had a trace already
     measured: Measured
     level: LevelState
-    traces: Totals = field(default_factory=Totals)
+    whole: Totals = field(default_factory=Totals)  # of the folder: what was there already, and this run's
+    traces: Totals = field(default_factory=Totals)  # of this run
     stopped_by: str | None = None  # the limit, or the worthless samples, that ended the run early
     models: Mapping[str, int] = field(default_factory=dict)  # replies by the name that they give their model
     warnings: Sequence[str] = ()  # what is suspicious
@@ -29,6 +30,7 @@ class RunTotals:
         """Count a sample that ended."""
         if outcome.result is not None:
             self.traces.add(outcome.result)
+            self.whole.add(outcome.result)
             self.measured.add(outcome.result.seconds, outcome.result.billed_tokens, outcome.result.cost_usd)
         self.measured.num_failed += outcome.failure is not None
         self.stopped_by = self.stopped_by or outcome.stopped

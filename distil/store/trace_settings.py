@@ -65,7 +65,7 @@ class TraceSettings:
     max_turns: int
     seed: int
     sends_seed: bool
-    resize_rule: ResizeRule
+    view_rule: ResizeRule
     states_size: bool
     system_prompt: str
     user_prompt: str
@@ -82,7 +82,7 @@ class TraceSettings:
             "tool_mode": self.tool_mode.value,
             "coordinates": self.coordinates.value,
             "crop_from": self.crop_from.value,
-            "resize_rule": asdict(self.resize_rule),
+            "view_rule": asdict(self.view_rule),
             "tool_schemas": list(self.tool_schemas),
             "code": self.code and asdict(self.code),
         }
@@ -107,7 +107,7 @@ class TraceSettings:
             max_turns=value["max_turns"],
             seed=value["seed"],
             sends_seed=value.get("sends_seed", True),
-            resize_rule=ResizeRule(**value["resize_rule"]),
+            view_rule=ResizeRule(**value["view_rule"]),
             states_size=bool(value["states_size"]),
             system_prompt=value["system_prompt"],
             user_prompt=value["user_prompt"],
@@ -145,7 +145,7 @@ class TraceSettings:
         tools = {tool.name: tool for tool in all_tools(executor)}
         offered = tuple(tools[schema["function"]["name"]] for schema in self.tool_schemas)
         boxes = BoxFrame(self.coordinates, self.crop_from)
-        return Toolbox(offered, boxes, self.resize_rule, self.states_size)
+        return Toolbox(offered, boxes, self.view_rule, self.states_size)
 
 
 def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:

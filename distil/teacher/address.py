@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 from distil.embedded.launch import TEACHER_NOTE, check_installed, embedded_teacher
 from distil.errors import UsageError
-from distil.teacher.client import OPENAI_URL
+from distil.teacher.client import NO_KEY, OPENAI_URL
 
 EMBEDDED = "embedded"
-_NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ def find_teacher(api_base: str | None) -> Address:
     named = api_base or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if api_key else EMBEDDED)
     if named == EMBEDDED:
         check_installed()
-        return Address((EMBEDDED,), _NO_KEY, TEACHER_NOTE)
-    return Address(_checked_urls(named), api_key or _NO_KEY)
+        return Address((EMBEDDED,), NO_KEY, TEACHER_NOTE)
+    return Address(_checked_urls(named), api_key or NO_KEY)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
 from distil.teacher.availability import Availability, Sign
 from distil.teacher.replicas import SampleReplica
+from distil.teacher.statuses import Means, meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class AttemptFailed(Exception):
         self.is_retried = is_retried
         self.sign = sign
         self.advised_seconds = advised_seconds
+        self.seconds = 0.0  # that it took, from the sending on
 
 
 @dataclass(eq=False)
@@ -103,6 +105,7 @@ class Attempts:
         is_down = self.availability.note(self, sign, str(failed or ""))
         if error is None:
             self.replica.note_reply()
+            self.availability.has_replied = True
         if failed is None:
             return False
         self._prepare_next(failed, sign, is_down)
@@ -125,8 +128,10 @@ class Attempts:
         return self.replica.note_silence(failed.sign, str(failed), is_advised)
 
     def _prepare_next(self, failed: AttemptFailed, sign: Sign, is_down: bool) -> None:
-        """Wait as long as the next attempt has to; raises where there is none."""
+        """Wait as long as the next attempt has to; raises where there is none, or no point in one."""
         self.availability.check_open()
+        if Means.GAVE_UP in meaning(failed.error.status):
+            self.availability.note_gave_up(failed.seconds, str(failed))
         if not failed.is_retried:
             raise self._ended(failed.error)
         if sign is Sign.OTHERS:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.errors import RunGivenUp, TeacherRefused
 
 NEVER = 2**31  # failures in a row before a server counts as down
 _LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take every number
+_NUM_GAVE_UP = 4  # time-outs of one length that are no accident where nothing was ever answered
+_MIN_GAVE_UP_SECONDS = 1.0  # a proxy that says so sooner has nobody to wait for
+_SAME_SECONDS, _SAME_SHARE = 0.5, 0.1  # how far equal time limits seem to lie apart: sending takes time too
 _TOLD_ADVICE_SECONDS = 10.0  # a pause that a person who watches would wonder about
 
 
@@ -39,7 +43,10 @@ class OutagePolicy:
 
 
 class Availability:
-    """What all threads together know of the server; `tell` gets a line when it goes and when it is back."""
+    """What all threads together know of the server; `tell` gets a line when it goes and when it is back.
+
+    `has_replied`: to any request, with more than a refusal.
+    """
 
     def __init__(
         self,
@@ -54,6 +61,8 @@ class Availability:
         self._clock = clock
         self._changed = threading.Condition()
         self._closed = threading.Event()
+        self.has_replied = False
+        self._gave_up_seconds: deque[float] = deque(maxlen=_NUM_GAVE_UP)
         self._told_until: dict[str, float] = {}  # by server
         self._reset()
 
@@ -84,7 +93,7 @@ class Availability:
             return self._clock() - started
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but no longer than until `close`, which raises TeacherError here."""
+        """Sleep, but no longer than until `close`, which raises RunGivenUp here."""
         until = self._clock() + seconds
         while not self._closed.is_set() and (left := until - self._clock()) > 0:
             self._closed.wait(min(left, _LONGEST_WAIT_SECONDS))
@@ -121,6 +130,26 @@ class Availability:
             self.tell(line)
         return is_down
 
+    def note_gave_up(self, seconds: float, reason: str) -> None:
+        """Take in that a proxy may have given up waiting for the server after so many seconds.
+
+        Raises TeacherRefused where it does so every time: what waits for it is no outage that ends, and each
+        time the whole generation may be billed.
+        """
+        if self.has_replied or seconds < _MIN_GAVE_UP_SECONDS:
+            return
+        with self._changed:
+            self._gave_up_seconds.append(seconds)
+            longest, shortest = max(self._gave_up_seconds), min(self._gave_up_seconds)
+            num_given_up = len(self._gave_up_seconds)
+        if num_given_up == _NUM_GAVE_UP and longest - shortest <= max(_SAME_SECONDS, _SAME_SHARE * longest):
+            raise TeacherRefused(
+                f"the gateway at {self._name} gives up after {shortest:.3g} s: {num_given_up} requests ended "
+                f"then, none was answered yet, and they may be billed all the same (the last: {reason}). "
+                "Raise its read time-out above what a turn takes (nginx: proxy_read_timeout), or lower "
+                "--max_tokens"
+            )
+
     def close(self) -> None:
         """Wake every thread that waits or sleeps."""
         self._closed.set()
@@ -128,9 +157,9 @@ class Availability:
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Raise TeacherError if closed."""
+        """Raise RunGivenUp if closed."""
         if self._closed.is_set():
-            raise TeacherError("the run was given up")
+            raise RunGivenUp("the run was given up")
 
     def _count_failure(self, caller: object, sign: Sign, reason: str) -> str:
         """Count one more failure in a row; returns the line that tells of an outage when it begins."""

@@ -11,25 +11,27 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import openai
 
-from distil.errors import ContextOverflow, TeacherError, TeacherRefused, TeacherUnreachable
+from distil.errors import ContextOverflow, RunGivenUp, TeacherError, TeacherRefused, TeacherUnreachable
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
 from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
-from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation
+from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
 from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
+NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
+_UNAUTHORIZED = 401
 OPENAI_URL = "https://api.openai.com/v1"
 _NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
@@ -37,6 +39,7 @@ _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of h
 _UNKNOWN_FIELD_WORDS = ("unsupported", "not support", "unknown", "unrecognized", "extra")
 _MAX_MORE_ROUNDS = 4  # over all replicas, before a request that none replies to is given up
 _MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
+_MAX_SIZE_REFUSALS = 2  # in a row, each of another sample; a few photos may be larger than all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,9 @@ class Teacher:
         self._connections: list[Connection] = []
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._num_field_refusals = dict.fromkeys(urls, 0)  # since the last reply
+        self._num_size_refusals = 0  # likewise
 
     @property
     def refuses_fields(self) -> bool:
@@ -134,8 +139,29 @@ class Teacher:
         """Have lines on servers that go and come back told this way."""
         self._availability.tell = self._replicas.tell = tell
 
+    def check_open(self) -> None:
+        """Raise RunGivenUp where nothing more is asked."""
+        self._availability.check_open()
+
+    def drain(self, seconds: float) -> None:
+        """Send nothing more, and tell what is waited for, at most so long.
+
+        Pauses and waits end at once; requests in flight go on, but none is asked again.
+        """
+        self._availability.close()
+        self.slots.close()
+        number = self._watchdog.num_watched
+        waited = {0: "no request is", 1: "1 request is"}.get(number, f"{number} requests are")
+        until = f", waited for up to {seconds:g} s (--grace_seconds)" if number else ""
+        with suppress(BrokenPipeError):  # Ctrl-C ends the reader of our output too
+            self._availability.tell(
+                f"Interrupted: {waited} in flight{until}; nothing more is asked. "
+                "The next signal leaves at once."
+            )
+
     def close(self) -> None:
         """Close every connection and wake every thread: requests in flight, pauses and waits end at once."""
+        self._is_closed = True
         self._availability.close()
         self.slots.close()
         with self._lock:
@@ -179,9 +205,11 @@ class Teacher:
         with self.budget.request() as request, self.slots.slot() as slot:
             attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
             request.sent()
+            sent = time.monotonic()
             try:
                 return self._answered(attempts.replica.url, messages, seed, seconds, request)
             except AttemptFailed as failed:
+                failed.seconds = time.monotonic() - sent
                 if failed.sign is Sign.NO_CONNECTION:
                     request.refused()
                 if Means.OVERLOAD in meaning(failed.error.status):
@@ -203,12 +231,12 @@ class Teacher:
                     request.refused()
                 adapted = settings.adapted_to(error.status_code, _error_text(error))
                 if adapted is None or _is_overflow(error):
-                    raise self._status_failure(url, error) from None
+                    raise self._own_failure(url, error) from None
                 if not settings.may_adapt:
                     raise self._field_failure(url, error) from None
                 self.settings = adapted
             else:
-                self._num_field_refusals[url] = 0
+                self._num_field_refusals[url] = self._num_size_refusals = 0
                 return _parsed(reply_body, request)
         raise AttemptFailed(
             TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
@@ -240,12 +268,16 @@ class Teacher:
                     self._servers[url] = Server(url, self.settings.api_key)
                 connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
-        self._availability.check_open()  # after it is listed, so that `close` misses none
+        if self._is_closed:  # after it is listed, so that `close` misses none
+            raise RunGivenUp("the run was given up")
         return connections[url]
 
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
         text = f"HTTP {status} from {shown_url(url)}{path}: {_error_text(error)}"
+        if status == _UNAUTHORIZED:
+            is_set = self.settings.api_key != NO_KEY
+            text += f" (the key is OPENAI_API_KEY's{'' if is_set else ', which is not set'})"
         means = meaning(status)
         is_broke = Means.NO_CREDIT in means or error.code == _NO_CREDIT_CODE
         headers = {name.lower(): value for name, value in error.response.headers.items()}
@@ -255,6 +287,23 @@ class Teacher:
             Sign.BROKEN if Means.BROKEN in means else Sign.ALIVE,
             advised_seconds(status, headers, time.time()),
         )
+
+    def _own_failure(self, url: str, error: openai.APIStatusError) -> AttemptFailed:
+        """The failure of a sample; of the run where those before it were refused for their size too."""
+        failed = self._status_failure(url, error)
+        if _is_overflow(error) or not is_too_large(error.status_code, _error_text(error)):
+            return failed
+        with self._lock:
+            self._num_size_refusals += 1
+            number = self._num_size_refusals
+        text = f"{failed}; --image_max_pixels sends smaller pictures (1000000 is enough for most)"
+        if number <= _MAX_SIZE_REFUSALS:
+            return AttemptFailed(TeacherError(text, error.status_code), False, failed.sign)
+        text = (
+            f"the server refuses what is sent for its size, {number} samples in a row: {text}; a gateway's "
+            "own limit can be raised (nginx: client_max_body_size)"
+        )
+        return AttemptFailed(TeacherRefused(text, error.status_code), False, failed.sign)
 
     def _field_failure(self, url: str, error: openai.APIStatusError) -> AttemptFailed:
         """The failure of a sample, or of the run where the sample before met the same."""
@@ -344,6 +393,13 @@ def base_url_text(settings: TeacherSettings) -> str:
 def without_key(text: str, api_key: str) -> str:
     """The text with the key blacked out: servers quote it in their error messages."""
     return text.replace(api_key, "[key]") if len(api_key) >= 6 else text
+
+
+def request_body(
+    settings: TeacherSettings, tools: Sequence[Mapping[str, Json]], messages: Sequence[bytes], seed: int
+) -> bytes:
+    """A request's body, whole."""
+    return b"".join(_pieces(settings.opening(json.dumps(list(tools)), seed), messages))
 
 
 def _pieces(head: bytes, messages: Sequence[bytes]) -> list[bytes]:

@@ -237,7 +237,8 @@ class Connection:
         self._cookies.extract_cookies(
             httpx.Response(received.status, headers=received.fields, request=request)
         )
-        self._cookies.set_cookie_header(request)
+        with contextlib.suppress(UnicodeError):  # one that is not ASCII: the reply is good without it
+            self._cookies.set_cookie_header(request)
         self._cookie = request.headers.get("cookie")
 
     @cached_property
@@ -277,6 +278,11 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._wakes_at = math.inf  # a deadline that is added while the thread looks through them wakes it
         self._is_closed = False
+
+    @property
+    def num_watched(self) -> int:
+        """How many requests are in flight."""
+        return len(self._deadlines)
 
     @contextlib.contextmanager
     def watching(self, connection: Connection, seconds: float) -> Iterator[None]:

@@ -63,7 +63,10 @@ PROFILES: tuple[Profile, ...] = (
         states_size=True,
     ),
 )
-UNKNOWN = Profile("unknown", "", Frame.PIXEL, states_size=True)
+# More than most families look at (Claude 1.15, GPT 1.5, InternVL 2.4 million pixels), so they miss nothing;
+# and no more than servers take: a photo of 100 million pixels is refused, or fills a context.
+_UNKNOWN_RULE = ResizeRule(max_area_px=2048 * 2048)
+UNKNOWN = Profile("unknown", "", Frame.PIXEL, _UNKNOWN_RULE, states_size=True)
 
 
 def find_profile(model: str) -> Profile:
@@ -80,9 +83,12 @@ def with_frame(profile: Profile, frame: Frame | None) -> Profile:
 
 
 def with_max_area(profile: Profile, max_area_px: int | None) -> Profile:
-    """The profile with pictures sent at no more than `max_area_px` pixels (`--image_max_pixels`)."""
+    """The profile with pictures sent at no more than `max_area_px` pixels (`--image_max_pixels`).
+
+    Where the family is not known, the limit is a guess, and gives way.
+    """
     if max_area_px is None:
         return profile
-    own = profile.rule.max_area_px
+    own = None if profile.name == UNKNOWN.name else profile.rule.max_area_px
     area = max_area_px if own is None else min(own, max_area_px)
     return replace(profile, rule=replace(profile.rule, max_area_px=area))

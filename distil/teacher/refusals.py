@@ -30,6 +30,11 @@ _OVERFLOW_WORDS = (
     "maximum prompt length",  # xAI
 )
 
+_TOO_LARGE_PICTURE = (
+    re.compile(  # "Image size (… pixels) exceeds limit", "image dimensions exceed max allowed"
+        r"too many pixels|image_too_large|\b(image|picture|photo)\b.{0,80}\b(too (large|big)|exceeds?)\b"
+    )
+)
 
 # OpenRouter's 403 "… requires moderation … Your input was flagged for …"; a wrong key is not "flagged".
 _MODERATION_WORDS = ("flagged", "moderation", "content policy", "content filter", "safety")
@@ -107,6 +112,14 @@ def _limit_reset_seconds(headers: Mapping[str, str]) -> float | None:
 def is_moderation(status: int, text: str) -> bool:
     """Whether a refusal is of this conversation's content, not of the key."""
     return Means.FORBIDDEN in meaning(status) and any(words in text.lower() for words in _MODERATION_WORDS)
+
+
+def is_too_large(status: int, text: str) -> bool:
+    """Whether a refusal that is no context overflow is of the size of what was sent."""
+    means = meaning(status)
+    return Means.TOO_LARGE in means or (
+        Means.PICTURE_REFUSED in means and _TOO_LARGE_PICTURE.search(text.lower()) is not None
+    )
 
 
 def is_context_overflow(status: int, code: str, text: str) -> bool:

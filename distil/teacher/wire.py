@@ -31,7 +31,7 @@ _MAX_BUFFERS = 512  # of one send: half of what Linux takes
 _TLS_BYTES = 2**14  # of a record
 _HEAD_END = re.compile(rb"\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2})(?: [^\0\r]*)?\r?")
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\0\r]*?)[ \t]*\r?")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\0\r]*)\r?")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 _GZIP_WINDOW = 31  # zlib's word for gzip
 
@@ -299,7 +299,7 @@ def _fields(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
         field = _FIELD.fullmatch(line)
         if field is None:
             raise httpx.RemoteProtocolError(f"illegal header line: {line[:80]!r}")
-        yield field[1].lower(), field[2]
+        yield field[1].lower(), field[2].strip(b" \t")
 
 
 def _tokens(value: bytes | None) -> list[bytes]:

@@ -17,10 +17,12 @@ from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
+from distil.terminal.documents import Document, examination_document, sandbox_document
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import one_line
 
 _READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
+_READS_SIGNS = "The embedded sign reader boxes writing, not the doctor's marks: its frame is known, pixel."
 _STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
 
 
@@ -30,29 +32,34 @@ def examine_all(flags: DoctorFlags, terminal: Terminal) -> int:
     Raises TeacherRefused or UsageError where no teacher can be asked, SandboxUnavailable where there is none.
     """
     unavailable: SandboxUnavailable | None = None
+    document: Document = {}
     exit_code = _READY
     if flags.sandbox:
         try:
-            exit_code = show_sandbox(terminal)
+            exit_code = show_sandbox(terminal, document)
         except SandboxUnavailable as error:
             unavailable = error
+            document["sandbox"] = None
     if flags.names_teacher:
-        exit_code = max(exit_code, show_teacher(flags, terminal))
+        exit_code = max(exit_code, show_teacher(flags, terminal, document))
+    if terminal.gives_json:
+        terminal.give(document | {"exit_code": _CANNOT_RUN if unavailable else exit_code})
     if unavailable is not None:
         raise unavailable
     return exit_code
 
 
-def show_sandbox(terminal: Terminal) -> int:
+def show_sandbox(terminal: Terminal, document: Document) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
+        document["sandbox"] = sandbox_document(sandbox.layers)
         terminal.show(_table(("layer", "status", "detail"), sandbox.layers.rows()))
     terminal.say("Model-written code can be contained here.")
     return _READY
 
 
-def show_teacher(flags: DoctorFlags, terminal: Terminal) -> int:
+def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> int:
     """Examine each replica of the teacher and show what was found: the worst exit code of them.
 
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
@@ -61,11 +68,20 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal) -> int:
     with served(find_teacher(flags.api_base), terminal.say) as address:
         settings = _settings(flags, address)
         exit_codes, refusals = [], []
+        servers: list[Document] = []
+        document["servers"] = servers
         for api_base in address.api_bases:
             try:
-                exit_codes.append(_show_server(replace(settings, api_base=api_base), flags, terminal))
+                found, asked = _examined(replace(settings, api_base=api_base), flags, terminal)
             except TeacherRefused as error:
                 refusals.append(error)
+                continue
+            if address.note is not None and found.found_frame.frame is None:
+                terminal.say(_READS_SIGNS)
+                found = replace(found, warnings=())
+            servers.append(examination_document(found, base_url_text(asked)))
+            terminal.say(f"Model: {asked.model} at {base_url_text(asked)}")
+            exit_codes.append(_show(found, terminal))
         if not exit_codes:
             raise refusals[0]
         for refusal in refusals:
@@ -87,16 +103,17 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
     )
 
 
-def _show_server(settings: TeacherSettings, flags: DoctorFlags, terminal: Terminal) -> int:
+def _examined(
+    settings: TeacherSettings, flags: DoctorFlags, terminal: Terminal
+) -> tuple[Examination, TeacherSettings]:
+    """What was found out, and how it was asked; raises TeacherRefused or UsageError."""
     models = ask_models_soon(settings)
     if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
     settings = replace(settings, model=flags.model or models.only(settings))
     frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
     with terminal.waiting("Asking the teacher"):
-        examination = examine(settings, models, frame)
-    terminal.say(f"Model: {settings.model} at {base_url_text(settings)}")
-    return _show(examination, terminal)
+        return examine(settings, models, frame), settings
 
 
 def _show(found: Examination, terminal: Terminal) -> int:

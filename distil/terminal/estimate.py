@@ -14,7 +14,9 @@ from distil.spending.estimate import (
     estimate_spending,
     num_to_do,
 )
+from distil.terminal.documents import estimate_document
 from distil.terminal.terminal import Terminal
+from distil.terminal.words import duration_text
 
 
 def print_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
@@ -31,17 +33,45 @@ def print_estimate(measured: Measured, selection: Selection, terminal: Terminal)
         terminal.say(text)
 
 
+def give_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+    """Give the same as one JSON document: seconds, tokens and USD."""
+    left = num_to_do(measured, selection)
+    if measured.num_finished:
+        notes = _notes(measured, selection)
+    else:
+        notes = [_nothing_measured(measured, left)] if left else []
+    terminal.give(
+        {
+            "num_samples": selection.num_samples,
+            "num_finished": measured.num_finished,
+            "num_failed": measured.num_failed,
+            **estimate_document(_estimates(measured, selection), left, notes),
+        }
+    )
+
+
+def _estimates(measured: Measured, selection: Selection) -> dict[str, Estimate | None]:
+    if not measured.num_finished:
+        return {"seconds": None, "tokens": None, "cost_usd": None}
+    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
+    return {
+        "seconds": estimate_seconds(measured, selection),
+        "tokens": estimate_spending(measured.tokens, tokens, measured, selection),
+        "cost_usd": estimate_spending(measured.cost_usd, costs, measured, selection),
+    }
+
+
 def _table(measured: Measured, selection: Selection) -> Table:
     table = Table(box=None, pad_edge=False)
     left = num_to_do(measured, selection)
     whole = f"all {selection.num_samples} samples"
     for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
         table.add_column(heading)
-    tokens, costs = measured.sample_tokens, measured.sample_costs_usd
+    estimates = _estimates(measured, selection)
     rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
-        ("time", estimate_seconds(measured, selection), _duration_text),
-        ("tokens", estimate_spending(measured.tokens, tokens, measured, selection), _tokens_text),
-        ("cost", estimate_spending(measured.cost_usd, costs, measured, selection), _cost_text),
+        ("time", estimates["seconds"], duration_text),
+        ("tokens", estimates["tokens"], _tokens_text),
+        ("cost", estimates["cost_usd"], _cost_text),
     )
     for name, estimate, text in rows:
         table.add_row(name, *_texts(estimate, text))
@@ -61,7 +91,7 @@ def _notes(measured: Measured, selection: Selection) -> list[str]:
     at_best = min(selection.max_workers, selection.num_samples)
     ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
     notes = [
-        f"From this run's {ended} in {_duration_text(measured.seconds)}; "
+        f"From this run's {ended} in {duration_text(measured.seconds)}; "
         f"the range's best time is for {at_best} samples at once, each as fast as these."
     ]
     if measured.num_resumed:
@@ -81,12 +111,6 @@ def _nothing_measured(measured: Measured, num_left: int) -> str:
     else:
         reason = "this run had no sample to run; --retry_failed takes only those that failed before"
     return f"Nothing to estimate from: {reason}. Still to do: {num_left} samples."
-
-
-def _duration_text(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def _tokens_text(tokens: float) -> str:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from tqdm import tqdm
 
 from distil.records import Outcome
 from distil.store.summary import TraceSummary
 from distil.teacher.slots import Slots
-from distil.terminal.words import one_line
+from distil.terminal.level import level_text
+from distil.terminal.terminal import Terminal
 
 _SHOWN_FAILURES = 5
-_BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:4}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 class Progress:
-    """The progress bar: samples done and failed, a minute, level, mean score, calls, tokens.
+    """The progress bar: samples done, mean score, calls, tokens; failed, a minute, level.
 
-    A narrow terminal cuts off its end.
+    A narrow terminal cuts off its end: what stands before it fits into 80 columns.
     """
 
-    def __init__(self, total: int, already_done: int, slots: Slots) -> None:
+    def __init__(self, total: int, already_done: int, slots: Slots, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._slots = slots
         self._bar = tqdm(
-            total=total, initial=already_done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR_FORMAT
+            total=total,
+            initial=already_done,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            bar_format=_BAR_FORMAT,
+            disable=terminal.is_quiet,
         )
         self._started = time.monotonic()
         self._finished = self._failed = self._calls = self._tokens = 0
@@ -39,7 +47,7 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Write a line above the bar, from any thread."""
-        self._bar.write(one_line(line))
+        self._terminal.say_above(partial(self._bar.write, file=self._terminal.file), line)
 
     def count(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
@@ -60,9 +68,10 @@ class Progress:
         minutes = (time.monotonic() - self._started) / 60
         score = f"{self._sum_scores / self._finished:.3f}" if self._finished else "–"
         rate = f"{(self._finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
-        state = self._slots.state()
-        self._bar.set_postfix_str(
-            f"{self._failed} failed, {rate}, {state.level}/{state.ceiling} at once ({state.reason}), "
-            f"score {score}, {self._calls} calls, {self._tokens / 1000:.0f}k tokens",
-            refresh=refresh,
-        )
+        made = f"score {score}, {self._calls} calls, {_tokens_text(self._tokens)} tokens"
+        going = f"{self._failed} failed, {rate}, {level_text(self._slots.state())}"
+        self._bar.set_postfix_str(f"{made}, {going}", refresh=refresh)
+
+
+def _tokens_text(tokens: int) -> str:
+    return f"{tokens / 1e6:.1f}M" if tokens >= 999_500 else f"{tokens / 1000:.0f}k"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 from distil.spending.budget import Bill, Spent
 from distil.store.run_totals import RunTotals
 from distil.teacher.climber import LevelState
+from distil.terminal.level import level_text
 from distil.terminal.terminal import Terminal
 from distil.terminal.traces import totals_table
 from distil.terminal.words import NOT_REPORTED, figure, number
@@ -13,18 +16,21 @@ from distil.terminal.words import NOT_REPORTED, figure, number
 def print_summary(totals: RunTotals, terminal: Terminal) -> None:
     """Print the summary that a run ends with."""
     measured, num_finished = totals.measured, totals.traces.num_traces
-    if num_finished:
-        terminal.show(totals_table(totals.traces, title="this run"))
+    is_resumed = totals.whole.num_traces > num_finished
+    if totals.whole.num_traces:
+        title = f"this folder, {num_finished:,} of them by this run" if is_resumed else "this run"
+        terminal.show(totals_table(totals.whole, title=title))
     parts = [f"{num_finished} finished", f"{measured.num_failed} failed"]
     if totals.num_skipped:
         parts.append(f"{totals.num_skipped} were there already")
     rate = f" ({60 * num_finished / measured.seconds:.1f} a minute)" if num_finished else ""
-    terminal.say(f"{', '.join(parts)} in {measured.seconds:.1f} s{rate}")
+    whose = "This run: " if is_resumed else ""
+    terminal.say(f"{whose}{', '.join(parts)} in {measured.seconds:.1f} s{rate}")
     if measured.num_failed:
         path = totals.folder / "failed_samples.jsonl"
         terminal.say(f"Failed samples, with their reasons: {path}")
-    terminal.say(f"Requests at once: {_level_text(totals.level)}")
-    for line in _spent_lines(measured.spent_after):
+    terminal.say(_level_text(totals.level))
+    for line in spent_lines(measured.spent_after):
         terminal.say(line)
     if totals.stopped_by is not None:
         terminal.say(f"Stopped: {totals.stopped_by}.")
@@ -32,16 +38,18 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         terminal.say(f"Warning: {warning}")
     terminal.say(f"Traces: {totals.folder}")
     if num_finished or totals.num_skipped:
-        terminal.say(f"Look at them: distil view {totals.folder} --batch")
-        terminal.say(f"Check them:   distil verify {totals.folder}")
+        folder = shlex.quote(str(totals.folder))
+        terminal.say(f"Look at them: distil view {folder} --batch")
+        terminal.say(f"Check them:   distil verify {folder}")
 
 
 def _level_text(state: LevelState) -> str:
-    highest = f", at most {state.highest}" if state.highest > state.level else ""
-    return f"{state.level} of {state.ceiling} ({state.reason}{highest})"
+    highest = f" (at most {state.highest})" if state.highest > state.level else ""
+    return f"{level_text(state)}{highest}"
 
 
-def _spent_lines(spent: Spent) -> list[str]:
+def spent_lines(spent: Spent) -> list[str]:
+    """What was spent in a folder, in lines."""
     lines = [f"Spent in this folder: {_bill_text(spent.answered)}"]
     if spent.retried.requests:
         lines.append(f"Asked again, perhaps billed too: {_bill_text(spent.retried)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -36,6 +36,7 @@ from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
 from distil.tasks import task_of
 from distil.tasks.base import Metric
+from distil.terminal.documents import totals_document, trace_document
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import figure, one_line, printable, short
 
@@ -48,7 +49,11 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     Raises UsageError where there is nothing to show.
     """
     if path.is_file():
-        _show_trace(_load(path), verbose, terminal)
+        trace = _load(path)
+        if terminal.gives_json:
+            terminal.give(_trace_document(path, trace))
+        else:
+            _show_trace(trace, verbose, terminal)
         return 0
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
@@ -56,22 +61,39 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     if not files:
         raise UsageError(f"{path} holds no trace_*.json")
     facts, broken = _load_facts(files)
+    is_listed = verbose or not batch
+    if terminal.gives_json:
+        terminal.give(
+            {
+                "folder": str(path),
+                "totals": totals_document(_added_up(facts.values())),
+                "traces": [trace_document(*item) for item in facts.items()] if is_listed else [],
+                "broken": broken,
+            }
+        )
+        return 1 if broken else 0
     for message in broken:
         terminal.say(f"broken: {message}", "red")
-    if verbose or not batch:
-        terminal.show(_list_table(facts))
+    if is_listed:
+        terminal.show(_list_table(list(facts.values())))
     if batch and facts:
-        terminal.show(totals_table(_added_up(facts), title=str(path)))
+        terminal.show(totals_table(_added_up(facts.values()), title=str(path)))
     elif not batch:
         terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
 
 
-def _load_facts(files: Sequence[Path]) -> tuple[list[TraceSummary], list[str]]:
-    facts, broken = [], []
+def _trace_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
+    """One trace's figures, with truth and answer."""
+    own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
+    return trace_document(path, read_summary(trace)) | own
+
+
+def _load_facts(files: Sequence[Path]) -> tuple[dict[Path, TraceSummary], list[str]]:
+    facts, broken = {}, []
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts.append(read_summary(_load(file)))
+            facts[file] = read_summary(_load(file))
         except TraceError as error:
             broken.append(str(error))
     return facts, broken
@@ -87,7 +109,7 @@ def _load(path: Path) -> dict[str, Json]:
     return trace
 
 
-def _added_up(facts: Sequence[TraceSummary]) -> Totals:
+def _added_up(facts: Iterable[TraceSummary]) -> Totals:
     totals = Totals()
     for item in facts:
         totals.add(item)

@@ -13,6 +13,7 @@ from distil.errors import UsageError
 from distil.replay.processes import verify_traces
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
+from distil.terminal.documents import verification_document
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
@@ -24,8 +25,16 @@ class _Bar(tqdm):  # type: ignore[misc]
     monitor_interval = 0
 
 
-def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool, terminal: Terminal) -> int:
+def verify(
+    path: Path,
+    dataset_path: str | None,
+    max_workers: int,
+    verbose: bool,
+    terminal: Terminal,
+) -> int:
     """Verify a trace file or a folder of them; returns 0 where all match, else 1.
+
+    As JSON it lists what does not match, with `verbose` every trace.
 
     Raises UsageError where there is nothing to verify.
     """
@@ -33,7 +42,7 @@ def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool
     if not files:
         raise UsageError(f"{path} is no trace file and holds no trace_*.json")
     counts: Counter[Verdict] = Counter()
-    shown: list[Verification] = []  # the first bad ones: nothing here grows with the number of traces
+    shown: list[Verification] = []  # the first bad ones, so that nothing grows with the traces; as JSON all
     recipe_not_run = False
     with (
         _Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
@@ -42,14 +51,20 @@ def verify(path: Path, dataset_path: str | None, max_workers: int, verbose: bool
         for result in found:
             counts[result.verdict] += 1
             recipe_not_run |= result.detail == RECIPE_NOT_RUN
-            if verbose:
+            if terminal.gives_json:
+                if verbose or result.verdict is not Verdict.MATCHED:
+                    shown.append(result)
+            elif verbose:
                 _say_above_bar(terminal, *_line(result))
             elif result.verdict is not Verdict.MATCHED and len(shown) < _SHOWN:
                 shown.append(result)
             bar.update()
+    bad = counts.total() - counts[Verdict.MATCHED]
+    if terminal.gives_json:
+        terminal.give(verification_document(counts, shown))
+        return 1 if bad else 0
     for result in shown:
         terminal.say(*_line(result))
-    bad = counts.total() - counts[Verdict.MATCHED]
     if not verbose and bad > _SHOWN:
         terminal.say(f"… and {bad - _SHOWN} more (--verbose)")
     terminal.say(_totals(counts))

@@ -41,3 +41,10 @@ def number(count: int, noun: str) -> str:
 def figure(count: int | None) -> str:
     """`1,234`, or that it is not reported."""
     return NOT_REPORTED if count is None else f"{count:,}"
+
+
+def duration_text(seconds: float) -> str:
+    """`12.3 s`, `2.5 min`, `1.7 h`."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
