@@ -15,8 +15,6 @@ import datasets
 import pytest
 from builders import dataset_of, file_bytes, noise, row, saved
 
-import distil.run.distillation  # what is imported later, nobody may read
-import distil.source.library
 import distil.source.reopenable
 from distil.cli import main
 from distil.errors import SourceError
@@ -174,15 +172,16 @@ def test_a_dataset_in_a_folder_that_may_not_be_entered_is_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    flags = ["run", "--api_base", "http://127.0.0.1:9/v1", "--dataset_path"]
+    assert main([*flags, str(tmp_path / "nothing")]) == 2  # what is imported later, nobody may read
+    capsys.readouterr()
     locked = tmp_path / "locked"
     saved(locked / "ds", [row(PHOTO)])
     write_parquet(locked / "a.parquet", "a")
     locked.chmod(0)
     try:
         with nobody():
-            status = main(
-                ["run", "--api_base", "http://127.0.0.1:9/v1", "--dataset_path", f"{locked}/{name}"]
-            )
+            status = main([*flags, f"{locked}/{name}"])
     finally:
         locked.chmod(0o700)
     assert status == 2

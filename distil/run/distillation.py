@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import overload
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused, TraceError
@@ -55,8 +55,8 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
 def _announce(dataset_path: str | None, terminal: Terminal) -> None:
     """Say what is read before a library shows its own progress with it; a saved dataset is opened at once."""
-    if dataset_path is None or any((Path(dataset_path) / name).exists() for name in _SAVED):
-        return
+    if dataset_path is None or any(os.path.exists(f"{dataset_path}/{name}") for name in _SAVED):  # noqa: PTH110
+        return  # Path's own raises where the folder may not be entered
     terminal.say(f"Dataset: {dataset_path}")
 
 
