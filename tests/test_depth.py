@@ -18,6 +18,7 @@ from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_t
 
 from distil.errors import BudgetExceeded
 from distil.spending.budget import Budget, Limits
+from distil.spending.depth import Depth
 from distil.spending.prices import FixedPrices
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100}
@@ -183,3 +184,16 @@ def test_a_sample_that_is_on_disk_whole_is_made_after_the_limit_too() -> None:
         pass
     with pytest.raises(BudgetExceeded, match="--max_calls 1: 1 made"), budget.sample(0, 10):
         pass
+
+
+def test_a_request_in_flight_counts_for_how_far_a_sample_has_come() -> None:
+    depth = Depth()
+    for thread in (1, 2):
+        depth.queue(thread, 10)
+        depth.begin(thread, 2)
+    assert not depth.must_wait(1, 3), "begun first"
+    depth.ask(2)
+    assert depth.must_wait(1, 3), "the other one is further on, and may need all that is left"
+    assert not depth.must_wait(1, 8)
+    depth.count(2, is_billed=False)
+    assert not depth.must_wait(1, 3)

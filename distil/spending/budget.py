@@ -236,6 +236,7 @@ class Budget:
                     break
                 self._wait()
             self._in_flight += 1
+            self._depth.ask(threading.get_ident())
 
     def _wait(self) -> None:
         self._num_waiting += 1
@@ -248,11 +249,11 @@ class Budget:
             self._changed.notify_all()
 
     def _num_left(self) -> float:
-        """How many more requests the limits have room for, of the mean size, beside none in flight."""
+        """How many more requests the limits have room for, of the mean size, beside those in flight."""
         limits, spent = self._limits, self.spent
         left = [math.inf]
         if limits.max_calls is not None:
-            left.append(limits.max_calls - spent.calls)
+            left.append(limits.max_calls - spent.calls - self._in_flight)
         if limits.max_total_tokens is not None:
             bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
             left.append(self._num_fitting(bills, self._most.total or 0, limits.max_total_tokens))
@@ -265,7 +266,7 @@ class Budget:
     def _num_fitting(self, bills: Sequence[tuple[float, int]], most: float, limit: float) -> float:
         """How many requests of the mean amount fit, the last of which reserves the most."""
         used, held, mean = self._amounts(bills, most)
-        room = limit - used - held - most
+        room = limit - used - held - self._in_flight * mean - most
         return 0.0 if room < 0 else 1 + (room / mean if mean else math.inf)
 
     def _too_little_left(self) -> str:
@@ -338,11 +339,11 @@ class Budget:
         with self._changed:
             if self._is_limited:
                 self._in_flight -= 1
+                is_billed = number is not None and state is not RequestState.REFUSED
+                self._depth.count(threading.get_ident(), is_billed)
                 self._wake_all()
             if number is not None:
                 self._add(state, tokens, cost_usd)
-                if self._is_limited and state is not RequestState.REFUSED:
-                    self._depth.count(threading.get_ident())
         if number is not None:
             billed = {} if state is RequestState.REFUSED else tokens.as_json() | {"cost_usd": cost_usd}
             self._record({"request": number, "state": state.value, **billed})

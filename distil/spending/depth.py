@@ -8,9 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(eq=False, slots=True)
 class Begun:
-    """A sample that is being solved, and its requests so far, over all runs."""
+    """A sample that is being solved: the requests it has had, over all runs; and whether one is in flight."""
 
     num_requests: int
+    is_asking: bool = False
+
+    @property
+    def place(self) -> int:
+        """How far it has come."""
+        return self.num_requests + self.is_asking
 
 
 class Depth:
@@ -42,7 +48,7 @@ class Depth:
         self._waiting.append(thread)
 
     def may_begin(self, thread: int, num_paid: int, num_left: float) -> bool:
-        """Whether a thread's sample, with so many paid requests, can be finished with what is left.
+        """Whether a thread's sample, with so many paid requests, can be finished with `num_left` requests.
 
         Beside those that are being solved; alone, one may be tried as long as none has finished, and one
         that has paid requests may always go on.
@@ -51,9 +57,7 @@ class Depth:
             return False
         if self.is_idle and (num_paid or (self.mean is None and num_left >= 1)):
             return True
-        return self._need(num_paid) + sum(self._need(each.num_requests) for each in self._begun.values()) <= (
-            num_left
-        )
+        return self._need(Begun(num_paid)) + sum(map(self._need, self._begun.values())) <= num_left
 
     def has_no_chance(self, thread: int) -> bool:
         """Whether a thread's sample that may not begin never will: nothing that ends makes room for it."""
@@ -68,10 +72,16 @@ class Depth:
         """The thread's sample is not begun."""
         self._waiting.remove(thread)
 
-    def count(self, thread: int) -> None:
-        """One more request of the thread's sample has ended."""
+    def ask(self, thread: int) -> None:
+        """A request of the thread's sample, if it has one, is in flight."""
         if thread in self._begun:
-            self._begun[thread].num_requests += 1
+            self._begun[thread].is_asking = True
+
+    def count(self, thread: int, is_billed: bool) -> None:
+        """It has ended."""
+        if thread in self._begun:
+            self._begun[thread].num_requests += is_billed
+            self._begun[thread].is_asking = False
 
     def end(self, thread: int, is_finished: bool) -> None:
         """The thread's sample has ended."""
@@ -88,12 +98,12 @@ class Depth:
         ahead, earlier = 0.0, True
         for each in self._begun.values():  # in the order in which they were begun
             earlier = earlier and each is not own
-            if each.num_requests > own.num_requests or (earlier and each.num_requests == own.num_requests):
-                ahead += self._need(each.num_requests)
+            if each.place > own.place or (earlier and each.place == own.place):
+                ahead += self._need(each)
         return ahead > 0 and num_left - ahead < 1
 
-    def _need(self, num_requests: int) -> float:
-        """How many more requests a sample takes that has had so many; past the mean, perhaps all."""
+    def _need(self, begun: Begun) -> float:
+        """How many requests beyond that in flight a sample takes; past the mean, perhaps all there may be."""
         mean = self.mean or self._max_turns
-        expected = mean if num_requests < mean else self._max_turns
-        return max(expected - num_requests, 1.0)
+        expected = mean if begun.num_requests < mean else self._max_turns
+        return max(expected - begun.place, 0.0 if begun.is_asking else 1.0)
