@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripted_teacher import ScriptedTeacher, says
 
 from distil.cli import COMMANDS
 
@@ -86,3 +87,21 @@ def test_the_help_of_a_command_imports_nothing_heavy(name: str | None) -> None:
     )
     assert "usage: distil" in run.stdout
     assert modules_in(run.stderr) & HEAVY == set()
+
+
+def test_no_trace_that_is_shown_and_no_run_over_a_saved_dataset_waits_for_the_dataset_library(
+    photos: Path, tmp_path: Path
+) -> None:
+    def imported(*arguments: object) -> set[str]:
+        command = [sys.executable, "-X", "importtime", "-m", "distil", *map(str, arguments)]
+        run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr[-500:]
+        return modules_in(run.stderr)
+
+    out = tmp_path / "out"
+    with ScriptedTeacher(lambda request: says("\\boxed{1, 2}")) as server:
+        flags = ("--tool_mode", "text", "--num_samples", 1, "--output_dir", out)
+        ran = imported("run", "--api_base", server.api_base, "--dataset_path", photos, *flags)
+    assert "distil.terminal.summary" in ran and "datasets" not in ran
+    for command in (["view", out], ["view", out, "--batch"], ["status", out]):
+        assert "datasets" not in imported(*command), command

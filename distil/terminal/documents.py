@@ -6,14 +6,17 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distil.doctor.findings import Examination
 from distil.records import Json
-from distil.replay.verify import Verdict, Verification
 from distil.sandbox.layers import Layers
 from distil.spending.estimate import Estimate
 from distil.store.status import FolderStatus
 from distil.store.summary import Totals, TraceSummary
+
+if TYPE_CHECKING:
+    from distil.replay.verify import Verdict, Verification
 
 Document = dict[str, Json]
 
@@ -59,6 +62,8 @@ def totals_document(totals: Totals) -> Document:
 
 def verification_document(counts: Mapping[Verdict, int], listed: Iterable[Verification]) -> Document:
     """How many traces got each verdict, and the traces that are listed."""
+    from distil.replay.verify import Verdict  # noqa: PLC0415 - with `datasets`, which a view or a run need not
+
     return {
         "num_traces": sum(counts.values()),
         "num_matched": counts.get(Verdict.MATCHED, 0),
