@@ -165,19 +165,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _real(text: str) -> float:
-    """A number; not a number for a text that is none, which no range holds."""
+def _number(text: str, fits: Callable[[float], bool], told: str) -> float:
+    """A finite number that fits; raises ArgumentTypeError saying what is told."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return math.nan
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise argparse.ArgumentTypeError(told)
+    return value
 
 
 def _amount(text: str) -> float:
-    value = _real(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError("must be an amount above 0")
-    return value
+    return _number(text, lambda value: value > 0, "must be an amount above 0")
 
 
 def _prices(text: str) -> FixedPrices:
@@ -192,24 +192,15 @@ def _stored_prices(value: Json) -> FixedPrices | None:
 
 
 def _temperature(text: str) -> float:
-    value = _real(text)
-    if not (0 <= value <= 2):
-        raise argparse.ArgumentTypeError("must be a number from 0 to 2")
-    return value
+    return _number(text, lambda value: 0 <= value <= 2, "must be a number from 0 to 2")
 
 
 def _seconds(text: str) -> float:
-    value = _real(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return value
+    return _number(text, lambda value: value > 0, "must be a number of seconds above 0")
 
 
 def _grace(text: str) -> float:
-    value = float(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
-    return value
+    return _number(text, lambda value: value >= 0, "must be a number of seconds, 0 or more")
 
 
 # --- a run ---

@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -126,3 +126,13 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what was imported, at each of its rounds."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what `datasets` builds out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()

@@ -31,14 +31,7 @@ from distil.tasks.geolocation import GEOLOCATION
 PHOTO = file_bytes(noise(40, 32))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what `datasets` builds out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def save(folder: Path, **columns: Any) -> str:

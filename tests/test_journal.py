@@ -435,11 +435,6 @@ def test_turns_that_wait_at_one_moment_share_a_write_and_a_sync(
 def test_what_a_killed_run_left_is_repaired_and_told(photos: Path, tmp_path: Path, run_door: RunDoor) -> None:
     out = tmp_path / "out"
 
-    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
-        if not is_probe(request) and num_turns(request) == 2:
-            return 400, {"error": {"message": "picture refused"}}
-        return three_turns(request)
-
     with ScriptedTeacher(breaks_at_the_answer) as server:
         run_door(*command(server.api_base, photos, out)[1:])
     (torn,) = segments(out)
@@ -571,14 +566,15 @@ def command(api_base: str, photos: Path, folder: Path, *flags: str) -> list[str]
     ]  # fmt: skip
 
 
+def breaks_at_the_answer(request: dict[str, Any]) -> Any:
+    if not is_probe(request) and num_turns(request) == 2:
+        return 400, {"error": {"message": "picture refused"}}
+    return three_turns(request)
+
+
 def test_a_sample_that_fails_late_goes_on_where_it_failed(
     photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:
-    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
-        if not is_probe(request) and num_turns(request) == 2:
-            return 400, {"error": {"message": "picture refused"}}
-        return three_turns(request)
-
     with ScriptedTeacher(breaks_at_the_answer) as server:
         first = run_door(*command(server.api_base, photos, tmp_path / "out")[1:])
         again = run_door(*command(server.api_base, photos, tmp_path / "out")[1:])
@@ -724,11 +720,6 @@ def test_a_redone_sample_that_fails_is_not_taken_for_done(
 def test_a_redone_sample_that_fails_late_keeps_its_turns_beside_the_old_trace(
     photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:
-    def breaks_at_the_answer(request: dict[str, Any]) -> Any:
-        if not is_probe(request) and num_turns(request) == 2:
-            return 400, {"error": {"message": "picture refused"}}
-        return three_turns(request)
-
     two, out = ("--num_samples", "2"), tmp_path / "out"
     redo = (*two, "--temperature", "0.2", "--on_change", "redo")
     with ScriptedTeacher(three_turns) as server:

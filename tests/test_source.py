@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,7 @@ ROWS = [row(PHOTOS[n], lat=PLACES[n][0], lon=PLACES[n][1], city=f"city {n}") for
 CITY = {"city": datasets.Value("string")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what `datasets` builds out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def load(source: Source, index: int) -> Sample:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distil.cli import COMMANDS, Command, main, read_command, run_door
+from distil.flags import Group, _stated
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -59,6 +61,7 @@ def test_a_slip_is_told_with_what_was_perhaps_meant(
         ("--max_cost_usd", "must be an amount above 0"),
         ("--temperature", "must be a number from 0 to 2"),
         ("--code_timeout", "must be a number of seconds above 0"),
+        ("--grace_seconds", "must be a number of seconds, 0 or more"),
         ("--price_per_million", "use IN,OUT"),
     ],
 )
@@ -69,6 +72,26 @@ def test_a_value_of_another_kind_is_told_without_names_of_the_code(
     line = said(capsys, "run", flag, value)
     assert f"argument {flag}: {words}" in line
     assert "invalid" not in line and " _" not in line
+
+
+def read_from_text(group: object) -> Iterator[str]:
+    """The flags of a group, and of those within, that are read from their text."""
+    for name, stated in _stated(group):
+        if isinstance(stated, Group):
+            yield from read_from_text(getattr(group, name))
+        elif stated.parse not in (str, Path) and not isinstance(getattr(group, name), bool):
+            yield name
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [(command.name, flag) for command in COMMANDS for flag in read_from_text(command.flags)],
+)
+def test_no_flags_error_shows_a_name_of_the_code(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(capsys, command, f"--{flag}", "many")
+    assert f"argument --{flag}: " in line and "invalid" not in line and " _" not in line
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
