@@ -774,4 +774,4 @@ def test_a_child_gets_its_picture_in_huge_pages() -> None:
             code = f"import resource; print(resource.getrusage(0).ru_minflt); {KEEP}"
             results = [sandbox.run(code, Image.new("RGB", size)) for _ in range(3)]
             faults.append(min(int(result.stdout) for result in results))
-    assert faults[1] - faults[0] < 300
+    assert faults[1] - faults[0] < 150  # 46; with the heap trimmed alone 260 and more
