@@ -52,6 +52,7 @@ class CountBirds:
     metrics: tuple[Metric, ...] = (MISS,)
 
     fields: tuple[str, ...] = ()
+    map_axes: tuple[str, str] | None = None
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         if "num_birds" not in columns:

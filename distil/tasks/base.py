@@ -41,6 +41,11 @@ class Task(Protocol):
     def metrics(self) -> tuple[Metric, ...]: ...
 
     @property
+    def map_axes(self) -> tuple[str, str] | None:
+        """The fields of truth and answer that are degrees north and east of a point on a world map, if any."""
+        ...
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """What it reads of a row that another column may be named for, by a flag `--FIELD_column`."""
         ...

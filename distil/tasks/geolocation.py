@@ -86,6 +86,7 @@ class Geolocation:
     user_prompt: str = USER_PROMPT
     metrics: tuple[Metric, ...] = (DISTANCE,)
     fields: tuple[str, ...] = tuple(_GUESSED)
+    map_axes: tuple[str, str] | None = ("lat", "lon")
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns of latitude and longitude, but for those that `truth` reads without being told.
