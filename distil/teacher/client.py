@@ -30,6 +30,7 @@ from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
+_UNKNOWN_KEY = "No connected db"  # what LiteLLM's proxy without a database says of one, with 400
 NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
 _UNAUTHORIZED = 401
 OPENAI_URL = "https://api.openai.com/v1"
@@ -272,7 +273,7 @@ class Teacher:
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
         status = error.status_code
         text = f"HTTP {status} from {shown_url(url)}{path}: {_error_text(error)}"
-        if status == _UNAUTHORIZED:
+        if status == _UNAUTHORIZED or _UNKNOWN_KEY in text:
             is_set = self.settings.api_key != NO_KEY
             text += f" (the key is OPENAI_API_KEY's{'' if is_set else ', which is not set'})"
         means = meaning(status)
