@@ -42,7 +42,7 @@ class Task(Protocol):
 
     @property
     def map_axes(self) -> tuple[str, str] | None:
-        """The fields of truth and answer that are degrees north and east of a point on a world map, if any."""
+        """The fields of truth and answer that are degrees north and east on a world map, if there are any."""
         ...
 
     @property

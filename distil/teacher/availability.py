@@ -19,6 +19,7 @@ _LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take eve
 _NUM_GAVE_UP = 4  # time-outs of one length that are no accident where nothing was ever answered
 _MIN_GAVE_UP_SECONDS = 1.0  # a proxy that says so sooner has nobody to wait for
 _SAME_SECONDS, _SAME_SHARE = 0.5, 0.1  # how far equal time limits seem to lie apart: sending takes time too
+RAISE_TIME_OUT = "raise its read time-out above what a turn takes (nginx: proxy_read_timeout)"
 _TOLD_ADVICE_SECONDS = 10.0  # a pause that a person who watches would wonder about
 
 
@@ -145,9 +146,8 @@ class Availability:
         if num_given_up == _NUM_GAVE_UP and longest - shortest <= max(_SAME_SECONDS, _SAME_SHARE * longest):
             raise TeacherRefused(
                 f"the gateway at {self._name} gives up after {shortest:.3g} s: {num_given_up} requests ended "
-                f"then, none was answered yet, and they may be billed all the same (the last: {reason}). "
-                "Raise its read time-out above what a turn takes (nginx: proxy_read_timeout), or lower "
-                "--max_tokens"
+                f"then, none was answered yet, and they may be billed all the same: {RAISE_TIME_OUT}, or "
+                f"lower --max_tokens (the last: {reason})"
             )
 
     def close(self) -> None:

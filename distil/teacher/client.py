@@ -21,7 +21,7 @@ from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
-from distil.teacher.availability import NEVER, Availability, OutagePolicy, Sign
+from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, OutagePolicy, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
 from distil.teacher.replicas import Replicas, SampleReplica
@@ -277,6 +277,8 @@ class Teacher:
             is_set = self.settings.api_key != NO_KEY
             text += f" (the key is OPENAI_API_KEY's{'' if is_set else ', which is not set'})"
         means = meaning(status)
+        if Means.GATEWAY in means and Means.PERHAPS_BILLED in means:
+            text += f" (a gateway gave up waiting: {RAISE_TIME_OUT})"
         is_broke = Means.NO_CREDIT in means or error.code == _NO_CREDIT_CODE
         headers = {name.lower(): value for name, value in error.response.headers.items()}
         return AttemptFailed(
