@@ -340,7 +340,7 @@ def test_closing_wakes_every_thread_at_once(fault: Fault) -> None:
     policy = RetryPolicy(12, first_pause_seconds=60)
     with asking(fault, outage=slow, retry=policy) as (server, teacher):
         crowd = Crowd(teacher, 6)
-        wait_for(lambda: len(server.requests) >= 6)
+        wait_for(lambda: len(server.requests) >= 3)  # then it counts as down, and the rest may wait
         time.sleep(0.1)
         teacher.close()
         assert crowd.join() < 2
