@@ -134,6 +134,17 @@ def test_a_glob_of_several_kinds_of_files_or_of_none_is_refused(tmp_path: Path) 
     assert "there is no folder or file" in refusal(tmp_path / "*.jsonl")
 
 
+def test_braces_name_files_and_none_of_them_may_be_missing(tmp_path: Path) -> None:
+    for number in (8, 9, 10, 11):
+        write_parquet(tmp_path / f"s-{number:03d}.parquet", str(number))
+    source = open_source(str(tmp_path / "s-{009..011}.parquet"))
+    assert [source._row(index)["city"] for index in range(3)] == ["9", "10", "11"]
+    assert len(open_source(str(tmp_path / "s-{008,01*}.parquet"))) == 3
+    missing = refusal(tmp_path / "s-{008..012}.parquet")
+    assert "there is no file" in missing and "s-012.parquet" in missing
+    assert "names more than 100,000 files" in refusal(tmp_path / "s-{0..999999999}.parquet")
+
+
 def test_the_splits_of_a_folder_of_files_are_named(tmp_path: Path) -> None:
     for split, cities in (("train", "ab"), ("test", "c")):
         write_parquet(tmp_path / "ds" / f"{split}.parquet", *cities)

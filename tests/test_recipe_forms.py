@@ -744,6 +744,13 @@ def _(folder: Path) -> str:
     return str(folder / "shard-*.tar")
 
 
+@form("webdataset: shards numbered in braces")
+def _(folder: Path) -> str:
+    write_tar(folder / "shard-009.tar", [2])
+    write_tar(folder / "shard-010.tar", [0, 1])
+    return str(folder / "shard-{009..010}.tar")
+
+
 @form("webdataset: a folder of shards")
 def _(folder: Path) -> str:
     write_tar(folder / "shard-000.tar", [2])
@@ -964,7 +971,7 @@ ROWS_OF_THE_TABLE = {
     "folder of parquet, JSONL, CSV, TSV or tar files": ["folder of * files*"],
     "snapshot of the hub, or its `datasets--OWNER--NAME` folder in the cache": ["snapshot of the hub*"],
     "glob of files of one kind, such as `'/data/*.parquet'`": ["glob of *"],
-    "webdataset shard (`.tar`), or a glob or folder of them": ["webdataset: *"],
+    "webdataset shard (`.tar`), or a glob, folder or `{000..010}` of them": ["webdataset: *"],
 }
 
 

@@ -23,6 +23,8 @@ from distil.source.image_column import choose_image_column
 from distil.source.reopenable import check_cache, no_room, recipe_path
 from distil.source.saved import HUB, StoredRows, split_path
 
+_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{}]*,[^{}]*))\}")
+_MAX_SHARDS = 100_000
 _FILE_BUILDERS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
     ".parquet": ("parquet", {}),
     ".jsonl": ("json", {}),
@@ -120,11 +122,40 @@ def _open_saved_dict(path: Path, split: str | None) -> _Found:
 
 
 def _globbed(pattern: Path) -> list[Path]:
-    """The files that a pattern with `*`, `?` or `[…]` names, in the order of their names."""
-    if not glob.has_magic(str(pattern)) or pattern.exists():
+    """The files that a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..010}` names, in the order of their names.
+
+    Raises SourceError where a file that braces name is not there: of shards none may be left out unsaid.
+    """
+    if pattern.exists():
         return []
-    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - it may begin anywhere
-    return sorted(Path(name) for name in found if Path(name).is_file())
+    found: set[Path] = set()
+    named = _without_braces(str(pattern))
+    for name in named:
+        if glob.has_magic(name):
+            paths = glob.glob(name, recursive=True)  # noqa: PTH207 - it may begin anywhere
+            found |= {Path(path) for path in paths if Path(path).is_file()}
+        elif Path(name).is_file():
+            found.add(Path(name))
+        elif len(named) > 1:
+            raise SourceError(f"there is no file {name!r}, which {str(pattern)!r} names")
+    return sorted(found)
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """What a pattern with braces stands for, as in a shell and in webdataset; another pattern itself."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    if braces["first"] is None:
+        choices = braces["choices"].split(",")
+    else:
+        first, last, width = int(braces["first"]), int(braces["last"]), len(braces["first"])
+        if abs(last - first) >= _MAX_SHARDS:
+            raise SourceError(f"{braces[0]} in {pattern!r} names more than {_MAX_SHARDS:,} files")
+        step = 1 if first <= last else -1
+        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    before, after = pattern[: braces.start()], _without_braces(pattern[braces.end() :])
+    return [f"{before}{choice}{rest}" for choice in choices for rest in after]
 
 
 def _open_files(path: Path, files: Sequence[Path]) -> _Found:
