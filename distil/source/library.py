@@ -122,7 +122,7 @@ def _open_saved_dict(path: Path, split: str | None) -> _Found:
 
 
 def _globbed(pattern: Path) -> list[Path]:
-    """The files that a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..010}` names, in the order of their names.
+    """The files that a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..010}` names, in the names' order.
 
     Raises SourceError where a file that braces name is not there: of shards none may be left out unsaid.
     """
