@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from distil.index.index import Column, TraceIndex
 from distil.index.query import Query
 from distil.records import Json
-from distil.store.folder import FAILED_SAMPLES, read_failures
 
 Chart = dict[str, Json]
 Floats = NDArray[np.float64]  # one number a trace, NaN where the trace has none
@@ -69,7 +67,9 @@ def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart
     found = [
         _histogram(data, "score", "Score", data.numbers["score"]),
         *(
-            _histogram(data, column.name, column.heading, np.where(is_answer, data.numbers[column.name], np.nan))
+            _histogram(
+                data, column.name, column.heading, np.where(is_answer, data.numbers[column.name], np.nan)
+            )
             for column in measured
         ),
         _shares(data, metrics),
@@ -78,24 +78,6 @@ def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart
         *(_histogram(data, name, title, data.numbers[name]) for name, title in _TOKENS.items()),
     ]
     return [chart for chart in found if chart is not None]
-
-
-def failures_chart(folders: Sequence[Path], labels: Sequence[str]) -> Chart | None:
-    """The samples without a trace, by kind of failure, each kind with the message that most of it have."""
-    failures = [read_failures(folder / FAILED_SAMPLES)[0].values() for folder in folders]
-    kinds = [Counter(str(failure.kind) for failure in of_run) for of_run in failures]
-    total = sum(kinds, Counter[str]())
-    if not total:
-        return None
-    rows = []
-    for kind, _ in total.most_common():
-        messages = Counter(each.message for of_run in failures for each in of_run if each.kind == kind)
-        message, count = messages.most_common(1)[0]
-        more = f" (and {len(messages) - 1} others)" if len(messages) > 1 else ""
-        rows.append(
-            {"label": kind, "counts": [of_run[kind] for of_run in kinds], "note": f"{count} × {message}{more}"}
-        )
-    return {"kind": "bars", "id": "failures", "title": "Samples that failed", "series": [*labels], "rows": rows}
 
 
 def _read(index: TraceIndex, query: Query, labels: Sequence[str], metrics: Sequence[str]) -> _Columns:
@@ -140,7 +122,12 @@ def _histogram(data: _Columns, name: str, title: str, values: Floats) -> Chart |
         counts, _ = np.histogram(finite, edges)
         middle = float(np.median(finite)) if len(finite) else None
         series.append(
-            {"label": label, "counts": counts.tolist(), "missing": len(of_run) - len(finite), "median": middle}
+            {
+                "label": label,
+                "counts": counts.tolist(),
+                "missing": len(of_run) - len(finite),
+                "median": middle,
+            }
         )
     return {
         "kind": "histogram", "id": name, "title": title, "edges": edges, "series": series,
@@ -186,7 +173,13 @@ def _shares(data: _Columns, metrics: Sequence[Column]) -> Chart:
         {"label": label, "shares": [_share(of_run) for of_run in data.of_each_run(data.numbers[name])]}
         for name, label in names.items()
     ]
-    return {"kind": "shares", "id": "shares", "title": "Share of traces", "series": [*data.labels], "rows": rows}
+    return {
+        "kind": "shares",
+        "id": "shares",
+        "title": "Share of traces",
+        "series": [*data.labels],
+        "rows": rows,
+    }
 
 
 def _share(values: Floats) -> Json:
@@ -208,7 +201,10 @@ def _counts(data: _Columns, name: str, title: str) -> Chart | None:
     if high - low >= _MAX_BARS:
         return _histogram(data, name, title, values)
     rows = [
-        {"label": str(number), "counts": [int((of_run == number).sum()) for of_run in data.of_each_run(values)]}
+        {
+            "label": str(number),
+            "counts": [int((of_run == number).sum()) for of_run in data.of_each_run(values)],
+        }
         for number in range(low, high + 1)
     ]
     return {"kind": "columns", "id": name, "title": title, "series": [*data.labels], "rows": rows}

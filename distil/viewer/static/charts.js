@@ -189,7 +189,7 @@ function drawShares(chart, width) {
       const mark = node("g", { class: `mark s${index}` },
         node("rect", { class: "hit", x: left, width: room, y: y - 7, height: 14 }),
         node("line", { class: "interval", x1: x(share.low), x2: x(share.high), y1: y, y2: y }),
-        node("circle", { class: "dot", cx: x(share.share), cy: y, r: 4.5 }));
+        node("circle", { class: "chart-dot", cx: x(share.share), cy: y, r: 4.5 }));
       svg.append(mark);
       svg.append(node("text", { class: "value", x: x(1) + 8, y, "dominant-baseline": "central" }, percent(share.share)));
       marks.push({
@@ -251,7 +251,7 @@ function labelWidth(labels) {
 
 function bar(plot, { x, y, width, height, index }, words) {
   const mark = node("g", { class: `mark s${index}` },
-    node("rect", { class: "bar", x, y, width: Math.max(0, width), height: Math.max(0, height), rx: Math.min(1.5, width / 2) }));
+    node("rect", { class: "chart-bar", x, y, width: Math.max(0, width), height: Math.max(0, height), rx: Math.min(1.5, width / 2) }));
   if (plot.bottom) mark.prepend(node("rect", { class: "hit", x, y: MARGIN.top, width, height: plot.bottom - MARGIN.top }));
   plot.svg.append(mark);
   return { node: mark, x: plot.bottom ? x + width / 2 : x + Math.min(width, 120), y, words };
@@ -269,9 +269,9 @@ export function drawChart(figure, chart) {
   const note = html("span", { class: "chart-note" });
   head.append(" ", note);
   const tip = html("div", { class: "chart-tip", hidden: "" });
-  const said = html("span", { class: "visually-hidden", role: "status" });
+  const said = html("span", { class: "unseen", role: "status" });
   const plot = html("div", { class: "chart-plot", tabindex: "0", role: "group", "aria-label": `${chart.title}: a chart. Arrow keys go from mark to mark.` });
-  const table = html("details", { class: "chart-table" }, html("summary", {}, "as a table", html("span", { class: "visually-hidden" }, `: ${chart.title}`)));
+  const table = html("details", { class: "chart-table" }, html("summary", {}, "as a table", html("span", { class: "unseen" }, `: ${chart.title}`)));
   figure.classList.add("chart");
   figure.replaceChildren(head, legend(chart), plot, said, table);
 
@@ -340,7 +340,7 @@ function tableOf(title, heads, rows) {
   const head = html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)));
   const body = rows.map((cells) => html("tr", {}, html("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((words) => html("td", {}, words))));
   return html("div", { class: "chart-scroll" },
-    html("table", {}, html("caption", { class: "visually-hidden" }, title), html("thead", {}, head), html("tbody", {}, ...body)));
+    html("table", {}, html("caption", { class: "unseen" }, title), html("thead", {}, head), html("tbody", {}, ...body)));
 }
 
 /** Draws all charts of a list into `place`, in the place of what it held. */

@@ -14,6 +14,7 @@ const LINES_A_STROKE = 48; // lines of one stroke do not add up where they cross
 const MAX_MOVING = 2500; // lines drawn while the map moves
 const MAX_LISTED = 200;
 const REST_MS = 140;
+const SQUARE_PX = 2; // ends this small are squares, which are drawn faster
 const EDGE = 0.8707 * Math.PI; // of the projection at the equator
 const TOP = northing(Math.PI / 2);
 const HEIGHT = TOP / EDGE; // of the world, which is 1 wide
@@ -240,7 +241,7 @@ export function drawMap(figure, outlines, data, { fit = false, label = "Answers 
   function drawPairs(shown, num) {
     context.lineWidth = num > 1000 ? 1 : 1.4;
     const alpha = Math.min(0.8, Math.max(0.1, 12 / Math.sqrt(num + 1)));
-    const size = num > 3000 ? 1.5 : num > 400 ? 2.2 : 3.5;
+    const size = num <= 5 ? 5 : Math.min(1, Math.max(0.6, width / 900)) * (num > 3000 ? SQUARE_PX : num > 400 ? 2.4 : 3.6);
     for (let colour = 0; colour < NUM_COLOURS; colour += 1) {
       const group = shown.filter((pair) => pair.colour === colour);
       context.strokeStyle = context.fillStyle = colours.scale[colour];
@@ -250,7 +251,7 @@ export function drawMap(figure, outlines, data, { fit = false, label = "Answers 
         for (const pair of group.slice(start, start + LINES_A_STROKE)) trace(context, pair.flat);
         context.stroke();
       }
-      context.globalAlpha = Math.min(1, 2.5 * alpha + 0.3);
+      context.globalAlpha = Math.min(1, 2.5 * alpha + 0.5);
       for (const { flat } of group) drawEnds(context, flat, size);
     }
     context.globalAlpha = 1;
@@ -267,11 +268,11 @@ export function drawMap(figure, outlines, data, { fit = false, label = "Answers 
     }
   }
 
-  /** The truth as a full dot, the answer as a ring; small ones as squares, which are drawn faster. */
+  /** The truth as a full dot, the answer as a ring; of small ones the truth alone, as a square. */
   function drawEnds(target, flat, size) {
     const last = flat.length - 2;
     const [truthX, truthY] = [flat[last] * view.scale + view.x, flat[last + 1] * view.scale + view.y];
-    if (size < 2) {
+    if (size <= SQUARE_PX) {
       target.fillRect(truthX - size / 2, truthY - size / 2, size, size);
       return;
     }
@@ -453,7 +454,7 @@ function legend(data) {
   return html("p", { class: "map-key" },
     html("span", { class: "map-truth" }, "truth"), html("span", { class: "map-answer" }, "answer"),
     html("span", { class: "map-scale" }, html("span", { class: "map-bad" }), html("span", { class: "map-warn" }), html("span", { class: "map-good" }), "score, low to high"),
-    html("span", {}, `${data.total.toLocaleString("en-US")} with both${few}`));
+    shown === 1 ? "" : html("span", { class: "map-total" }, `${data.total.toLocaleString("en-US")} with both${few}`));
 }
 
 /** The same pairs for who sees no map: links, the lowest scores first. */
