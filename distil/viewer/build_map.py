@@ -86,7 +86,7 @@ def _ring(numbers: list[int], arcs: list[Ring]) -> Ring:
 
 
 def cut(ring: Ring) -> list[Ring]:
-    """A ring on the globe as rings on a flat map that ends at 180 degrees: what leaves it comes in opposite."""
+    """A ring on the globe as rings on a flat map: what leaves it at 180 degrees comes in opposite."""
     unrolled = _unrolled(ring)
     if abs(unrolled[-1][0] - unrolled[0][0]) > _HALF_TURN:  # all around a pole, which then is inside
         pole = -_POLE if unrolled[0][1] < 0 else _POLE

@@ -31,7 +31,7 @@ _TOKENS = {"prompt_tokens": "Tokens in", "completion_tokens": "Tokens out"}
 
 
 def wilson_interval(count: int, num: int) -> tuple[float, float]:
-    """Where a share lies with 95 % certainty, of which `count` of `num` were seen: Wilson's score interval."""
+    """Where a share lies with 95 % certainty that is seen as `count` of `num`: Wilson's score interval."""
     if num == 0:
         return 0.0, 1.0
     share, z_squared = count / num, Z_95 * Z_95
@@ -57,7 +57,7 @@ class _Columns:
 
 def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart]:
     """All charts of the traces that a query finds; `labels` name the runs, in their order."""
-    metrics = [column for column in index.columns if column.source == "metric" and column.kind != "text"]
+    metrics = [each for each in index.columns if each.source == "metric" and each.name != "score"]
     data = _read(index, query, labels, [column.name for column in metrics])
     if not len(data.run):
         return []
@@ -141,7 +141,7 @@ def bin_edges(values: Floats) -> list[float]:
     positive = values[values > 0]
     if low >= 0 and len(positive) and high > _LOG_RANGE * (small := float(np.quantile(positive, 0.1))):
         return [0.0, *_log_steps(max(small, high / 1e6), high)]
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return [round(bin_number / _NUM_BINS, 6) for bin_number in range(_NUM_BINS + 1)]
     step = _round_step((high - low) / _NUM_BINS or abs(high) or 1.0)
     first, last = math.floor(low / step), math.floor(high / step) + 1

@@ -1,4 +1,4 @@
-"""Every answer and its truth as two places on a map, for tasks that have places; `static/map.js` draws them."""
+"""Every answer and its truth as two places on a map; `static/map.js` draws them."""
 
 from __future__ import annotations
 
