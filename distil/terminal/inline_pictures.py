@@ -81,30 +81,32 @@ def window_of(file: IO[str], columns: int) -> Window:
 
 def picture_text(image: Image.Image, protocol: Protocol, window: Window) -> str:
     """What draws a picture, at most as wide as the window and `MAX_ROWS` high, at the beginning of a line."""
-    columns, rows = _cells(image.size, window)
-    image = _fitted(image.convert("RGB"), (columns * window.cell_width_px, rows * window.cell_height_px))
+    room = ((window.columns - 1) * window.cell_width_px, MAX_ROWS * window.cell_height_px)
+    image = _fitted(image.convert("RGB"), room)
     if protocol is Protocol.SIXEL:
         return sixel_text(image)
-    data = _png(image)
-    return kitty_text(data, columns, rows) if protocol is Protocol.KITTY else iterm_text(data, columns, rows)
+    columns = max(1, round(image.width / window.cell_width_px))
+    return (
+        kitty_text(_png(image), columns) if protocol is Protocol.KITTY else iterm_text(_png(image), columns)
+    )
 
 
-def kitty_text(png: bytes, columns: int, rows: int) -> str:
-    """A PNG for kitty, that many cells large; in chunks, as no escape sequence may be long."""
+def kitty_text(png: bytes, columns: int) -> str:
+    """A PNG for kitty, that many letters wide; in chunks, as no escape sequence may be long."""
     text = base64.standard_b64encode(png).decode("ascii")
     chunks = [text[start : start + _KITTY_CHUNK] for start in range(0, len(text), _KITTY_CHUNK)]
     drawn = []
     for number, chunk in enumerate(chunks, start=1):
         # a=T: send and show; f=100: a PNG; q=2: the terminal answers nothing, which nobody would read.
-        head = f"a=T,f=100,q=2,c={columns},r={rows}," if number == 1 else ""
+        head = f"a=T,f=100,q=2,c={columns}," if number == 1 else ""
         drawn.append(f"\x1b_G{head}m={int(number < len(chunks))};{chunk}\x1b\\")
     return "".join(drawn)
 
 
-def iterm_text(png: bytes, columns: int, rows: int) -> str:
-    """A PNG for iTerm2, that many cells large."""
+def iterm_text(png: bytes, columns: int) -> str:
+    """A PNG for iTerm2, that many letters wide."""
     text = base64.standard_b64encode(png).decode("ascii")
-    size = f"size={len(png)};width={columns};height={rows};preserveAspectRatio=1"
+    size = f"size={len(png)};width={columns};preserveAspectRatio=1"
     return f"\x1b]1337;File=inline=1;{size}:{text}\x07"
 
 
@@ -141,13 +143,6 @@ def _runs(sixels: NDArray[np.int64]) -> Iterator[str]:
         if letter == "?" and position == len(starts):
             return
         yield f"!{length}{letter}" if length > 3 else letter * int(length)
-
-
-def _cells(size: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Columns and rows of the largest that fits in, no larger than the picture is in pixels."""
-    width, height = size[0] / window.cell_width_px, size[1] / window.cell_height_px
-    scale = min(1.0, max(1, window.columns - 1) / width, MAX_ROWS / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
