@@ -40,13 +40,12 @@ def pairs(index: TraceIndex, query: Query, task: Task, link_query: str = "") -> 
     total = 0
     for row in index.rows(query, [*_OF_TRACE, *places, *metrics]):
         run, file, sample, rollout, score, *values = row
-        degrees = values[: len(places)]
-        if not _are_degrees(degrees):
+        degrees = _degrees(values[: len(places)])
+        if degrees is None:
             continue
         if total % step == 0:
             words = _words(sample, rollout, score, zip(metrics.values(), values[len(places) :], strict=True))
-            rounded = [round(value, _DECIMALS) for value in degrees]
-            taken.append([trace_link(run, file, link_query), words, *rounded, score])
+            taken.append([trace_link(run, file, link_query), words, *degrees, score])
         total += 1
     return {"pairs": taken, "total": total}
 
@@ -73,12 +72,14 @@ def _metric_columns(index: TraceIndex, task: Task) -> Mapping[str, Metric]:
     }
 
 
-def _are_degrees(values: Sequence[Json]) -> bool:
-    """Whether these are places on a globe: a trace that somebody else made may say anything."""
-    return all(
-        isinstance(value, int | float) and abs(value) <= limit
-        for value, limit in zip(values, _LIMITS, strict=True)
-    )
+def _degrees(values: Sequence[Json]) -> list[float] | None:
+    """Two places on a globe; None where they are none: a trace that somebody else made may say anything."""
+    try:
+        degrees = [round(float(value), _DECIMALS) for value in values]  # texts, where some trace has one
+    except (TypeError, ValueError):
+        return None
+    is_place = all(abs(value) <= limit for value, limit in zip(degrees, _LIMITS, strict=True))
+    return degrees if is_place else None
 
 
 def _words(sample: int | None, rollout: int | None, score: float | None, values: Iterable[Json]) -> str:

@@ -339,7 +339,7 @@ function legend(chart) {
 function tableOf(title, heads, rows) {
   const head = html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)));
   const body = rows.map((cells) => html("tr", {}, html("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((words) => html("td", {}, words))));
-  return html("div", { class: "chart-scroll" },
+  return html("div", { class: "chart-scroll", tabindex: "0", role: "region", "aria-label": `${title}: a table` },
     html("table", {}, html("caption", { class: "unseen" }, title), html("thead", {}, head), html("tbody", {}, ...body)));
 }
 
