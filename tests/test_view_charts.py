@@ -439,6 +439,7 @@ def test_the_map_moves_by_keys_and_buttons_and_comes_back(browser: Browser, addr
 def test_who_sees_no_map_has_the_pairs_as_links(browser: Browser, address: str) -> None:
     page = opened(browser, address)
     page.locator(".map summary").click()
+    page.wait_for_selector(".map tbody a")
     links = page.locator(".map tbody a")
     assert links.count() > 100 and links.first.get_attribute("href").startswith("/trace/")
 
