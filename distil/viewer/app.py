@@ -12,7 +12,9 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from distil.errors import DistilError
+from distil.viewer.compare_page import COMPARE_ROUTES
 from distil.viewer.list_page import LIST_ROUTES
+from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
 from distil.viewer.templating import HERE, render
 from distil.viewer.viewer import Viewer
@@ -20,6 +22,8 @@ from distil.viewer.viewer import Viewer
 ROUTES: Sequence[BaseRoute] = (
     *RUN_ROUTES,
     *LIST_ROUTES,
+    *MARK_ROUTES,
+    *COMPARE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )
 
@@ -30,6 +34,7 @@ def create_app(viewer: Viewer) -> Starlette:
         routes=list(ROUTES), exception_handlers={HTTPException: _say_http_error, DistilError: _say_error}
     )
     app.state.viewer = viewer
+    viewer.keeper.now()
     return app
 
 
