@@ -58,6 +58,7 @@ from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
 from distil.tools.toolbox import find_tool
 
+MAX_CALLS = 2000  # of a trace: no teacher makes as many
 THUMB_PX = 160  # the longest side
 _CACHE_BYTES = 192 * 2**20
 _REPLAYS_AT_ONCE = 2
@@ -255,7 +256,14 @@ class Pictures:
         """Make all of a trace's pictures, telling of each as soon as it is there."""
         self.num_replays += 1
         value = load_json(path)
-        wanted = [0, *(number for number, call in enumerate(trace_calls(value), 1) if call_succeeded(call))]
+        wanted = [
+            0,
+            *(
+                number
+                for number, call in enumerate(trace_calls(value)[:MAX_CALLS], 1)
+                if call_succeeded(call)
+            ),
+        ]
         marks: dict[int, ShownPicture] = {}
 
         def tell(shown: ShownPicture, file: Encoded | None) -> None:
@@ -296,7 +304,7 @@ class Pictures:
         _check_rule(toolbox.rule)
         scene = Scene.start(sample.picture.picture)
         yield _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
-        for number, call in enumerate(trace.calls, start=1):
+        for number, call in enumerate(trace.calls[:MAX_CALLS], start=1):
             if not call.success:
                 continue
             try:
@@ -322,7 +330,7 @@ class Pictures:
         sample = source.load(sample_id)
         image = sample.picture.image
         yield _photo(sample, encode_sent(image, _UNSTATED_RULE, sample.picture))
-        for number, call in enumerate(trace_calls(value), start=1):
+        for number, call in enumerate(trace_calls(value)[:MAX_CALLS], start=1):
             if not call_succeeded(call):
                 continue
             name, arguments = call_name(call), call_arguments(call)
