@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from distil.errors import DistilError
 from distil.viewer.list_page import LIST_ROUTES
+from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
 from distil.viewer.templating import HERE, render
 from distil.viewer.trace_page import TRACE_ROUTES
@@ -21,6 +22,7 @@ from distil.viewer.viewer import Viewer
 ROUTES: Sequence[BaseRoute] = (
     *RUN_ROUTES,
     *LIST_ROUTES,
+    *MARK_ROUTES,
     *TRACE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )
@@ -32,6 +34,7 @@ def create_app(viewer: Viewer) -> Starlette:
         routes=list(ROUTES), exception_handlers={HTTPException: _say_http_error, DistilError: _say_error}
     )
     app.state.viewer = viewer
+    viewer.keeper.now()
     return app
 
 

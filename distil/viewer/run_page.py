@@ -1,17 +1,100 @@
-"""The page of a run: what it is, where it stands, what it came to."""
+"""The page of a run, or of several side by side: what they are, where they stand, what they came to."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from distil.index.query import Query
+from distil.records import Json, SampleId
+from distil.store.status import FolderStatus
+from distil.viewer.charts import charts
+from distil.viewer.keeper import Now
+from distil.viewer.run_facts import failure_rows, read_facts, settings_rows
+from distil.viewer.run_figures import figures, read_columns, spending_figures
 from distil.viewer.templating import render
+from distil.viewer.viewer import Viewer, viewer_of
+
+_FIRST_WAIT_SECONDS = 0.25  # for where a run stands; a large folder's comes a moment later
+_IS_ALIVE_SECONDS = 120  # since the last change of a run that may be another machine's
 
 
 def run_page(request: Request) -> Response:
     """The first page."""
-    return render(request, "run.html")
+    viewer = viewer_of(request)
+    now = viewer.keeper.now(_FIRST_WAIT_SECONDS)
+    return render(request, "run.html", now=now_json(viewer, now), **_context(viewer, now))
 
 
-RUN_ROUTES = (Route("/", run_page),)
+def _context(viewer: Viewer, now: Now) -> dict[str, Any]:
+    facts = [read_facts(folder, name) for folder, name in zip(viewer.folders, viewer.names, strict=True)]
+    return {
+        "facts": facts,
+        "settings": settings_rows(facts),
+        "failures": [_failures(viewer, run, status) for run, status in enumerate(now.statuses)],
+        "broken": viewer.index.broken,
+        **viewer.cached("figures", now.generation, lambda: _figures(viewer)),
+        "spending": spending_figures([status and status.spent for status in now.statuses]),
+    }
+
+
+def _figures(viewer: Viewer) -> dict[str, Any]:
+    runs = read_columns(viewer.index, len(viewer.folders))
+    return {
+        "figures": figures(viewer.index, runs),
+        "charts": charts(viewer.index, Query(), viewer.names),
+        "num_traces": sum(run.num_traces for run in runs),
+        "models": [", ".join(map(str, run.counts("model"))) for run in runs],
+    }
+
+
+def _failures(viewer: Viewer, run: int, status: FolderStatus | None) -> Any:
+    if status is None or not status.failed:
+        return []
+    made = viewer.index.rows(Query(where=f"run = {run:d}", order=()), ["sample_index", "rollout"])
+    return failure_rows(viewer.folders[run], frozenset(SampleId(*row) for row in made))
+
+
+def now_page(request: Request) -> Response:
+    """Where the runs stand, for a page that asks again and again."""
+    viewer = viewer_of(request)
+    return JSONResponse(now_json(viewer, viewer.keeper.now()))
+
+
+def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
+    """Where the runs stand."""
+    runs = [
+        {"name": name} | ({"state": None} if status is None else _status_json(status))
+        for name, status in zip(viewer.names, now.statuses, strict=True)
+    ]
+    return {
+        "generation": now.generation,
+        "is_read": now.is_read,
+        "problem": now.problem,
+        "is_live": any(status is not None and _may_go_on(status) for status in now.statuses),
+        "runs": runs,
+    }
+
+
+def _status_json(status: FolderStatus) -> dict[str, Json]:
+    values = asdict(status)
+    spent = values.pop("spent")
+    costs = [spent[kind]["cost_usd"] for kind in ("answered", "retried") if spent[kind]["cost_usd"] is not None]
+    return values | {
+        "num_failed": sum(status.failed.values()),
+        "cost_usd": sum(costs) if costs else None,
+        "requests": status.spent.calls,
+    }
+
+
+def _may_go_on(status: FolderStatus) -> bool:
+    since = status.seconds_since_change
+    is_fresh = since is not None and since < _IS_ALIVE_SECONDS
+    return status.state == "running" or (status.state == "broken off" and is_fresh)
+
+
+RUN_ROUTES = (Route("/", run_page), Route("/api/now", now_page))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 from starlette.requests import Request
 
-if TYPE_CHECKING:
-    from distil.viewer.stand_in import TraceIndex
+from distil.index.index import TraceIndex
+from distil.tasks import TASKS
+from distil.viewer.keeper import Keeper
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,33 @@ class Viewer:
     index: TraceIndex
     token: str | None = None
     dataset_override: str | None = None
+    _cache: dict[str, tuple[int, Any]] = field(default_factory=dict, repr=False)
+    _making: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """What the folders are called: by as much of their paths as tells them apart."""
         return short_names(self.folders)
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        """Who reads anew what has changed."""
+        return Keeper(self.folders, self.index.update)
+
+    @property
+    def metric_columns(self) -> list[str]:
+        """The columns of what the traces' tasks measure beside the score."""
+        headings = {metric.heading for task in TASKS.values() for metric in task.metrics}
+        metrics = (column for column in self.index.columns if column.source == "metric")
+        return [column.name for column in metrics if column.heading in headings and column.name != "score"]
+
+    def cached(self, name: str, generation: int, make: Callable[[], Any]) -> Any:
+        """What `make` gave for a generation of the index; of each name the last is kept."""
+        with self._making:
+            kept = self._cache.get(name)
+            if kept is None or kept[0] != generation:
+                kept = self._cache[name] = (generation, make())
+            return kept[1]
 
 
 def viewer_of(request: Request) -> Viewer:
