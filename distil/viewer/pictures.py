@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -160,12 +160,16 @@ class Pictures:
         self._marks: OrderedDict[_Key, dict[int, ShownPicture]] = OrderedDict()
         self._running: dict[tuple[_Key, str], _Task] = {}
         self._lock = threading.RLock()
-        self._workers = ThreadPoolExecutor(_REPLAYS_AT_ONCE, "distil-replay")
+        self._at_once = threading.BoundedSemaphore(_REPLAYS_AT_ONCE)
         self.num_replays = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """What the files that are kept take."""
+        return self._files.num_bytes
+
     def close(self) -> None:
-        """End what runs code, and start no more replays."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """End what runs code."""
         self._sandbox.close()
 
     def marks(self, path: Path) -> Iterator[ShownPicture]:
@@ -238,13 +242,16 @@ class Pictures:
             task = self._running.get((key, name))
             if task is None:
                 task = self._running[key, name] = _Task()
-                self._workers.submit(self._run_task, key, name, task, work)
+                run = partial(self._run_task, key, name, task, work)
+                threading.Thread(target=run, name="replay", daemon=True).start()
             return task
 
     def _run_task(self, key: _Key, name: str, task: _Task, work: Callable[[_Task], Encoded | None]) -> None:
-        result, error = None, None
+        result: Encoded | None = None
+        error: DistilError | None = None
         try:
-            result = work(task)
+            with self._at_once:
+                result = work(task)
         except _FAILURES as caught:
             error = caught if isinstance(caught, DistilError) else NoPicture(_reason(caught))
         finally:
@@ -412,7 +419,8 @@ class _Task:
 
     def result(self) -> Encoded:
         found = self._ended.result()
-        assert found is not None
+        if found is None:
+            raise NoPicture("the picture could not be made")
         return found
 
     def shown_at(self, position: int) -> ShownPicture | None:

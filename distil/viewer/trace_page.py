@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
@@ -21,7 +22,8 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from distil.errors import DistilError, TraceError, error_text
+from distil.errors import DistilError, TraceError, UsageError, error_text
+from distil.index.index import TraceKey
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.records import Json, SampleId, SentPicture, Size
 from distil.replay.replay import turns_of
@@ -29,7 +31,9 @@ from distil.rollout import turn_seed
 from distil.store.folder import TIMINGS
 from distil.store.json_lines import parse_line
 from distil.store.trace_file import StoredTrace, load_json, read_trace
+from distil.viewer.map import trace_link
 from distil.viewer.pictures import NoPicture, Pictures, View
+from distil.viewer.query_string import read_query
 from distil.viewer.templating import environment, render
 from distil.viewer.trace_view import Fields, Timings, view_of
 from distil.viewer.viewer import Viewer, viewer_of
@@ -55,7 +59,7 @@ def display_size(size: Size | None, max_width: int, max_height: int) -> Size | N
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-environment().filters |= {"visible": visible, "display_size": display_size}
+environment().filters.update(visible=visible, display_size=display_size)
 
 
 # --- which file
@@ -109,14 +113,43 @@ def trace_page(request: Request) -> Response:
         if not other_run.isdecimal() or len(other_run) > 4:
             raise HTTPException(404, "beside= takes RUN/TRACE, such as 1/00012.")
         shown.append(_column(viewer_of(request), int(other_run), other_part))
-    status = 200 if shown[0]["view"] is not None else 422
-    return render(request, "trace.html", status, columns=shown, others=_others(request, part))
+    return render(
+        request,
+        "trace.html",
+        columns=shown,
+        others=_others(request, part),
+        **_neighbours(request, trace_file(viewer_of(request), run, part).name),
+    )
+
+
+def _neighbours(request: Request, file: str) -> Fields:
+    """What comes before and after the trace in the list that the URL asks for, and what links keep of it."""
+    viewer = viewer_of(request)
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if name != "beside"]
+    found: Fields = {"list_query": urlencode(pairs), "before": None, "after": None, "position": None}
+    try:
+        query = read_query(request.query_params)
+        near = viewer.index.neighbours(query, TraceKey(request.path_params["run"], file))
+        total = viewer.index.count(query)
+    except UsageError as error:
+        return found | {"total": 0, "list_problem": plain(str(error))}
+    return found | {
+        "before": near.previous and trace_link(*near.previous, found["list_query"]),
+        "after": near.next and trace_link(*near.next, found["list_query"]),
+        "position": near.position,
+        "total": total,
+        "list_problem": None,
+    }
 
 
 def _column(viewer: Viewer, run: int, part: str) -> Fields:
     """What the page shows of one trace; of a file that cannot be read why, and its text."""
     path = trace_file(viewer, run, part)
+    row = viewer.index.find(TraceKey(run, path.name)) or {}
     column: Fields = {
+        "mark": row.get("mark"),
+        "note": row.get("note"),
+        "can_be_marked": bool(row),
         "run": run,
         "part": part,
         "path": plain(str(path)),
@@ -132,8 +165,14 @@ def _column(viewer: Viewer, run: int, part: str) -> Fields:
         trace = load_json(path)
     except TraceError as error:
         return column | {"error": plain(str(error)), "raw": _beginning(path)}
-    sample_id = _sample_of(trace, part)
-    return column | {"sample": sample_id, "view": view_of(trace, _timings(path, trace))}
+    return column | {"sample": _sample_of(trace, part), "view": view_of(trace, _timings(path, trace))}
+
+
+def _view(path: Path) -> Fields:
+    try:
+        return view_of(load_json(path), Timings())
+    except TraceError as error:
+        raise HTTPException(404, plain(str(error))) from None
 
 
 def _override_text(viewer: Viewer) -> str:
@@ -211,6 +250,18 @@ def _others(request: Request, part: str) -> list[Fields]:
             if each.index == sample_id.index and (number, each) != (run, sample_id)
         ]
     return found
+
+
+def pair(request: Request) -> Response:
+    """Answer and truth of one trace for the map, as `map.pairs` gives those of many."""
+    found = _view(_asked_file(request))["result"]
+    ends = found["map"] or {}
+    if "answer" not in ends:
+        return JSONResponse({"pairs": [], "total": 0})
+    words = " · ".join(f"{label} {text}" for label, text in found["metrics"]) or "this trace"
+    return JSONResponse(
+        {"pairs": [[None, words, *ends["answer"], *ends["truth"], found["score"]]], "total": 1}
+    )
 
 
 # --- pictures
@@ -352,6 +403,7 @@ def _json_bytes(value: Json) -> bytes:
 TRACE_ROUTES = (
     Route("/trace/{run:int}/{part}", trace_page, name="trace"),
     Route("/picture/{run:int}/{part}/{number:int}", picture),
+    Route("/api/pair/{run:int}/{part}", pair),
     Route("/api/pictures/{run:int}/{part}", marks),
     Route("/api/messages/{run:int}/{part}", messages),
     Route("/api/text/{run:int}/{part}", whole_text),
