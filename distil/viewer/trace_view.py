@@ -131,6 +131,8 @@ def _turns(trace: Mapping[str, Json], timings: Timings, calls: Sequence[Fields])
                 "model": _line(turn.get("model"), ""),
                 "call_form": _line(turn.get("call_form"), ""),
                 "usage": mapping_of(turn.get("usage")),
+                "tokens_in": finite(mapping_of(turn.get("usage")).get("prompt_tokens")),
+                "tokens_out": finite(mapping_of(turn.get("usage")).get("completion_tokens")),
                 "seconds": seconds,
             }
         )
@@ -291,17 +293,13 @@ def _drawn(
     if tool is None or size is None:
         return {"frame": frame, "drawing": None}
     angle = tool.angle_of(arguments)
-    if angle is not None:
-        return {"frame": frame, "drawing": {"size": size, "angle": _turn_drawing(angle, size)}}
     box = _rectangle(tool.box_of(dict(arguments)))
     written = _rectangle(_raw_box(trace, tool.box_of(raw), size, sent))
     if box is not None and written is not None and _is_near(box, written):
         written = None
-    has_drawing = box is not None or written is not None
-    return {
-        "frame": frame,
-        "drawing": {"size": size, "box": box, "written": written} if has_drawing else None,
-    }
+    turn = None if angle is None else _turn_drawing(angle, size)
+    drawing = {"size": size, "box": box, "written": written, "angle": turn}
+    return {"frame": frame, "drawing": drawing if box or written or turn else None}
 
 
 def _raw_box(
