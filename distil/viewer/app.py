@@ -17,6 +17,7 @@ from distil.viewer.list_page import LIST_ROUTES
 from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
 from distil.viewer.templating import HERE, render
+from distil.viewer.trace_page import TRACE_ROUTES
 from distil.viewer.viewer import Viewer
 
 ROUTES: Sequence[BaseRoute] = (
@@ -24,6 +25,7 @@ ROUTES: Sequence[BaseRoute] = (
     *LIST_ROUTES,
     *MARK_ROUTES,
     *COMPARE_ROUTES,
+    *TRACE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )
 
