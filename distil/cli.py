@@ -64,6 +64,10 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
     if flags.page.serve:
         return partial(_serve, flags, terminal)
+    if flags.report.html is not None:
+        from distil.terminal.report import write_html  # noqa: PLC0415
+
+        return partial(write_html, flags.paths, flags.report, flags.page.dataset_path, terminal)
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
     from distil.terminal.traces import view  # noqa: PLC0415

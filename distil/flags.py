@@ -455,6 +455,20 @@ class PageFlags:
 
 
 @dataclass(frozen=True)
+class ReportFlags:
+    """Traces as one file."""
+
+    html: Annotated[
+        Path | None,
+        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
+    ] = None
+    limit: Annotated[int, Flag("how many traces it holds (default: {default})", "N", _positive)] = 200
+    where: Annotated[
+        str, Flag('which traces, as SQL over their columns: "score < 0.5 AND turns > 3"', "SQL")
+    ] = ""
+
+
+@dataclass(frozen=True)
 class ViewFlags:
     """The flags of `distil view`."""
 
@@ -465,7 +479,15 @@ class ViewFlags:
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
     json: Annotated[bool, _JSON] = False
+    pictures: Annotated[
+        str,
+        Flag(
+            "how pictures are shown in the terminal: auto where it can, else not (default: {default})",
+            choices=("auto", "kitty", "iterm", "sixel", "none"),
+        ),
+    ] = AUTO
     page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
+    report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
 
 
 @dataclass(frozen=True)
