@@ -70,15 +70,21 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
         return partial(write_html, flags.paths, flags.report, flags.page.dataset_path, terminal)
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
+    from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    def show() -> int:
-        shown = [
-            view(path, batch=flags.batch, verbose=flags.verbose, terminal=terminal) for path in flags.paths
-        ]
-        return max(shown)
+    asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
+    protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
+    show = partial(view, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    if protocol is Protocol.NONE:
+        return lambda: max(map(show, flags.paths))
+    from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
 
-    return show
+    def show_with_pictures() -> int:
+        with ShownPictures(protocol, terminal, flags.page.dataset_path) as pictures:
+            return max([show(path, pictures=pictures) for path in flags.paths])
+
+    return show_with_pictures
 
 
 def _serve(flags: ViewFlags, terminal: Terminal) -> int:

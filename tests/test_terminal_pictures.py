@@ -11,14 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distil.terminal.inline_pictures import (
-    MAX_ROWS,
-    Protocol,
-    Window,
-    find_protocol,
-    picture_text,
-    sixel_text,
-)
+from distil.terminal.inline_pictures import MAX_ROWS, Window, picture_text, sixel_text
+from distil.terminal.picture_protocol import Protocol, find_protocol
 
 WINDOW = Window(80, 8, 16)
 

@@ -1,23 +1,18 @@
-"""Pictures in the terminal, for those that can show them: which one it is, and how it takes a picture.
-
-Three ways are in use: kitty's graphics protocol (kitty, Ghostty), iTerm2's inline images (iTerm2, WezTerm,
-mintty) and sixel (foot, mlterm, contour, Konsole, Windows Terminal, xterm where it is built with it).
-"""
+"""A picture as a terminal takes it: kitty's graphics protocol, iTerm2's inline images, or sixel."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 import struct
-import sys
-from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from distil.terminal.picture_protocol import Protocol
 
 MAX_ROWS = 16  # of text, for one picture
 _CELL_PX = (9, 18)  # where a terminal does not say how large a letter is
@@ -26,43 +21,12 @@ _NUM_COLOURS = 255  # of a sixel picture: terminals hold 256
 _BAND_PX = 6  # rows of pixels that one row of sixels is
 
 
-class Protocol(StrEnum):
-    """How a terminal takes a picture."""
-
-    AUTO = "auto"  # the one that this terminal understands, if any
-    KITTY = "kitty"
-    ITERM = "iterm"
-    SIXEL = "sixel"
-    NONE = "none"
-
-
 class Window(NamedTuple):
     """A terminal's size, and that of a letter in it."""
 
     columns: int
     cell_width_px: int
     cell_height_px: int
-
-
-def find_protocol(asked: Protocol, environment: Mapping[str, str], is_terminal: bool) -> Protocol:
-    """How pictures are shown here; NONE where they cannot be, or where that is not known.
-
-    Only what a terminal says of itself in the environment counts: asking it would read what a person types.
-    """
-    if asked is not Protocol.AUTO:
-        return asked
-    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
-    is_inside_another = "TMUX" in environment or term.startswith(("screen", "tmux"))
-    if not is_terminal or term == "dumb" or is_inside_another:
-        return Protocol.NONE
-    if "KITTY_WINDOW_ID" in environment or re.search("kitty|ghostty", f"{term} {program}"):
-        return Protocol.KITTY
-    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":
-        return Protocol.ITERM
-    if re.match("foot|mlterm|contour|yaft|.*sixel", term) or "WT_SESSION" in environment:
-        return Protocol.SIXEL
-    # Versions are YYMMPP: it shows pictures since 22.04.
-    return Protocol.SIXEL if environment.get("KONSOLE_VERSION", "")[:4] >= "2204" else Protocol.NONE
 
 
 def window_of(file: IO[str], columns: int) -> Window:
@@ -79,9 +43,9 @@ def window_of(file: IO[str], columns: int) -> Window:
     return Window(columns, *(cell if all(cell) else _CELL_PX))
 
 
-def picture_text(image: Image.Image, protocol: Protocol, window: Window) -> str:
-    """What draws a picture, at most as wide as the window and `MAX_ROWS` high, at the beginning of a line."""
-    room = ((window.columns - 1) * window.cell_width_px, MAX_ROWS * window.cell_height_px)
+def picture_text(image: Image.Image, protocol: Protocol, window: Window, max_rows: int = MAX_ROWS) -> str:
+    """What draws a picture, at most as wide as the window and so many rows high, where a line begins."""
+    room = ((window.columns - 1) * window.cell_width_px, max_rows * window.cell_height_px)
     image = _fitted(image.convert("RGB"), room)
     if protocol is Protocol.SIXEL:
         return sixel_text(image)
@@ -155,8 +119,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def is_terminal(file: IO[str]) -> bool:
-    """Whether a file is one that somebody looks at."""
-    return file.isatty() and sys.platform != "emscripten"

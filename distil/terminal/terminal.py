@@ -108,6 +108,19 @@ class Terminal:
         if not self._is_quiet:
             self._console.print(content)
 
+    @property
+    def columns(self) -> int:
+        """How wide it is."""
+        return self._console.width
+
+    def draw(self, text: str) -> None:
+        """A picture, as what the terminal takes for one; it has no place in a log."""
+        try:
+            self.file.write(text + "\n")
+            self.file.flush()
+        except BrokenPipeError:
+            self._go_on_unheard()
+
     def give(self, document: Mapping[str, Json]) -> None:
         """The JSON document that the command is for, on standard output."""
         print(json.dumps(document, ensure_ascii=True, indent=1))

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from distil.errors import DistilError, FolderError, error_text
+from distil.index.columns import Column
 from distil.index.query import Query
 from distil.pictures import to_rgb_or_grey
 from distil.records import Json
@@ -42,8 +43,8 @@ _MODULES = ("charts.js", "map.js")
 _SCRIPT = "report.js"
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
-_COLUMNS = ("sample_index", "rollout", "score")
-_MORE_COLUMNS = ("answer", "truth", "turns", "calls", "failed_calls", "tools", "stop_reason", "mark", "note")
+_IF_TOLD = ("rollout", "mark", "note")
+_THEN = ("answer", "truth", "turns", "calls", "failed_calls", "tools", "stop_reason")
 _PAGE = 500  # rows of the index at once
 
 
@@ -102,7 +103,7 @@ def _rows(viewer: Viewer, query: Query, limit: int) -> list[dict[str, Json]]:
 def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]], found: int) -> dict[str, Any]:
     style, script = _style(), _script()
     of_runs = read_columns(viewer.index, len(viewer.folders))
-    columns = _columns(viewer)
+    columns = _columns(viewer, rows)
     folders = zip(viewer.folders, viewer.names, strict=True)
     return {
         "viewer": viewer,
@@ -124,10 +125,13 @@ def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]], f
     }
 
 
-def _columns(viewer: Viewer) -> list[Any]:
+def _columns(viewer: Viewer, rows: Sequence[Mapping[str, Json]]) -> list[Column]:
+    """What the list shows of a trace; some columns only where they say something of a trace in it."""
     by_name = {column.name: column for column in viewer.index.columns}
-    names = ("run",) * (len(viewer.folders) > 1) + _COLUMNS
-    return [by_name[name] for name in (*names, *viewer.metric_columns, *_MORE_COLUMNS) if name in by_name]
+    many = ("run",) * (len(viewer.folders) > 1)
+    told = [name for name in _IF_TOLD if any(row.get(name) for row in rows)]
+    names = (*many, "sample_index", *told, "score", *viewer.metric_columns, *_THEN)
+    return [by_name[name] for name in names if name in by_name]
 
 
 def _map(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]]) -> Json:
@@ -206,7 +210,8 @@ def _style() -> str:
 def _script() -> str:
     """The modules of pages and the report's own as one script, each in a function that gives its exports."""
     own = (HERE / "static" / _SCRIPT).read_text(encoding="utf-8")
-    return "\n".join([*map(_wrapped, _MODULES), _IMPORT.sub("", own)])
+    script = "\n".join([*map(_wrapped, _MODULES), _IMPORT.sub("", own)])
+    return re.sub(r"<(?=/script|!--)", r"<\\", script)  # in a comment or a string, where it ends no script
 
 
 def _wrapped(module: str) -> str:

@@ -16,6 +16,13 @@ let listed = rows;
 let lastSeen = null;
 const searched = new Map(); // the words of a trace, in lower case, once they were asked for
 
+// How many digits the numbers of a column have behind the point: all the same, so that they stand in line.
+const decimals = new Map(columns.map(({ name }) => {
+  const values = rows.map((row) => row[name]).filter((value) => typeof value === "number");
+  const digits = values.every(Number.isInteger) ? 0 : values.every((value) => Math.abs(value) < 10) ? 3 : 1;
+  return [name, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: name !== "sample_index" }];
+}));
+
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
@@ -39,7 +46,7 @@ function shown(row, column) {
   if (value === null || value === undefined) return "–";
   if (column.name === "run") return runs[value];
   if (column.kind === "flag") return FLAGS[value];
-  if (typeof value === "number" && !Number.isInteger(value)) return value.toLocaleString("en-US", { maximumFractionDigits: Math.abs(value) < 10 ? 3 : 1 });
+  if (typeof value === "number") return value.toLocaleString("en-US", decimals.get(column.name));
   return String(value);
 }
 
@@ -111,7 +118,7 @@ for (const [position, column] of columns.entries()) {
   });
   heads.append(head);
   const isNumber = column.kind === "number" && column.name !== "run";
-  const input = element("input", { type: "text", autocomplete: "off", spellcheck: false, placeholder: isNumber ? ">0.5" : "has" });
+  const input = element("input", { type: "text", autocomplete: "off", spellcheck: false, size: 5, placeholder: isNumber ? ">0.5" : "has" });
   input.dataset.column = position;
   input.setAttribute("aria-label", `Filter by ${column.heading}`);
   input.addEventListener("input", refresh);
