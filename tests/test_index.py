@@ -872,3 +872,26 @@ def test_view_shows_the_traces_of_which_an_expression_is_true(
     assert main(["view", str(tmp_path / "trace_00000.json"), "--where", "1"]) == 2
     assert "this is one trace" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.glob(f"{INDEX}*")) == [INDEX]
+
+
+# --- the page ---
+
+PAGE = (PACKAGE.parent / "docs" / "selecting.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_column() -> None:
+    assert [column.name for column in FIXED if f"`{column.name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("where", PAGE.split("```sql\n")[1].split("```")[0].splitlines())
+def test_each_expression_of_the_page_is_answered(geo: TraceIndex, where: str) -> None:
+    assert 0 < geo.count(Query(where=where)) <= 300
+
+
+def test_the_pages_python_runs(tmp_path: Path) -> None:
+    make_traces(tmp_path / "traces_concurrent", 20)
+    code = PAGE.split("```python\n")[1].split("```")[0]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split()[0].isdigit()
