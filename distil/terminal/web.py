@@ -30,6 +30,7 @@ class Page:
     port: int
     may_be_another: bool
     dataset_path: str | None = None
+    where: str | None = None  # of the traces that it opens with
     opens: bool = True  # the browser
 
 
