@@ -101,7 +101,7 @@ function show(figure, mark) {
   const img = figure.querySelector("img");
   const sizes = figure.querySelector("[data-sizes]");
   if ("unsized" in img.dataset && mark.sent_size) {
-    const scale = Math.min(1, 640 / mark.sent_size[0], 380 / mark.sent_size[1]);
+    const scale = Math.min(1, 368 / mark.sent_size[0], 300 / mark.sent_size[1]);
     img.width = Math.max(1, Math.round(mark.sent_size[0] * scale));
     img.height = Math.max(1, Math.round(mark.sent_size[1] * scale));
   }
@@ -184,7 +184,9 @@ function place(scale, x, y) {
   view.x = Math.min(stage.clientWidth - keep, Math.max(keep - width, x));
   view.y = Math.min(stage.clientHeight - keep, Math.max(keep - height, y));
   view.isFit = false;
-  mover.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
+  mover.style.width = `${width}px`; // not by a scale: lines that are drawn keep their width
+  mover.style.height = `${height}px`;
+  mover.style.transform = `translate(${view.x}px, ${view.y}px)`;
   large.classList.toggle("is-large", view.scale >= 3);
   zoomText.textContent = `${Math.round(view.scale * 100)} %`;
 }
