@@ -38,9 +38,9 @@ def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(f'the web page needs {", ".join(missing)}: pip install "distil[view]"')
+    from distil.index.index import TraceIndex  # noqa: PLC0415
     from distil.viewer.guard import new_token  # noqa: PLC0415
     from distil.viewer.server import bind, is_loopback, serve_until_interrupted, url_of  # noqa: PLC0415
-    from distil.index.index import TraceIndex  # noqa: PLC0415
     from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
     folders = list(dict.fromkeys(map(_folder_of, paths)))

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from distil.errors import DistilError
+from distil.viewer.compare_page import COMPARE_ROUTES
 from distil.viewer.list_page import LIST_ROUTES
 from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
@@ -24,6 +25,7 @@ ROUTES: Sequence[BaseRoute] = (
     *LIST_ROUTES,
     *MARK_ROUTES,
     *TRACE_ROUTES,
+    *COMPARE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )
 

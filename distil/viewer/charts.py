@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from distil.index.index import Column, TraceIndex
+from distil.index.columns import Column
+from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json
 

@@ -1,6 +1,6 @@
 """What a page's URL says of which traces to show, and back.
 
-`f=score>=0.5` (as often as there are conditions), `q=words in conversations`, `where=SQL`, `sort=-score,turns`.
+`f=score>=0.5` for each condition, `q=words in conversations`, `where=SQL`, `sort=-score,turns`.
 A condition is `COLUMN` `=`, `!=`, `<`, `<=`, `>`, `>=` or `~` (contains) and a value, or `COLUMN:null`,
 `COLUMN:known`, or `COLUMN=` for an empty text.
 """
@@ -39,7 +39,7 @@ def read_query(params: QueryParams) -> Query:
         filters=tuple(map(_filter, texts)),
         search=params.get("q", ""),
         where=params.get("where", ""),
-        **({"order": order} if order else {}),  # type: ignore[arg-type]
+        order=order or Query().order,
     )
 
 
@@ -49,7 +49,9 @@ def _filter(text: str) -> Filter:
             return Filter(text.removesuffix(ending), operator)
     match = _FILTER.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is no condition: use COLUMN=VALUE, COLUMN>=VALUE, COLUMN~TEXT, COLUMN:null …")
+        raise UsageError(
+            f"{text!r} is no condition: use COLUMN=VALUE, COLUMN>=VALUE, COLUMN~TEXT, COLUMN:null …"
+        )
     return Filter(match["column"].strip(), _SIGNS[match["sign"]], match["value"])
 
 

@@ -111,8 +111,6 @@ def _facts(run: Mapping[str, Json]) -> Iterable[tuple[str, str]]:
             yield name.replace("_", " "), _text(settings[name])
     if options.get("order") not in (None, "dataset"):
         yield "order", _text(options["order"])
-    if run.get("sandbox"):
-        yield "sandbox", _text(run["sandbox"])
 
 
 def _tool_names(settings: Mapping[str, Json]) -> list[str]:
@@ -165,7 +163,11 @@ def _flat(facts: RunFacts) -> dict[str, str]:
         else:
             values[name] = _text(value)
     dataset = mapping_of(last.get("dataset"))
-    values |= {f"dataset.{name}": _text(dataset[name]) for name in ("source", "split", "fingerprint") if name in dataset}
+    values |= {
+        f"dataset.{name}": _text(dataset[name])
+        for name in ("source", "split", "fingerprint")
+        if name in dataset
+    }
     options = mapping_of(last.get("options"))
     values |= {f"--{name}": _text(options[name]) for name in _OPTIONS if name in options}
     versions = mapping_of(last.get("versions"))
@@ -178,11 +180,18 @@ def _text(value: Json) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def failure_rows(folder: Path, is_made: Mapping[SampleId, bool] | frozenset[SampleId]) -> list[FailureKindRows]:
+def failure_rows(
+    folder: Path, is_made: Mapping[SampleId, bool] | frozenset[SampleId]
+) -> list[FailureKindRows]:
     """The failures of samples that have no trace, by kind and message, the most frequent first."""
-    failures = [each for each in read_failures(folder / FAILED_SAMPLES)[0].values() if each.sample_id not in is_made]
+    failures = [
+        each for each in read_failures(folder / FAILED_SAMPLES)[0].values() if each.sample_id not in is_made
+    ]
     kinds = Counter(failure.kind.value for failure in failures)
-    return [_kind_rows(kind, [each for each in failures if each.kind.value == kind]) for kind, _ in kinds.most_common()]
+    return [
+        _kind_rows(kind, [each for each in failures if each.kind.value == kind])
+        for kind, _ in kinds.most_common()
+    ]
 
 
 def _kind_rows(kind: str, failures: Sequence[Failure]) -> FailureKindRows:

@@ -66,7 +66,9 @@ class Figure:
 
 def read_columns(index: TraceIndex, num_runs: int) -> list[OfRun]:
     """The figures of all traces, by folder."""
-    metrics = [column.name for column in index.columns if column.source == "metric" and column.name not in _NAMES]
+    metrics = [
+        column.name for column in index.columns if column.source == "metric" and column.name not in _NAMES
+    ]
     names = [*_NAMES, *metrics]
     found = [OfRun({name: [] for name in names}) for _ in range(num_runs)]
     appends = [[of_run.columns[name].append for name in names] for of_run in found]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,6 +15,8 @@ from distil.records import Json, SampleId
 from distil.store.status import FolderStatus
 from distil.viewer.charts import charts
 from distil.viewer.keeper import Now
+from distil.viewer.map import pairs, task_with_map
+from distil.viewer.query_string import query_pairs, read_query
 from distil.viewer.run_facts import failure_rows, read_facts, settings_rows
 from distil.viewer.run_figures import figures, read_columns, spending_figures
 from distil.viewer.templating import render
@@ -38,7 +41,7 @@ def _context(viewer: Viewer, now: Now) -> dict[str, Any]:
         "failures": [_failures(viewer, run, status) for run, status in enumerate(now.statuses)],
         "broken": viewer.index.broken,
         **viewer.cached("figures", now.generation, lambda: _figures(viewer)),
-        "spending": spending_figures([status and status.spent for status in now.statuses]),
+        "spending": spending_figures([None if status is None else status.spent for status in now.statuses]),
     }
 
 
@@ -48,6 +51,7 @@ def _figures(viewer: Viewer) -> dict[str, Any]:
         "figures": figures(viewer.index, runs),
         "charts": charts(viewer.index, Query(), viewer.names),
         "num_traces": sum(run.num_traces for run in runs),
+        "has_map": any(task_with_map(map(str, run.counts("task"))) for run in runs),
         "models": [", ".join(map(str, run.counts("model"))) for run in runs],
     }
 
@@ -82,8 +86,8 @@ def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
 
 def _status_json(status: FolderStatus) -> dict[str, Json]:
     values = asdict(status)
-    spent = values.pop("spent")
-    costs = [spent[kind]["cost_usd"] for kind in ("answered", "retried") if spent[kind]["cost_usd"] is not None]
+    del values["spent"]
+    costs = [bill.cost_usd for bill in status.spent.bills if bill.cost_usd is not None]
     return values | {
         "num_failed": sum(status.failed.values()),
         "cost_usd": sum(costs) if costs else None,
@@ -97,4 +101,15 @@ def _may_go_on(status: FolderStatus) -> bool:
     return status.state == "running" or (status.state == "broken off" and is_fresh)
 
 
-RUN_ROUTES = (Route("/", run_page), Route("/api/now", now_page))
+def pairs_of(request: Request) -> Response:
+    """What the map of the traces that a URL asks for draws."""
+    viewer = viewer_of(request)
+    query = read_query(request.query_params)
+    task = task_with_map(viewer.tasks)
+    if task is None:
+        return JSONResponse({"pairs": [], "total": 0})
+    link_query = urlencode(list(query_pairs(query)))
+    return JSONResponse(pairs(viewer.index, replace(query, order=()), task, link_query))
+
+
+RUN_ROUTES = (Route("/", run_page), Route("/api/now", now_page), Route("/api/pairs", pairs_of))

@@ -41,7 +41,7 @@ function showRun(run, number) {
   if (run.rate_per_minute) rows.push(["a minute", run.rate_per_minute.toFixed(1)]);
   if (isRunning && run.seconds_left !== null) rows.push(["to go", duration(run.seconds_left)]);
   if (run.cost_usd !== null) rows.push(["spent", `$${run.cost_usd.toFixed(4)}`]);
-  if (!isRunning && run.seconds_of_all_runs) rows.push(["of running", duration(run.seconds_of_all_runs)]);
+  if (!isRunning && run.seconds_of_all_runs) rows.push(["run time", duration(run.seconds_of_all_runs)]);
   if (run.stopped_by) rows.push(["stopped it", run.stopped_by]);
   if (run.state === "broken off" && run.seconds_since_change !== null) rows.push(["since the last change", duration(run.seconds_since_change)]);
   standing.replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));

@@ -484,10 +484,11 @@ function follow(id) {
 
 bindKeys(["j", "ArrowRight"], "next trace of the list", () => follow("after"));
 bindKeys(["k", "ArrowLeft"], "trace before", () => follow("before"));
-bindKeys(["u"], "back to the list", () => { location.href = document.querySelector(".crumbs a").href; });
+bindKeys(["l"], "back to the list", () => { location.href = document.querySelector(".crumbs a").href; });
 if (marker) {
-  bindKeys(["y"], "keep (again: take the mark away)", () => { marker.set("keep"); });
-  bindKeys(["x"], "drop", () => { marker.set("drop"); });
+  bindKeys(["m"], "mark: keep (again takes it away)", () => { marker.set("keep"); });
+  bindKeys(["d"], "mark: drop (again takes it away)", () => { marker.set("drop"); });
+  bindKeys(["u"], "take the mark away", () => { marker.set(null); });
   bindKeys(["n"], "write a note (Ctrl+Enter when done)", () => { marker.write(); });
 }
 bindKeys(["o"], "open the first picture", () => {
