@@ -17,12 +17,14 @@ from distil.viewer.list_page import LIST_ROUTES
 from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
 from distil.viewer.templating import HERE, render
+from distil.viewer.trace_page import TRACE_ROUTES
 from distil.viewer.viewer import Viewer
 
 ROUTES: Sequence[BaseRoute] = (
     *RUN_ROUTES,
     *LIST_ROUTES,
     *MARK_ROUTES,
+    *TRACE_ROUTES,
     *COMPARE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -58,6 +58,7 @@ from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
 from distil.tools.toolbox import find_tool
 
+MAX_CALLS = 2000  # of a trace: no teacher makes as many
 THUMB_PX = 160  # the longest side
 _CACHE_BYTES = 192 * 2**20
 _REPLAYS_AT_ONCE = 2
@@ -159,12 +160,16 @@ class Pictures:
         self._marks: OrderedDict[_Key, dict[int, ShownPicture]] = OrderedDict()
         self._running: dict[tuple[_Key, str], _Task] = {}
         self._lock = threading.RLock()
-        self._workers = ThreadPoolExecutor(_REPLAYS_AT_ONCE, "distil-replay")
+        self._at_once = threading.BoundedSemaphore(_REPLAYS_AT_ONCE)
         self.num_replays = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """What the files that are kept take."""
+        return self._files.num_bytes
+
     def close(self) -> None:
-        """End what runs code, and start no more replays."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """End what runs code."""
         self._sandbox.close()
 
     def marks(self, path: Path) -> Iterator[ShownPicture]:
@@ -237,13 +242,16 @@ class Pictures:
             task = self._running.get((key, name))
             if task is None:
                 task = self._running[key, name] = _Task()
-                self._workers.submit(self._run_task, key, name, task, work)
+                run = partial(self._run_task, key, name, task, work)
+                threading.Thread(target=run, name="replay", daemon=True).start()
             return task
 
     def _run_task(self, key: _Key, name: str, task: _Task, work: Callable[[_Task], Encoded | None]) -> None:
-        result, error = None, None
+        result: Encoded | None = None
+        error: DistilError | None = None
         try:
-            result = work(task)
+            with self._at_once:
+                result = work(task)
         except _FAILURES as caught:
             error = caught if isinstance(caught, DistilError) else NoPicture(_reason(caught))
         finally:
@@ -255,7 +263,14 @@ class Pictures:
         """Make all of a trace's pictures, telling of each as soon as it is there."""
         self.num_replays += 1
         value = load_json(path)
-        wanted = [0, *(number for number, call in enumerate(trace_calls(value), 1) if call_succeeded(call))]
+        wanted = [
+            0,
+            *(
+                number
+                for number, call in enumerate(trace_calls(value)[:MAX_CALLS], 1)
+                if call_succeeded(call)
+            ),
+        ]
         marks: dict[int, ShownPicture] = {}
 
         def tell(shown: ShownPicture, file: Encoded | None) -> None:
@@ -296,7 +311,7 @@ class Pictures:
         _check_rule(toolbox.rule)
         scene = Scene.start(sample.picture.picture)
         yield _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
-        for number, call in enumerate(trace.calls, start=1):
+        for number, call in enumerate(trace.calls[:MAX_CALLS], start=1):
             if not call.success:
                 continue
             try:
@@ -322,7 +337,7 @@ class Pictures:
         sample = source.load(sample_id)
         image = sample.picture.image
         yield _photo(sample, encode_sent(image, _UNSTATED_RULE, sample.picture))
-        for number, call in enumerate(trace_calls(value), start=1):
+        for number, call in enumerate(trace_calls(value)[:MAX_CALLS], start=1):
             if not call_succeeded(call):
                 continue
             name, arguments = call_name(call), call_arguments(call)
@@ -404,7 +419,8 @@ class _Task:
 
     def result(self) -> Encoded:
         found = self._ended.result()
-        assert found is not None
+        if found is None:
+            raise NoPicture("the picture could not be made")
         return found
 
     def shown_at(self, position: int) -> ShownPicture | None:
