@@ -68,11 +68,8 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    def show() -> int:
-        options = {"batch": flags.batch, "verbose": flags.verbose, "where": flags.where}
-        return max(view(path, **options, terminal=terminal) for path in flags.paths)
-
-    return show
+    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
+    return lambda: max(map(show, flags.paths))
 
 
 def _serve(flags: ViewFlags, terminal: Terminal) -> int:
