@@ -65,9 +65,10 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     if flags.page.serve:
         return partial(_serve, flags, terminal)
     if flags.report.html is not None:
-        from distil.terminal.report import write_html  # noqa: PLC0415
+        from distil.terminal.report import Report, write_html  # noqa: PLC0415
 
-        return partial(write_html, flags.paths, flags.report, flags.page.dataset_path, terminal)
+        report = Report(flags.report.html, flags.report.limit, flags.where, flags.page.dataset_path)
+        return partial(write_html, flags.paths, report, terminal)
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
     from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
@@ -75,14 +76,14 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
 
     asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
     protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
-    show = partial(view, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
     if protocol is Protocol.NONE:
         return lambda: max(map(show, flags.paths))
     from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
 
     def show_with_pictures() -> int:
-        with ShownPictures(protocol, terminal, flags.page.dataset_path) as pictures:
-            return max([show(path, pictures=pictures) for path in flags.paths])
+        with ShownPictures(protocol, terminal, flags.page.dataset_path) as terminal.pictures:
+            return max(map(show, flags.paths))
 
     return show_with_pictures
 
@@ -96,6 +97,7 @@ def _serve(flags: ViewFlags, terminal: Terminal) -> int:
         port=VIEW_PORT if asked.port is None else asked.port,
         may_be_another=asked.port is None,
         dataset_path=asked.dataset_path,
+        where=flags.where,
         opens=not asked.no_open,
     )
     return serve_traces(flags.paths, page, terminal)

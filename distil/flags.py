@@ -463,9 +463,6 @@ class ReportFlags:
         Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
     ] = None
     limit: Annotated[int, Flag("how many traces it holds (default: {default})", "N", _positive)] = 200
-    where: Annotated[
-        str, Flag('which traces, as SQL over their columns: "score < 0.5 AND turns > 3"', "SQL")
-    ] = ""
 
 
 @dataclass(frozen=True)
@@ -478,6 +475,9 @@ class ViewFlags:
     ] = ()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    where: Annotated[
+        str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
+    ] = ""
     json: Annotated[bool, _JSON] = False
     pictures: Annotated[
         str,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from distil import process
 from distil.errors import UsageError
-from distil.flags import ReportFlags
 from distil.terminal.terminal import Terminal
 from distil.terminal.web import check_installed, folder_of, reading_bar
 from distil.terminal.words import number
@@ -15,9 +15,17 @@ from distil.terminal.words import number
 _LARGE_BYTES = 50_000_000  # from here on a browser takes its time to open a file
 
 
-def write_html(
-    paths: Sequence[Path], asked: ReportFlags, dataset_path: str | None, terminal: Terminal
-) -> int:
+@dataclass(frozen=True)
+class Report:
+    """The file to write, how many traces it is to hold, and which: an SQL expression, or empty for all."""
+
+    file: Path
+    limit: int
+    where: str = ""
+    dataset_path: str | None = None
+
+
+def write_html(paths: Sequence[Path], asked: Report, terminal: Terminal) -> int:
     """Write a report of folders, or of trace files; raises UsageError or FolderError where that cannot be."""
     check_installed("a report")
     from distil.index.index import TraceIndex  # noqa: PLC0415
@@ -25,22 +33,21 @@ def write_html(
     from distil.viewer.report import write_report  # noqa: PLC0415
     from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
-    assert asked.html is not None
-    if asked.html.is_dir():
-        raise UsageError(f"--html {asked.html} is a folder: name a file")
+    if asked.file.is_dir():
+        raise UsageError(f"--html {asked.file} is a folder: name a file")
     folders = list(dict.fromkeys(map(folder_of, paths)))
     files = [path.name for path in paths if path.is_file()]
     filters = (Filter("file", "in", files),) if len(files) == len(paths) else ()
     with reading_bar() as tell_progress:
         index = TraceIndex.open(folders, tell_progress)
-    viewer = Viewer(tuple(folders), index, None, dataset_path)
+    viewer = Viewer(tuple(folders), index, None, asked.dataset_path)
     with reading_bar() as tell_progress:
         written = write_report(
-            asked.html, viewer, Query(filters, where=asked.where), asked.limit, tell_progress
+            asked.file, viewer, Query(filters, where=asked.where), asked.limit, tell_progress
         )
     of = f" of {written.num_found:,}" if written.num_traces < written.num_found else ""
     terminal.say(
-        f"{asked.html}: {number(written.num_traces, 'trace')}{of}, {written.num_bytes / 1e6:.1f} MB"
+        f"{asked.file}: {number(written.num_traces, 'trace')}{of}, {written.num_bytes / 1e6:.1f} MB"
         + ("" if not of else "; more of them: --limit")
     )
     if written.num_without_picture:

@@ -24,8 +24,8 @@ ROUTES: Sequence[BaseRoute] = (
     *RUN_ROUTES,
     *LIST_ROUTES,
     *MARK_ROUTES,
-    *COMPARE_ROUTES,
     *TRACE_ROUTES,
+    *COMPARE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )
 

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from distil.records import Json
 
 CUT_CHARS = 6000
+_SHORT_ITEMS, _SHORT_CHARS = 8, 88  # of a JSON value that is shown on one line
 _JOINERS = "\u200c\u200d"  # within words of several scripts, and emoji
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
@@ -116,11 +117,7 @@ def _indented(value: Json, depth: int) -> str:
 
 def _is_short(value: Json) -> bool:
     items: Sequence[Json] = list(value.values()) if isinstance(value, dict) else value
-    return (
-        len(items) <= 8
-        and all(not isinstance(item, list | dict) for item in items)
-        and len(_compact(value)) <= 80
-    )
+    return len(items) <= _SHORT_ITEMS and len(_compact(value)) <= _SHORT_CHARS
 
 
 def _compact(value: Json) -> str:

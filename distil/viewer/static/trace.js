@@ -101,7 +101,7 @@ function show(figure, mark) {
   const img = figure.querySelector("img");
   const sizes = figure.querySelector("[data-sizes]");
   if ("unsized" in img.dataset && mark.sent_size) {
-    const scale = Math.min(1, 640 / mark.sent_size[0], 380 / mark.sent_size[1]);
+    const scale = Math.min(1, 368 / mark.sent_size[0], 300 / mark.sent_size[1]);
     img.width = Math.max(1, Math.round(mark.sent_size[0] * scale));
     img.height = Math.max(1, Math.round(mark.sent_size[1] * scale));
   }
@@ -184,7 +184,9 @@ function place(scale, x, y) {
   view.x = Math.min(stage.clientWidth - keep, Math.max(keep - width, x));
   view.y = Math.min(stage.clientHeight - keep, Math.max(keep - height, y));
   view.isFit = false;
-  mover.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
+  mover.style.width = `${width}px`; // not by a scale: lines that are drawn keep their width
+  mover.style.height = `${height}px`;
+  mover.style.transform = `translate(${view.x}px, ${view.y}px)`;
   large.classList.toggle("is-large", view.scale >= 3);
   zoomText.textContent = `${Math.round(view.scale * 100)} %`;
 }
@@ -482,10 +484,11 @@ function follow(id) {
 
 bindKeys(["j", "ArrowRight"], "next trace of the list", () => follow("after"));
 bindKeys(["k", "ArrowLeft"], "trace before", () => follow("before"));
-bindKeys(["u"], "back to the list", () => { location.href = document.querySelector(".crumbs a").href; });
+bindKeys(["l"], "back to the list", () => { location.href = document.querySelector(".crumbs a").href; });
 if (marker) {
-  bindKeys(["y"], "keep (again: take the mark away)", () => { marker.set("keep"); });
-  bindKeys(["x"], "drop", () => { marker.set("drop"); });
+  bindKeys(["m"], "mark: keep (again takes it away)", () => { marker.set("keep"); });
+  bindKeys(["d"], "mark: drop (again takes it away)", () => { marker.set("drop"); });
+  bindKeys(["u"], "take the mark away", () => { marker.set(null); });
   bindKeys(["n"], "write a note (Ctrl+Enter when done)", () => { marker.write(); });
 }
 bindKeys(["o"], "open the first picture", () => {
