@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
+    REPORT_TRACES,
     VIEW_PORT,
     CleanFlags,
     CompletionFlags,
@@ -67,8 +68,13 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     if flags.report.html is not None:
         from distil.terminal.report import Report, write_html  # noqa: PLC0415
 
-        report = Report(flags.report.html, flags.report.limit, flags.where, flags.page.dataset_path)
+        limit = flags.report.limit or REPORT_TRACES
+        report = Report(flags.report.html, limit, flags.where, flags.page.dataset_path)
         return partial(write_html, flags.paths, report, terminal)
+    if flags.report.limit is not None:
+        raise argparse.ArgumentTypeError(
+            "--limit says how many traces a report holds: name its file with --html"
+        )
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
     from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415

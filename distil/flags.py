@@ -22,6 +22,7 @@ from distil.spending.prices import FixedPrices, parse_prices
 
 AUTO = "auto"
 VIEW_PORT = 8642  # of the web page
+REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
 
 GroupT = TypeVar("GroupT")
@@ -462,7 +463,9 @@ class ReportFlags:
         Path | None,
         Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
     ] = None
-    limit: Annotated[int, Flag("how many traces it holds (default: {default})", "N", _positive)] = 200
+    limit: Annotated[
+        int | None, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PACKAGE, RunDoor
 from numpy.typing import NDArray
 from PIL import Image
+from run_folders import distil_photos
 
+from distil.replay.replay import Sources, replay
+from distil.store.trace_file import read_trace
 from distil.terminal.inline_pictures import MAX_ROWS, Window, picture_text, sixel_text
 from distil.terminal.picture_protocol import Protocol, find_protocol
 
@@ -149,3 +159,76 @@ def test_a_terminal_is_known_by_what_it_says_of_itself(
     assert find_protocol(Protocol.AUTO, environment, is_terminal=True) is protocol
     assert find_protocol(Protocol.AUTO, environment, is_terminal=False) is Protocol.NONE
     assert find_protocol(Protocol.SIXEL, environment, is_terminal=False) is Protocol.SIXEL
+
+
+# --- the viewer in the terminal
+
+VIEWER = "view_traces_enhanced.py"
+KITTY_PICTURE = re.compile(r"(?:\x1b_G[^\x1b]*\x1b\\)+")
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, run_door: RunDoor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distil_photos(run_door, photos, tmp_path_factory.mktemp("pictures") / "traces", 3)
+
+
+def test_a_trace_shows_its_photo_and_what_each_call_made(run: Path, run_door: RunDoor) -> None:
+    path = run / "trace_00001.json"
+    plain = run_door(VIEWER, path)
+    result = run_door(VIEWER, path, "--pictures", "kitty")
+    assert result.returncode == 0, result.stderr
+    drawn = [decoded_kitty(text)[0] for text in KITTY_PICTURE.findall(result.stdout)]
+    trace = read_trace(path)
+    made = replay(trace, Sources().of(trace))
+    sent = [made.sent, *(each.sent for each in made.observations if each.sent is not None)]
+    assert len(drawn) == len(sent) == 3, "the photo and the two calls that worked"
+    for image, picture in zip(drawn, sent, strict=True):
+        whole = Image.open(io.BytesIO(picture.data)).convert("RGB")
+        scaled = whole.resize(image.size, Image.Resampling.LANCZOS)
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(scaled).astype(int)).mean() < 3
+    assert KITTY_PICTURE.sub("", result.stdout).replace("\n", "") == plain.stdout.replace("\n", "")
+
+
+def test_a_batch_shows_a_sheet_of_photos_below_its_totals(run: Path, run_door: RunDoor) -> None:
+    result = run_door(VIEWER, run, "--batch", "--pictures", "sixel")
+    assert result.returncode == 0, result.stderr
+    (sheet,) = re.findall(r"\x1bP.*?\x1b\\", result.stdout, re.DOTALL)
+    assert result.stdout.index("mean score") < result.stdout.index("\x1bP")
+    pixels = decoded_sixel(sheet)
+    assert pixels.shape[1] > 2 * pixels.shape[0], "three photos side by side"
+
+
+def test_nothing_is_drawn_into_a_pipe_or_a_document(run: Path, run_door: RunDoor) -> None:
+    kitty = {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"}
+    assert "\x1b" not in run_door(VIEWER, run / "trace_00000.json", env=kitty).stdout
+    assert "\x1b" not in run_door(VIEWER, run, "--batch", env=kitty).stdout
+    document = run_door(VIEWER, run / "trace_00000.json", "--json", "--pictures", "kitty").stdout
+    assert "\x1b" not in document and json.loads(document)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pseudo-terminal is a POSIX thing")
+def test_a_terminal_that_can_is_given_pictures_without_being_asked(run: Path) -> None:
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1", "COLUMNS": "100"}
+    environment.pop("TMUX", None)
+    viewer = subprocess.Popen(
+        [sys.executable, VIEWER, str(run / "trace_00000.json")], cwd=PACKAGE, stdout=theirs, env=environment
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    assert viewer.wait(60) == 0
+    assert len(KITTY_PICTURE.findall(shown.decode())) == 3
+
+
+def test_where_the_dataset_is_gone_a_line_says_so_once(run: Path, run_door: RunDoor, tmp_path: Path) -> None:
+    trace = json.loads((run / "trace_00000.json").read_text())
+    trace["dataset_path"] = trace["dataset"]["source"] = str(tmp_path / "gone")
+    (tmp_path / "trace_00000.json").write_text(json.dumps(trace))
+    for arguments in ([tmp_path / "trace_00000.json"], [tmp_path, "--batch"]):
+        result = run_door(VIEWER, *arguments, "--pictures", "iterm")
+        assert result.returncode == 0 and "\x1b" not in result.stdout
+        assert result.stdout.count("No picture") == 1 and "--dataset_path" in result.stdout

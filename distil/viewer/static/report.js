@@ -87,7 +87,7 @@ function refresh() {
     });
   }
   count.textContent = listed.length === rows.length ? rows.length.toLocaleString("en-US") : `${listed.length.toLocaleString("en-US")} of ${rows.length.toLocaleString("en-US")}`;
-  clear.hidden = !tests.length && !name;
+  clear.hidden = !name && ![search, ...filters.querySelectorAll("input")].some((input) => input.value);
   body.replaceChildren(...listed.map(rowOf));
 }
 
