@@ -308,7 +308,7 @@ def messages(request: Request) -> Response:
         found = _sent_messages(trace)
     except (DistilError, LookupError, TypeError, ValueError, AttributeError) as error:
         text = error_text(error) if isinstance(error, DistilError) else f"a field cannot be read: {error!r}"
-        return JSONResponse({"error": plain(f"What was sent cannot be told: {text}")}, 422)
+        return JSONResponse({"problem": plain(f"What was sent cannot be told: {text}")})
     limit = sys.maxsize if whole else _MESSAGE_CHARS
     return Response(_json_bytes(_cut(found, limit)), media_type="application/json")
 
