@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
+    REPORT_TRACES,
+    VIEW_PORT,
     CleanFlags,
     CompletionFlags,
     DoctorFlags,
@@ -31,6 +33,9 @@ from distil.flags import (
 )
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
+
+if TYPE_CHECKING:
+    from distil.terminal.terminal import Terminal
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
@@ -56,10 +61,52 @@ def _distil(flags: RunFlags) -> Callable[[], int]:
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
-    from distil.terminal.traces import view  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    if flags.page.serve:
+        return partial(_serve, flags, terminal)
+    if flags.report.html is not None:
+        from distil.terminal.report import Report, write_html  # noqa: PLC0415
+
+        limit = flags.report.limit or REPORT_TRACES
+        report = Report(flags.report.html, limit, flags.where, flags.page.dataset_path)
+        return partial(write_html, flags.paths, report, terminal)
+    if flags.report.limit is not None:
+        raise argparse.ArgumentTypeError(
+            "--limit says how many traces a report holds: name its file with --html"
+        )
+    if flags.json and len(flags.paths) > 1:
+        raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
+    from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
+    from distil.terminal.traces import view  # noqa: PLC0415
+
+    asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
+    protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
+    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
+    if protocol is Protocol.NONE:
+        return lambda: max(map(show, flags.paths))
+    from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
+
+    def show_with_pictures() -> int:
+        with ShownPictures(protocol, terminal, flags.page.dataset_path) as terminal.pictures:
+            return max(map(show, flags.paths))
+
+    return show_with_pictures
+
+
+def _serve(flags: ViewFlags, terminal: Terminal) -> int:
+    from distil.terminal.web import Page, serve_traces  # noqa: PLC0415
+
+    asked = flags.page
+    page = Page(
+        host=asked.host,
+        port=VIEW_PORT if asked.port is None else asked.port,
+        may_be_another=asked.port is None,
+        dataset_path=asked.dataset_path,
+        where=flags.where,
+        opens=not asked.no_open,
+    )
+    return serve_traces(flags.paths, page, terminal)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:

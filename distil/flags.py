@@ -21,6 +21,8 @@ from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
 AUTO = "auto"
+VIEW_PORT = 8642  # of the web page
+REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
 
 GroupT = TypeVar("GroupT")
@@ -41,6 +43,7 @@ class Flag:
     from_json: Callable[[Json], object] = lambda value: value
     is_positional: bool = False
     is_required: bool = False
+    is_many: bool = False  # a positional that may be given several times: its value is a tuple
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
 
 def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
+    if flag.is_many:
+        kept["nargs"] = "+"
     parser.add_argument(
         name if flag.is_positional else f"--{name}",
         type=flag.parse,
@@ -425,14 +430,67 @@ class EstimateFlags(RunFlags):
 _TRACES = Flag("a trace file or a folder of them", "PATH", Path, is_positional=True)
 
 
+def _port(text: str) -> int:
+    port = _count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
+    return port
+
+
+@dataclass(frozen=True)
+class PageFlags:
+    """Traces as a page in the browser."""
+
+    serve: Annotated[bool, Flag("show the folders as a local web page, until Ctrl-C")] = False
+    port: Annotated[int | None, Flag(f"0 for any (default: {VIEW_PORT}, or a free one)", "N", _port)] = None
+    host: Annotated[
+        str,
+        Flag(
+            "the address to serve at; where others can ask, the URL holds a key (default: {default})", "ADDR"
+        ),
+    ] = "127.0.0.1"
+    no_open: Annotated[bool, Flag("do not open the browser")] = False
+    dataset_path: Annotated[
+        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """Traces as one file."""
+
+    html: Annotated[
+        Path | None,
+        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
+    ] = None
+    limit: Annotated[
+        int | None, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
+    ] = None
+
+
 @dataclass(frozen=True)
 class ViewFlags:
     """The flags of `distil view`."""
 
-    path: Annotated[Path, _TRACES] = Path()
+    paths: Annotated[
+        tuple[Path, ...],
+        Flag("trace files, or folders of them", "PATH", Path, is_positional=True, is_many=True),
+    ] = ()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    where: Annotated[
+        str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
+    ] = ""
     json: Annotated[bool, _JSON] = False
+    pictures: Annotated[
+        str,
+        Flag(
+            "how pictures are shown in the terminal: auto where it can, else not (default: {default})",
+            choices=("auto", "kitty", "iterm", "sixel", "none"),
+        ),
+    ] = AUTO
+    page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
+    report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def encode_sent(
     Deep grey is scaled by `grey_range`, that of its scene; None for the picture's own.
     """
     size = sent_size(image.size, rule)
-    if stored is not None and size == image.size and _can_send_as_stored(stored):
+    if stored is not None and size == image.size and can_send_as_stored(stored):
         bare = without_metadata(stored.file_format, stored.data)
         if bare is not None:
             return _sent(_SENT_AS_STORED[stored.file_format], size, bare)
@@ -210,7 +210,8 @@ def encode_sent(
     return _sent("image/jpeg", size, _jpeg_bytes(flat), shown_range)
 
 
-def _can_send_as_stored(stored: StoredPicture) -> bool:
+def can_send_as_stored(stored: StoredPicture) -> bool:
+    """Whether a picture is what its file holds, in a form that every teacher and every browser reads."""
     turned = stored.exif_orientation not in (None, 1)
     same_mode = stored.file_mode == stored.facts.mode in ("RGB", "L")
     return stored.file_format in _SENT_AS_STORED and same_mode and not turned

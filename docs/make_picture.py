@@ -16,8 +16,8 @@ import datasets
 from PIL import Image, ImageDraw, ImageFont
 
 from distil.embedded.drawn_signs import LATIN_FONT_PATH
+from distil.viewer.build_map import LAND_FILE
 
-LAND = Path(__file__).parent / "land.json"
 MAP_SOUTH_DEGREES, MAP_NORTH_DEGREES = -57, 80
 
 OVERSAMPLING = 2  # drawn this much larger, then reduced: PIL's lines have no smooth edges
@@ -172,7 +172,7 @@ def draw_map(sheet: Sheet, trace: Trace, place: tuple[float, ...]) -> None:
         return (lon + 180) * scale, (MAP_NORTH_DEGREES - lat) * scale
 
     world = Sheet(round(width), round(height), SEA)
-    outlines = json.loads(LAND.read_text(encoding="utf-8"))
+    outlines = json.loads(LAND_FILE.read_text(encoding="utf-8"))
     for rings, colour in ((outlines["land"], COUNTRY), (outlines["lakes"], SEA)):
         for ring in rings:
             points = zip(ring[::2], ring[1::2], strict=True)

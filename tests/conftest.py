@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from browser import browser, chromium, serve, start_viewer  # noqa: F401 - fixtures for every test
 from hypothesis import settings
 from PIL import Image
 from warm_door import start_door

@@ -24,7 +24,7 @@ from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool
 
 # What opening a folder that is no saved dataset, or decoding a row of one, can raise.
-_FAILURES = (
+FAILURES = (
     OSError,
     ValueError,
     LookupError,
@@ -67,7 +67,7 @@ class SavedDatasets:
         opened.trimmer.count_row()
         try:
             picture = opened.table[index][IMAGE_COLUMN]
-        except _FAILURES as error:
+        except FAILURES as error:
             raise RecipeError(f"row {index} of {path} cannot be read: {_one_line(error)}") from None
         if not isinstance(picture, Image.Image):
             raise RecipeError(
@@ -87,7 +87,7 @@ def _open(path: str) -> _Opened | RecipeError:
     try:
         table = datasets.load_from_disk(path)
         files = [str(file["filename"]) for file in table.cache_files]
-    except _FAILURES as error:
+    except FAILURES as error:
         return RecipeError(f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}")
     return _Opened(table, MappingTrimmer(files))
 
@@ -110,7 +110,7 @@ def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | No
         facts = call.facts or facts
         try:
             picture = _next_picture(call, picture, executor)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise RecipeError(f"call {number} ({call.raw.name}): {_one_line(error)}") from None
     if facts != trace.facts and picture_facts(picture) != facts:
         raise RecipeError("its last picture is another than the trace says")

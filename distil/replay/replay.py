@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -49,18 +49,7 @@ class Replay:
 
     def turns(self) -> tuple[Turn, ...]:
         """The turns as the rollout had them."""
-        calls = [
-            (stored.turn, stored.with_observation(observation.sent))
-            for stored, observation in zip(self.trace.calls, self.observations, strict=True)
-        ]
-        by_turn: Mapping[int, tuple[ToolCall, ...]] = {
-            number: tuple(call for _, call in group)
-            for number, group in groupby(calls, key=lambda pair: pair[0])
-        }
-        return tuple(
-            Turn(number, reply, by_turn.get(number, ()))
-            for number, reply in enumerate(self.trace.replies, start=1)
-        )
+        return turns_of(self.trace, [observation.sent for observation in self.observations])
 
     def messages(self) -> list[Message]:
         """The conversation exactly as the teacher saw it, with its own last turn at the end."""
@@ -68,6 +57,20 @@ class Replay:
         for turn in self.turns():
             messages += turn_messages(turn)
         return messages
+
+
+def turns_of(trace: StoredTrace, pictures: Sequence[SentPicture | None]) -> tuple[Turn, ...]:
+    """The turns of a trace as its rollout had them, given what was sent of each call's picture."""
+    calls = [
+        (stored.turn, stored.with_observation(picture))
+        for stored, picture in zip(trace.calls, pictures, strict=True)
+    ]
+    by_turn: Mapping[int, tuple[ToolCall, ...]] = {
+        number: tuple(call for _, call in group) for number, group in groupby(calls, key=lambda pair: pair[0])
+    }
+    return tuple(
+        Turn(number, reply, by_turn.get(number, ())) for number, reply in enumerate(trace.replies, start=1)
+    )
 
 
 class Executors:

@@ -72,6 +72,11 @@ class Source:
         """Take these columns, as `columns` names them, for what the task reads by their keys."""
         self._chosen |= columns
 
+    def is_far(self, sample_id: SampleId) -> bool:
+        """Whether the picture of a sample's row has to be fetched over a network."""
+        value = self._row(sample_id.index)[IMAGE_COLUMN] if 0 <= sample_id.index < len(self) else None
+        return value is not None and value.get("path") is not None and _is_far(value)
+
     def load(self, sample_id: SampleId, decoded: Image.Image | None = None) -> Sample:
         """Read and decode a sample's row; raises SampleError naming what is wrong with it.
 

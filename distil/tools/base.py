@@ -169,6 +169,14 @@ class Tool(Protocol):
         """The box as the teacher wrote it, None where there is none."""
         return None
 
+    def angle_of(self, arguments: Json) -> float | None:
+        """The counter-clockwise degrees that the call turns the picture by, None where it turns none."""
+        return None
+
+    def works_on_photo(self, arguments: Mapping[str, Json]) -> bool:
+        """Whether stored arguments are of the photo itself, whatever was done since."""
+        return False
+
     def restores(self, arguments: Mapping[str, Json]) -> bool:
         """Whether the README's restore recipe, which knows only the tools that it names, applies the call."""
         return False

@@ -52,6 +52,9 @@ class RotateTool(Tool):
         angle = arguments["angle"]
         return Applied(scene.changed(lambda image: image.rotate(angle, expand=True)))
 
+    def angle_of(self, arguments: Json) -> float | None:
+        return finite_number(arguments.get("angle")) if isinstance(arguments, dict) else None
+
     def restores(self, arguments: Mapping[str, Json]) -> bool:
         return True
 

@@ -75,15 +75,17 @@ class ZoomTool(Tool):
 
     def apply(self, arguments: Mapping[str, Json], scene: Scene) -> Applied:
         x1, y1, x2, y2 = arguments[BOX_ARGUMENT]
-        from_original = arguments.get("crop_from") == CropFrom.ORIGINAL.value
         box = (x1, y1, x2, y2)
-        return Applied(scene.recropped(box) if from_original else scene.cropped(box))
+        return Applied(scene.recropped(box) if self.works_on_photo(arguments) else scene.cropped(box))
 
     def box_of(self, raw: Json) -> tuple[float, ...] | None:
         box = raw.get(BOX_ARGUMENT) if isinstance(raw, dict) else None
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(end, int | float) for end in box):
             return None
         return tuple(box)
+
+    def works_on_photo(self, arguments: Mapping[str, Json]) -> bool:
+        return arguments.get("crop_from") == CropFrom.ORIGINAL.value
 
     def restores(self, arguments: Mapping[str, Json]) -> bool:
         return "crop_from" not in arguments
