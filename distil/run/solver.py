@@ -12,7 +12,7 @@ from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
-from distil.records import Reply, SampleId
+from distil.records import Json, Reply, SampleId
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
@@ -37,6 +37,9 @@ from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
 
+Accept = Callable[[Mapping[str, Json]], bool]  # a finished trace to whether it is accepted
+
+
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
 
@@ -47,9 +50,11 @@ class RolloutSolver:
         folder: RunFolder,
         teacher: Teacher,
         sandbox: Sandbox | None = None,
+        accept: Accept | None = None,
     ) -> None:
+        """`accept` says which traces are accepted, None where that is not asked."""
         self.plan, self.source, self.folder = plan, source, folder
-        self.teacher, self.sandbox = teacher, sandbox
+        self.teacher, self.sandbox, self.accept = teacher, sandbox, accept
         self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
         settings = plan.settings
@@ -70,7 +75,8 @@ class RolloutSolver:
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        with self.teacher.asking(deadline) as teacher:
+        offers_tools = bool(self.plan.settings.tool_schemas)
+        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -82,11 +88,12 @@ class RolloutSolver:
                 return reply
 
             rollout = run_conversation(conversation, ask_noted)
-        self.folder.write_trace(rollout)
+        trace = self.folder.write_trace(rollout)
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
-        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
+        is_accepted = None if self.accept is None else self.accept(trace)
+        summary = replace(summary, seconds=seconds, is_resumed=is_resumed, is_accepted=is_accepted)
         self.tally.add(summary)
         return summary
 

@@ -49,6 +49,10 @@ class Progress:
         """Write a line above the bar, from any thread."""
         self._terminal.say_above(partial(self._bar.write, file=self._terminal.file), line)
 
+    def leave_out(self, num_samples: int) -> None:
+        """So many samples are not to be done after all."""
+        self._bar.total -= num_samples
+
     def count(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
         if outcome.result is None:
