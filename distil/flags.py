@@ -268,7 +268,7 @@ class RolloutFlags:
     ] = 1
     accept: Annotated[
         str | None,
-        Flag("which traces are accepted: SQL over a trace's columns, as \"score > 0.8\"", "CONDITION"),
+        Flag('which traces are accepted: SQL over a trace\'s columns, as "score > 0.8"', "CONDITION"),
     ] = None
     accepted_per_sample: Annotated[
         int | None,
@@ -283,7 +283,7 @@ class RolloutFlags:
     ] = False
 
     @property
-    def stop_early(self) -> bool:
+    def stops_early(self) -> bool:
         """Whether what comes of some rollouts decides on others."""
         return self.accepted_per_sample is not None or self.target_accepted is not None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 
@@ -21,7 +21,13 @@ from distil.store.trace_file import RunFacts, trace_json, trace_name, versions_n
 # What the index knows besides the trace: it is not there yet, or depends on the clock or on the folder.
 _NOT_OF_TRACE = frozenset({"run", "folder", "seconds", "mark", "note"})
 _LOOKED_INTO = 20  # rows, for one that can be used
-_BAD_FORM = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)  # of another program's trace
+_BAD_FORM = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+)  # of another program's trace
 
 _Key = tuple[str, str]  # where a value comes from, and its name there
 
@@ -42,7 +48,9 @@ class Acceptance:
         except UsageError as error:
             raise UsageError(f"--accept {condition!r}: {str(error).removeprefix('where: ')}") from None
         listed, places = ", ".join(map(quoted, names)), ", ".join("?" * len(names))
-        self._query = f"WITH {TABLE} ({listed}) AS (SELECT {places}) SELECT 1 FROM {TABLE} WHERE (\n{condition}\n)"
+        self._query = (
+            f"WITH {TABLE} ({listed}) AS (SELECT {places}) SELECT 1 FROM {TABLE} WHERE (\n{condition}\n)"
+        )
 
     def __call__(self, trace: Mapping[str, Json]) -> bool:
         """Whether a finished trace is accepted."""
@@ -73,14 +81,11 @@ def _dynamic_names(row: TraceRow) -> dict[_Key, str]:
     return names
 
 
-def acceptance(flags: RunFlags, source: Source, rows: Sequence[int]) -> Acceptance | None:
-    """What `--accept` says, None where it says nothing; raises UsageError.
+def acceptance(condition: str, flags: RunFlags, source: Source, rows: Sequence[int]) -> Acceptance:
+    """What `--accept` says; raises UsageError.
 
     The columns are those of a trace that answers the truth of one of the first rows.
     """
-    condition = flags.rollouts.accept
-    if condition is None:
-        return None
     settings = unasked_settings(
         flags, "", chosen_profile("", flags.tools), teacher_settings(flags.teacher, "", "")
     )
@@ -88,11 +93,10 @@ def acceptance(flags: RunFlags, source: Source, rows: Sequence[int]) -> Acceptan
     for row in islice(rows, _LOOKED_INTO):
         try:
             rollout = _right_answer(source.load(SampleId(row)))
-        except SampleError as error:
-            problem = str(error)
+        except SampleError:
             continue
         return Acceptance(condition, trace_row("", trace_json(rollout, facts)))
-    raise UsageError(f"--accept: none of the first rows can be used: {problem}" if rows else "there are no rows")
+    raise UsageError("--accept: the columns are not known, as none of the first rows can be used")
 
 
 def _right_answer(sample: Sample) -> Rollout:

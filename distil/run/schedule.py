@@ -22,6 +22,9 @@ from distil.records import SampleId
 class WithoutTools(SampleId):
     """The rollout of a row that is asked in one turn without tools."""
 
+    def __str__(self) -> str:
+        return f"{self.plain} without tools"
+
     @property
     def plain(self) -> SampleId:
         """What it is known by in its own folder."""
@@ -148,7 +151,9 @@ class Schedule:
         self._rows = iter(rows)
         self._next_row: Row | None = None  # taken, and not begun
         self._goal = goal
-        self._open: dict[Row, None] = {}  # those that may still come to something, in the order of their begin
+        self._open: dict[
+            Row, None
+        ] = {}  # those that may still come to something, in the order of their begin
         self._in_flight: dict[SampleId, Row] = {}
 
     @property

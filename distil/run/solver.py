@@ -36,7 +36,6 @@ from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
-
 Accept = Callable[[Mapping[str, Json]], bool]  # a finished trace to whether it is accepted
 
 

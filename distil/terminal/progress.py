@@ -53,6 +53,11 @@ class Progress:
         """So many samples are not to be done after all."""
         self._bar.total -= num_samples
 
+    def end_here(self) -> None:
+        """Nothing more is to be done."""
+        self._bar.total = self._bar.n
+        self._bar.refresh()
+
     def count(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
         if outcome.result is None:

@@ -52,7 +52,9 @@ def _row_lines(totals: RunTotals) -> list[str]:
     if rows is not None:
         unneeded = f", {rows.num_not_needed:,} were not needed" if rows.num_not_needed else ""
         each = number(rows.num_each, "rollout")
-        lines.append(f"{number(rows.num_rows, 'row')} of up to {each}: {rows.num_done:,} have a trace{unneeded}")
+        lines.append(
+            f"{number(rows.num_rows, 'row')} of up to {each}: {rows.num_done:,} have a trace{unneeded}"
+        )
     if rows is not None and rows.condition is not None:
         rate = f" ({rows.num_accepted / rows.num_done:.0%})" if rows.num_done else ""
         lines.append(
