@@ -9,13 +9,13 @@ from itertools import islice
 
 from distil.errors import SampleError, TraceError, UsageError
 from distil.flags import RunFlags
-from distil.index.columns import FIXED, dynamic_name, quoted
+from distil.index.columns import FIXED, Source, dynamic_name, quoted
 from distil.index.guard import TABLE, check_where, limit_values
 from distil.index.trace_row import Cell, TraceRow, trace_row
 from distil.records import Json, Reply, Rollout, Sample, SampleId, SentPicture, StopReason, ToolMode, Turn
 from distil.run.plan import teacher_settings
 from distil.run.settle import chosen_profile, chosen_task, unasked_settings
-from distil.source.rows import Source
+from distil.source.rows import Source as Dataset
 from distil.store.trace_file import RunFacts, trace_json, trace_name, versions_now
 
 # What the index knows besides the trace: it is not there yet, or depends on the clock or on the folder.
@@ -29,7 +29,7 @@ _BAD_FORM = (
     LookupError,
 )  # of another program's trace
 
-_Key = tuple[str, str]  # where a value comes from, and its name there
+_Key = tuple[Source, str]  # where a value comes from, and its name there
 
 
 class Acceptance:
@@ -48,8 +48,9 @@ class Acceptance:
         except UsageError as error:
             raise UsageError(f"--accept {condition!r}: {str(error).removeprefix('where: ')}") from None
         listed, places = ", ".join(map(quoted, names)), ", ".join("?" * len(names))
-        self._query = (
-            f"WITH {TABLE} ({listed}) AS (SELECT {places}) SELECT 1 FROM {TABLE} WHERE (\n{condition}\n)"
+        self._query = (  # checked above: it reads the one table and nothing else
+            f"WITH {TABLE} ({listed}) AS (SELECT {places}) "  # noqa: S608
+            f"SELECT 1 FROM {TABLE} WHERE (\n{condition}\n)"
         )
 
     def __call__(self, trace: Mapping[str, Json]) -> bool:
@@ -81,7 +82,7 @@ def _dynamic_names(row: TraceRow) -> dict[_Key, str]:
     return names
 
 
-def acceptance(condition: str, flags: RunFlags, source: Source, rows: Sequence[int]) -> Acceptance:
+def acceptance(condition: str, flags: RunFlags, dataset: Dataset, rows: Sequence[int]) -> Acceptance:
     """What `--accept` says; raises UsageError.
 
     The columns are those of a trace that answers the truth of one of the first rows.
@@ -89,10 +90,10 @@ def acceptance(condition: str, flags: RunFlags, source: Source, rows: Sequence[i
     settings = unasked_settings(
         flags, "", chosen_profile("", flags.tools), teacher_settings(flags.teacher, "", "")
     )
-    facts = RunFacts(source.identity, settings, versions_now())
+    facts = RunFacts(dataset.identity, settings, versions_now())
     for row in islice(rows, _LOOKED_INTO):
         try:
-            rollout = _right_answer(source.load(SampleId(row)))
+            rollout = _right_answer(dataset.load(SampleId(row)))
         except SampleError:
             continue
         return Acceptance(condition, trace_row("", trace_json(rollout, facts)))

@@ -45,7 +45,8 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
         plan, claim = settle(flags, user_prompt, source, address, terminal.say)
         folder = RunFolder(claim, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
-            solver = RolloutSolver(plan, source, folder, teacher, sandbox, accept)
+            solver = RolloutSolver(plan, source, folder, teacher, sandbox)
+            solver.accept = accept
             return _run_samples(solver, Rollouts(indices, flags.rollouts.rollouts_per_sample), terminal)
 
 
@@ -104,7 +105,7 @@ def _solve(work: Work, terminal: Terminal) -> None:
     from distil.terminal.progress import Progress  # noqa: PLC0415
 
     solver, num_done = work.main.solver, work.num_done
-    both = WithAndWithout(solver, work.without and work.without.solver)
+    both = WithAndWithout(solver, None if work.without is None else work.without.solver)
     with Progress(work.num_samples, num_done, solver.teacher.slots, terminal) as progress:
         solver.teacher.tell_by(progress.write)
         for part in work.parts:

@@ -49,11 +49,10 @@ class RolloutSolver:
         folder: RunFolder,
         teacher: Teacher,
         sandbox: Sandbox | None = None,
-        accept: Accept | None = None,
     ) -> None:
-        """`accept` says which traces are accepted, None where that is not asked."""
         self.plan, self.source, self.folder = plan, source, folder
-        self.teacher, self.sandbox, self.accept = teacher, sandbox, accept
+        self.teacher, self.sandbox = teacher, sandbox
+        self.accept: Accept | None = None  # set where it is asked which traces are accepted
         self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
         settings = plan.settings

@@ -1,8 +1,8 @@
 """Each row asked once more in one turn without tools: beside the others' scores it says what tools gain.
 
-These traces have other settings, so they lie in a folder of their own within the run's, which is such a folder
-as a run without tools makes: it is verified, shown and gone on with like any other. What they take is counted
-with all else in the run's folder.
+These traces have other settings, so they lie in a folder of their own within the run's, which is such a
+folder as a run without tools makes: it is verified, shown and gone on with like any other. What they take is
+counted with all else in the run's folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All that a run is to ask: its rollouts, those without tools, what is enough of them, and what came of it."""
+"""All that a run is to ask, what is enough of it, and what came of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from distil.records import Outcome, SampleId
 from distil.run.part import Part
 from distil.run.schedule import (
     Goal,
+    Left,
     Rollouts,
     Row,
     Schedule,
@@ -136,10 +137,11 @@ class Work:
 
     def selection(self) -> Selection:
         """What an estimate is for."""
-        left = self.main.left
-        num_left = sum(1 for _ in _of_lacking_rows(self.main))
-        flags = self.main.solver.plan.flags
-        return Selection(len(left.wanted), num_left, flags.samples.max_workers, tuple(self._notes()))
+        flags, wanted, done = self.main.solver.plan.flags, self.main.left.wanted, self.main.left.done
+        num_left = len(wanted) - len(done)
+        if flags.rollouts.stops_early:
+            num_left = sum(1 for _ in _of_lacking_rows(self.main, Left(wanted, done)))
+        return Selection(len(wanted), num_left, flags.samples.max_workers, tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
         """What an estimate of several rollouts a row is to be read with."""
@@ -193,13 +195,13 @@ def _rows(main: Part, without: Part | None) -> Iterator[Row]:
     return with_companions(rows, main.left.wanted.rows, begun, lambda row: SampleId(row) in left_without)
 
 
-def _of_lacking_rows(main: Part) -> Iterator[SampleId]:
-    """The rollouts that may be needed: those of rows without enough accepted traces."""
+def _of_lacking_rows(main: Part, left: Left) -> Iterator[SampleId]:
+    """Of the rollouts that are left, those of rows without enough accepted traces."""
     goal, num_accepted = (
         goal_of(main.solver.plan.flags.rollouts),
         Counter(each.index for each in main.accepted),
     )
-    return (each for each in main.left if num_accepted[each.index] < goal.of_row)
+    return (each for each in left if num_accepted[each.index] < goal.of_row)
 
 
 def _needed(main: Part) -> Iterator[SampleId]:
@@ -209,7 +211,7 @@ def _needed(main: Part) -> Iterator[SampleId]:
         Counter(each.index for each in main.accepted),
     )
     num_lacking = goal.of_run - len(main.accepted)
-    for index, left in groupby(_of_lacking_rows(main), lambda each: each.index):
+    for index, left in groupby(_of_lacking_rows(main, main.left), lambda each: each.index):
         for place, sample_id in enumerate(left):
             if place < goal.of_row - num_accepted[index] and num_lacking > 0:
                 num_lacking -= 1

@@ -57,9 +57,10 @@ def _row_lines(totals: RunTotals) -> list[str]:
         )
     if rows is not None and rows.condition is not None:
         rate = f" ({rows.num_accepted / rows.num_done:.0%})" if rows.num_done else ""
+        accepted = f"{rows.num_accepted:,} of {rows.num_done:,} traces{rate}"
+        enough = f"{rows.num_rows_enough:,} of {rows.num_rows:,}"
         lines.append(
-            f"Accepted ({one_line(rows.condition)}): {rows.num_accepted:,} of {rows.num_done:,} traces{rate}; "
-            f"rows with at least {rows.enough}: {rows.num_rows_enough:,} of {rows.num_rows:,}"
+            f"Accepted ({one_line(rows.condition)}): {accepted}; rows with at least {rows.enough}: {enough}"
         )
     if rows is not None and rows.misses_target:
         lines.append(f"Not reached: --target_accepted {rows.target} (there are {rows.num_accepted})")
