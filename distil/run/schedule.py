@@ -2,8 +2,8 @@
 
 A rollout is begun when it is needed whatever comes of those before it: its row lacks more accepted traces
 than it has in flight, and so does the run. So which rollouts there are follows from what the teacher replies
-and not from who replies first, and none is paid for in vain: a row's end with the one that made it enough, and
-the run's likewise, in the order of rows and rollouts.
+and not from who replies first, and none is paid for in vain: a row's end with the one that made it enough,
+and the run's likewise, in the order of rows and rollouts.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def _rows(main: Part, without: Part | None) -> Iterator[Row]:
     flags = main.solver.plan.flags.rollouts
     paid = main.resumed() if flags.target_accepted is None else set()
     left = paid_first(main.left, paid, whole_rows=flags.accept is not None)
-    rows = rows_of(left, Counter(each.index for each in main.accepted))
+    rows = rows_of(left, _num_accepted(main))
     if without is None:
         return rows
     begun, left_without = {each.index for each in main.left.done}, without.left
@@ -220,5 +220,9 @@ def _needed(main: Part) -> Iterator[SampleId]:
 
 def _num_enough(main: Part, goal: Goal) -> int:
     """How many rows had enough accepted traces already."""
-    num_accepted = Counter(each.index for each in main.accepted)
-    return sum(number >= goal.enough for number in num_accepted.values())
+    return sum(number >= goal.enough for number in _num_accepted(main).values())
+
+
+def _num_accepted(main: Part) -> Counter[int]:
+    """How many accepted traces each row had already."""
+    return Counter(each.index for each in main.accepted)
