@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
@@ -11,11 +10,10 @@ from distil.flags import RunFlags
 from distil.process import reuse_memory
 from distil.run.schedule import Rollouts
 from distil.run.settle import chosen_task, read_user_prompt, settle
-from distil.run.solver import Accept, RolloutSolver, open_rows, open_sandbox, open_teacher
+from distil.run.solver import RolloutSolver, open_acceptance, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
 from distil.run.without_tools import WithAndWithout
 from distil.run.work import Work, check_rollouts
-from distil.source.rows import Source
 from distil.store.folder import RunFolder
 from distil.teacher.address import find_teacher, served
 from distil.terminal.terminal import Terminal
@@ -48,15 +46,6 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)
             solver.accept = accept
             return _run_samples(solver, Rollouts(indices, flags.rollouts.rollouts_per_sample), terminal)
-
-
-def open_acceptance(flags: RunFlags, source: Source, rows: Sequence[int]) -> Accept | None:
-    """What `--accept` says, None where it says nothing; raises UsageError."""
-    if flags.rollouts.accept is None:
-        return None
-    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
-
-    return acceptance(flags.rollouts.accept, flags, source, rows)
 
 
 def _announce(dataset_path: str | None, terminal: Terminal) -> None:

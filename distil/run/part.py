@@ -66,6 +66,8 @@ class Part:
     def begin(self) -> None:
         """Write that a run has begun; its time is counted from here on."""
         self.record = _start_record(self.solver, len(self.left.wanted), len(self.left.done))
+        if self.totals.rows is not None:
+            self.record |= self.totals.rows.as_dict()
         self.folder.write_run_record(self.record)
         write_readme(self.folder.path)
         measured = self.totals.measured

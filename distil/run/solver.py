@@ -157,6 +157,15 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
     return source, indices
 
 
+def open_acceptance(flags: RunFlags, source: Source, rows: Sequence[int]) -> Accept | None:
+    """What `--accept` says, None where it says nothing; raises UsageError."""
+    if flags.rollouts.accept is None:
+        return None
+    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
+
+    return acceptance(flags.rollouts.accept, flags, source, rows)
+
+
 def _asked_columns(flags: SampleFlags, fields: Sequence[str]) -> dict[str, str]:
     """The columns that the user named, by what they are to be taken for."""
     asked = {field: getattr(flags, f"{field}_column", None) for field in fields}

@@ -114,6 +114,7 @@ class Work:
 
     def begin(self) -> None:
         """Write that the run has begun."""
+        self.main.totals.rows = self._row_totals()
         for part in self.parts:
             part.begin()
 
