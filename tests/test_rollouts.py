@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from conftest import PACKAGE, PLACES
 from hypothesis import given
@@ -462,3 +464,97 @@ def test_a_run_that_was_killed_comes_to_the_same_bytes_and_pays_no_turn_twice(
         assert files(tmp_path / "killed" / name) == files(tmp_path / "whole" / name)
     # A request that a kill cut off is asked again, and nothing else: at most one for each worker.
     assert len(server.requests) <= num_whole + 4 * 5
+
+
+# --- what else speaks of rows and rollouts
+
+
+def test_the_restore_recipe_works_for_a_later_rollout(photos: Path, tmp_path: Path) -> None:
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, photos, tmp_path, "--num_samples", 2, "--rollouts_per_sample", 2) == 0
+    path = tmp_path / "trace_00001_r1.json"
+    scope: dict[str, Any] = {"json": json, "datasets": datasets}
+    exec(recipe.replace("'trace_00000.json'", repr(str(path))), scope)
+    (call,) = json.loads(path.read_text())["tool_calls_log"]
+    assert scope["image"].size == (call["result"]["width_px"], call["result"]["height_px"])
+
+
+def test_an_estimate_measures_what_is_needed_in_any_case_and_says_what_all_is(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedTeacher(reply_to) as server:
+        given = ["--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path]
+        flags = (*given, *EARLY, "--num_samples", 3, "--also_without_tools", "--json")
+        assert main(["estimate", *map(str, flags), "--estimate_samples", "5"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert made(tmp_path) == {SampleId(row) for row in range(3)} | {SampleId(0, 1), SampleId(1, 1)}
+        assert (document["num_samples"], document["num_finished"]) == (18, 5)
+        num_right = sum(map(is_right, made(tmp_path)))
+        assert (
+            f"{num_right} of this run's 5 traces are accepted; all is the most that it may take."
+            in document["notes"]
+        )
+        assert "3 rows of 6 rollouts each." in document["notes"]
+        assert "Not counted: a request without tools for each of 3 rows." in document["notes"]
+        assert run(server, photos, tmp_path, *EARLY, "--num_samples", 3) == 0
+    assert made(tmp_path) == needed(3, NUM_EACH, Goal(2), is_right), "nothing was measured in vain"
+
+
+def test_rows_and_rollouts_are_told_apart(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedTeacher(reply_to) as server:
+        given = ["--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path]
+        flags = list(map(str, (*given, *EARLY, "--num_samples", 6, "--also_without_tools")))
+        assert main(["run", *flags]) == 0
+        printed = capsys.readouterr()
+        expected = needed(6, NUM_EACH, Goal(2), is_right)
+        num_right = sum(map(is_right, expected))
+        unneeded = 36 - len(expected)
+        assert (
+            f"6 rows of up to 6 rollouts: {len(expected)} have a trace, {unneeded} were not needed"
+            in printed.out
+        )
+        assert f"Accepted (score > 0.8): {num_right} of {len(expected)} traces" in printed.out
+        assert f" {len(expected) + 6}/{len(expected) + 6} [" in printed.err, "the bar is full at the end"
+        assert main(["status", str(tmp_path)]) == 0
+        status = capsys.readouterr().out
+        assert f"accepted {num_right}" in status and "6 traces of rows asked without tools" in status
+        assert main(["run", *flags, "--model", "scripted-qwen3-vl", "--dry_run"]) == 0
+        told = capsys.readouterr().out
+        assert f"36 samples (6 rows, each up to 6 times) are selected, {len(expected)} of them" in told
+
+
+def test_a_signal_brings_both_records_up_to_date(photos: Path, tmp_path: Path) -> None:
+    with ScriptedTeacher(reply_to) as server:
+        given = ["--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path]
+        flags = (*EARLY, "--num_samples", 12, "--also_without_tools")
+        door = start_door("demo_concurrent.py", *given, *flags, cwd=PACKAGE)
+        while len(made(tmp_path / "without_tools")) < 2 and door.poll() is None:
+            time.sleep(0.002)
+        door.send_signal(signal.SIGTERM)
+        door.communicate(timeout=60)
+        assert door.wait() == 130
+        for folder in (tmp_path, tmp_path / "without_tools"):
+            (record,) = json.loads((folder / "run_record.json").read_text())["runs"]
+            assert record["stopped_by"] and record["num_finished"] == len(made(folder))
+        assert run(server, photos, tmp_path, *flags) == 0
+        assert set(asked(server).values()) == {1}, "all that was in flight was waited for"
+    assert made(tmp_path) == needed(12, NUM_EACH, Goal(2), is_right)
+
+
+def test_other_settings_are_made_in_a_new_folder_or_again_with_tools_and_without(
+    photos: Path, tmp_path: Path
+) -> None:
+    flags = ("--num_samples", 1, "--rollouts_per_sample", 2, "--also_without_tools")
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, photos, tmp_path / "out", *flags) == 0
+        other = (*flags, "--max_tokens", 99)
+        assert run(server, photos, tmp_path / "out", *other) == 2
+        assert run(server, photos, tmp_path / "out", *other, "--on_change", "new") == 0
+        assert len(made(tmp_path / "out-2")) == 2 and len(made(tmp_path / "out-2" / "without_tools")) == 1
+        assert run(server, photos, tmp_path / "out", *other, "--on_change", "redo") == 0
+    for name in (".", "without_tools"):
+        assert files(tmp_path / "out" / name) == files(tmp_path / "out-2" / name)
