@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -72,7 +75,9 @@ def needed(num_rows: int, num_each: int, goal: Goal, accepted: Callable[[SampleI
 
 def run(server: ScriptedTeacher, photos: Path, folder: Path, *flags: object) -> int:
     given = ["--api_base", server.api_base, "--dataset_path", photos, "--output_dir", folder, *flags]
-    return main(["run", *map(str, given), "--quiet"])
+    code = main(["run", *map(str, given), "--quiet"])
+    gc.collect()  # errors hold what raised them, and with it the folder's lock
+    return code
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -332,8 +337,37 @@ def test_a_failed_rollout_is_not_accepted_and_tried_again_where_its_row_still_la
         assert run(server, photos, tmp_path, *flags) == 1
         assert made(tmp_path) == {SampleId(0, 1), SampleId(1, 1)}
         broken.clear()
-        assert run(server, photos, tmp_path, *flags, "--retry_failed") == 0
+        assert run(server, photos, tmp_path, *flags, "--retry_failed", "--num_samples", 3) == 0
         assert made(tmp_path) == {SampleId(0, 1), SampleId(1, 1), SampleId(1, 0)}, "row 0 has enough"
+
+
+def test_a_target_goes_by_the_order_of_rows_when_a_run_goes_on_too(photos: Path, tmp_path: Path) -> None:
+    is_down = True
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return reply_to(request)
+        sample_id, turn = ASKED_BY_SEED[request["seed"]]
+        if is_down and (sample_id, turn) != (SampleId(1), 1):  # which alone has a paid turn
+            return 400, {"error": {"message": "an odd one"}}
+        latitude, longitude = PLACES[sample_id.index]
+        return reply_to(request) if turn == 1 else says(f"\\boxed{{{latitude}, {longitude}}}")
+
+    flags = (
+        "--num_samples",
+        2,
+        "--rollouts_per_sample",
+        2,
+        "--accept",
+        "score > 0.8",
+        "--target_accepted",
+        3,
+    )
+    with ScriptedTeacher(script) as server:
+        assert run(server, photos, tmp_path, *flags) == 1
+        is_down = False
+        assert run(server, photos, tmp_path, *flags) == 0
+    assert made(tmp_path) == {SampleId(0), SampleId(0, 1), SampleId(1)}
 
 
 def test_equal_rollouts_are_warned_of(
@@ -403,6 +437,11 @@ def test_rows_that_are_there_are_asked_without_tools_later_and_what_failed_again
         assert {each.index for each in made(without)} == set(range(6)) - odd
         lines = (without / "failed_samples.jsonl").read_text().splitlines()
         assert {json.loads(line)["sample_index"] for line in lines} == odd
+        assert run(server, photos, tmp_path, "--num_samples", 6, "--also_without_tools") == 1
+        lines = (without / "failed_samples.jsonl").read_text().splitlines()
+        assert {(json.loads(line)["sample_index"], json.loads(line)["runs"]) for line in lines} == {
+            (row, 2) for row in odd
+        }
         is_down = False
         flags = ("--num_samples", 6, "--also_without_tools", "--retry_failed")
         assert run(server, photos, tmp_path, *flags) == 0
@@ -464,6 +503,24 @@ def test_a_run_that_was_killed_comes_to_the_same_bytes_and_pays_no_turn_twice(
         assert files(tmp_path / "killed" / name) == files(tmp_path / "whole" / name)
     # A request that a kill cut off is asked again, and nothing else: at most one for each worker.
     assert len(server.requests) <= num_whole + 4 * 5
+
+
+def test_what_was_answered_without_tools_is_counted_before_its_turn_is_kept(
+    photos: Path, tmp_path: Path
+) -> None:
+    ended = (
+        "import os, sys; from distil.store.folder import RunFolder; from distil.cli import main\n"
+        "RunFolder.write_trace = lambda *_: os._exit(9)\n"
+        "main(sys.argv[1:])"
+    )
+    with ScriptedTeacher(reply_to) as server:
+        given = ["--api_base", server.api_base, "--dataset_path", photos, "--output_dir", tmp_path]
+        flags = ("run", *given, "--num_samples", 1, "--also_without_tools", "--max_workers", 1)
+        code = subprocess.run(
+            [sys.executable, "-c", ended, *map(str, flags)], timeout=60, check=False
+        ).returncode
+    assert code == 9 and list(asked(server)) == [(SampleId(0), 1, False)]
+    assert read_status(tmp_path).spent.answered.requests == 2, "the probe's and that of row 0"
 
 
 # --- what else speaks of rows and rollouts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distil.records import OnChange, SampleId, ToolMode
+from distil.records import SampleId, ToolMode
 from distil.run.schedule import WithoutTools
 from distil.run.solver import RolloutSolver
 from distil.store.folder import WITHOUT_TOOLS, Claim, RunFolder
@@ -19,7 +19,7 @@ from distil.store.summary import TraceSummary
 def solver_without_tools(solver: RolloutSolver) -> RolloutSolver:
     """What asks the teacher of a run's solver without tools, into its folder's `without_tools`.
 
-    Raises UsageError where that holds traces which were made with other settings.
+    Raises UsageError where that cannot be written, or another run writes to it.
     """
     plan, folder = solver.plan, solver.folder
     settings = replace(
@@ -32,8 +32,6 @@ def solver_without_tools(solver: RolloutSolver) -> RolloutSolver:
         code=None,
     )
     claim = Claim(folder.path / WITHOUT_TOOLS, spending=folder.spending)
-    if plan.on_change in (OnChange.REFUSE, OnChange.NEW):
-        claim.refuse_changes(settings, plan.dataset.fingerprint)
     plan = replace(plan, settings=settings, output_dir=str(claim.path))
     return RolloutSolver(plan, solver.source, RunFolder(claim, plan.facts(), plan.on_change), solver.teacher)
 
