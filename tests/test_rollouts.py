@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import pytest
+import trace_rebuilder
 from conftest import PACKAGE, PLACES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -475,6 +476,20 @@ def test_a_limit_finishes_what_was_begun_with_rollouts_and_without_tools(
     assert len(made(tmp_path)) == 18 and len(made(tmp_path / "without_tools")) == 6
 
 
+def test_a_limit_that_ends_only_what_is_asked_without_tools_ends_the_run(
+    photos: Path, tmp_path: Path
+) -> None:
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, photos, tmp_path, "--num_samples", 3) == 0
+        assert (
+            run(server, photos, tmp_path, "--num_samples", 3, "--also_without_tools", "--max_calls", 8) == 1
+        )
+    assert len(made(tmp_path / "without_tools")) == 1
+    for folder in (tmp_path, tmp_path / "without_tools"):
+        record = json.loads((folder / "run_record.json").read_text())["runs"][-1]
+        assert "limit reached, --max_calls 8" in record["stopped_by"]
+
+
 # --- killed
 
 
@@ -524,6 +539,25 @@ def test_what_was_answered_without_tools_is_counted_before_its_turn_is_kept(
 
 
 # --- what else speaks of rows and rollouts
+
+
+def test_the_page_says_what_a_rollout_was_asked_with_tools_and_without(photos: Path, tmp_path: Path) -> None:
+    with ScriptedTeacher(reply_to) as server:
+        flags = ("--num_samples", 2, "--rollouts_per_sample", 2, "--also_without_tools")
+        assert run(server, photos, tmp_path, *flags) == 0
+    sent = {
+        (*ASKED_BY_SEED[request["seed"]], "tools" in request): request
+        for request in server.requests
+        if not is_probe(request)
+    }
+    for folder, has_tools in ((tmp_path, True), (tmp_path / "without_tools", False)):
+        for data in files(folder).values():
+            trace = json.loads(data)
+            sample_id = SampleId(trace["sample_index"], trace.get("rollout", 0))
+            for turn, request in enumerate(trace_rebuilder.rebuild(trace).requests, start=1):
+                body = request.fields | {"messages": json.loads(request.messages)}
+                assert body == sent.pop((sample_id, turn, has_tools))
+    assert not sent
 
 
 def test_the_restore_recipe_works_for_a_later_rollout(photos: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, suppress
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags
 from distil.process import reuse_memory
-from distil.run.schedule import Rollouts
+from distil.run.schedule import Rollouts, WithoutTools
 from distil.run.settle import chosen_task, read_user_prompt, settle
 from distil.run.solver import RolloutSolver, open_acceptance, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
@@ -106,6 +106,6 @@ def _solve(work: Work, terminal: Terminal) -> None:
                 if num_needless:
                     progress.leave_out(num_needless)
                 if outcome.stopped is None:
-                    progress.count(outcome)
+                    progress.count(outcome, is_scored=not isinstance(outcome.sample_id, WithoutTools))
         if work.schedule.is_reached:
             progress.end_here()

@@ -38,6 +38,10 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         terminal.say(f"Stopped: {totals.stopped_by}.")
     for warning in totals.warnings:
         terminal.say(f"Warning: {warning}")
+    without = totals.without_tools
+    for warning in without.warnings if without is not None else ():
+        if warning not in totals.warnings:
+            terminal.say(f"Warning, without tools: {warning}")
     terminal.say(f"Traces: {totals.folder}")
     if num_finished or totals.num_skipped:
         folder = shlex.quote(str(totals.folder))
@@ -64,6 +68,10 @@ def _row_lines(totals: RunTotals) -> list[str]:
         )
     if rows is not None and rows.misses_target:
         lines.append(f"Not reached: --target_accepted {rows.target} (there are {rows.num_accepted})")
+    if without is not None and without.measured.num_failed:
+        lines.append(
+            f"Without tools, {without.measured.num_failed} failed: {without.folder / 'failed_samples.jsonl'}"
+        )
     if without is not None and without.whole.num_traces:
         beside = f", with tools {totals.whole.mean_score:.3f}" if totals.whole.num_traces else ""
         lines.append(
