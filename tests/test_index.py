@@ -816,6 +816,8 @@ def test_what_is_no_question_about_the_table_is_refused_in_one_line(geo: TraceIn
     started = time.monotonic()
     with pytest.raises(UsageError, match=r"\A[^\n]{1,400}\Z"):
         list(geo.rows(Query(where=where), ["score"]))
+    with pytest.raises(UsageError, match=r"\A[^\n]{1,400}\Z"):
+        geo.count(Query(where=where))
     assert time.monotonic() - started < 5
     assert geo.count(ALL) == 300
 
