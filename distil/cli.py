@@ -59,7 +59,9 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.traces import view  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    return partial(
+        view, flags.path, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal
+    )
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:

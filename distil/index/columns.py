@@ -73,10 +73,10 @@ def quoted(name: str) -> str:
 
 
 def dynamic_name(source: Source, key: str, taken: Collection[str]) -> str:
-    """The column's name for a key of `reward_score`, of truth or answer, or of a row; `taken` are in lower case.
+    """The column's name for a key of `reward_score`, of truth or answer, or of a row; not a `taken` one.
 
-    A figure's is its key with `_` for what SQL would have to quote. A row's column keeps its name where it is
-    free, else it has `row_` before it. SQL does not tell upper case from lower.
+    A figure's is its key with `_` for what SQL would have to quote. A row's column keeps its name where it
+    is free, else it has `row_` before it. Those taken are in lower case, as SQL does not tell the cases.
     """
     if source == "row":
         name = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", key)[:_MAX_NAME_CHARS]

@@ -1,8 +1,8 @@
 """`index.sqlite` of one folder of traces: made, and kept up to date by the files that changed.
 
-All in it follows from the files beside it, so it may be removed at any time. A file's row is written with the
-file's size and time, in one transaction: whatever ends the process, what is there is true of the file as it was,
-and the next update reads those that are missing or have changed.
+All in it follows from the files beside it, so it may be removed at any time. A file's row is written with
+the file's size and time, in one transaction: whatever ends the process, what is there is true of the file as
+it was, and the next update reads those that are missing or have changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distil.errors import FolderError, TraceError, UsageError
-from distil.index.columns import STORED, Column, Source, dynamic_name, quoted
+from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
 from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, storable
 from distil.records import Json, SampleId
 from distil.store.folder import TIMINGS
@@ -83,9 +83,7 @@ class FolderIndex:
     @classmethod
     def of(cls, folder: Path) -> FolderIndex:
         """The index of a folder; raises UsageError where there is no such folder."""
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
-        beside = folder / INDEX
+        beside = _there(folder) / INDEX
         is_usable = os.access(folder, os.W_OK) and _may_be_ours(beside)
         return cls(folder, beside if is_usable else _cache_path(folder))
 
@@ -126,7 +124,8 @@ class FolderIndex:
             return num_changed
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.parent != _there(self.folder):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16000")  # KiB
@@ -159,6 +158,12 @@ def stored_columns(connection: sqlite3.Connection, schema: str) -> list[Column]:
     """The columns of a folder's index beside those that every one has."""
     found = connection.execute(f"SELECT name, kind, heading, source FROM {schema}.columns ORDER BY rowid")
     return [Column(*row) for row in found]
+
+
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    return folder
 
 
 def _may_be_ours(path: Path) -> bool:
@@ -295,14 +300,14 @@ class _Columns:
         self._connection = connection
         found = connection.execute("SELECT name, kind, source, key FROM columns").fetchall()
         self._names: dict[tuple[Source, str], str] = {(source, key): name for name, _, source, key in found}
-        self._kinds = {name: kind for name, kind, _, _ in found}
+        self._kinds: dict[str, Kind] = {name: kind for name, kind, _, _ in found}
         self._taken = {name.lower() for name in self._kinds}
 
     def is_text(self, name: str) -> bool:
         return self._kinds[name] == "text"
 
     def name_of(self, item: DynamicCell) -> str | None:
-        """The column of a value, made where there is none; None where there are too many or nothing is in it."""
+        """The column of a value, made where there is none; None for one too many, or for nothing in it."""
         name = self._names.get((item.source, item.key))
         if item.value is None:
             return name
@@ -327,7 +332,7 @@ class _Columns:
     def _widen(self, name: str, item: DynamicCell) -> None:
         """Make a column of numbers one of texts where one of its values is a text, and so on."""
         before, kind = self._kinds[name], kind_of(item.value)
-        if kind == before or before == "text" or (before, kind) == ("number", "flag"):
+        if before in {kind, "text"} or (before, kind) == ("number", "flag"):
             return
         self._kinds[name] = kind
         self._connection.execute("UPDATE columns SET kind = ? WHERE name = ?", (kind, name))

@@ -1,4 +1,4 @@
-"""What a person may write as `where`: one expression over the columns of one table, checked before it runs."""
+"""What a person may write as `where`: one expression over the columns of one table, checked first."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from contextlib import closing
 
 from distil.errors import UsageError
 from distil.index.columns import quoted
+from distil.index.trace_row import storable
 
 TABLE = "traces"
 MAX_CHARS = 10_000
 MAX_VALUE_BYTES = 1_000_000  # of a text that an expression makes on its way
 MAX_PATTERN_BYTES = 1000  # of LIKE and GLOB
-# None that makes much of little, that reads a file or a clock's randomness, or that runs for long in one step.
-_FUNCTIONS = frozenset(
-    """
-    abs acos asin atan atan2 avg ceil ceiling coalesce cos count cume_dist date datetime degrees dense_rank exp
-    first_value floor glob ifnull iif instr json_array_length json_extract json_type json_valid julianday lag
-    last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif percent_rank pi
-    pow power radians rank round row_number rtrim sign sin sqrt strftime substr substring sum tan time total trim
-    trunc typeof unicode unixepoch upper -> ->>
-    """.split()
+# None that makes much of little, reads a file, gives what is random, or takes long in one step.
+_FUNCTION_NAMES = (
+    "abs acos asin atan atan2 avg ceil ceiling coalesce cos count cume_dist date datetime "
+    "degrees dense_rank exp first_value floor glob ifnull iif instr json_array_length "
+    "json_extract json_type json_valid julianday lag last_value lead length like ln log log10 "
+    "log2 lower ltrim max min mod nth_value ntile nullif percent_rank pi pow power radians "
+    "rank round row_number rtrim sign sin sqrt strftime substr substring sum tan time total "
+    "trim trunc typeof unicode unixepoch upper -> ->>"
 )
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+)
@@ -37,12 +38,11 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_QUOTES = {'"': '"', "`": "`", "[": "]"}
 _HINT = "text is written in single quotes, a name that is no plain word in double ones"
 
 
 def check_where(expression: str, columns: Collection[str]) -> None:
-    """Raise UsageError where `expression` is not one expression over these columns, with one line that says why."""
+    """Raise UsageError, with one line that says why, where it is not one expression over these columns."""
     _check_tokens(expression, columns)
     with closing(_empty_table(tuple(columns))) as connection:
         try:
@@ -81,39 +81,47 @@ def _check_tokens(expression: str, columns: Collection[str]) -> None:
     """
     if len(expression) > MAX_CHARS:
         raise UsageError(f"where: at most {MAX_CHARS:,} characters, not {len(expression):,}")
-    if not expression.strip():
-        raise UsageError("where: there is no expression")
-    if re.search("[\x00\ud800-\udfff]", expression):
+    if storable(expression) != expression:
         raise UsageError("where: it holds characters that cannot be")
-    known = {column.lower() for column in columns} | {TABLE}
-    names_of_its_own = {name.lower() for name in re.findall(r"(?i)\bas\s+([^\W\d]\w*)", expression)}
+    if re.match(r"\s*select\b", expression, re.IGNORECASE):
+        raise UsageError("where: only what would stand behind WHERE, not a whole SELECT")
+    own_names = {name.lower() for name in re.findall(r"(?i)\bas\s+([^\W\d]\w*)", expression)}
+    known = {column.lower() for column in columns} | own_names | {TABLE}
     depth = 0
     for token in _TOKEN.finditer(expression):
         text, kind = token[0], token.lastgroup
         depth += (kind == "other") * ((text == "(") - (text == ")"))
-        if depth < 0:
-            raise UsageError("where: a closing bracket too many")
-        if kind == "comment":
-            raise UsageError("where: comments cannot be used here")
-        if kind == "word" and text.upper() == "WITH":
-            raise UsageError("where: WITH cannot be used here")
-        if kind == "other" and text == ";":
-            raise UsageError("where: one expression, without ;")
-        if kind == "other" and text in "'\"`[":
-            raise UsageError(f"where: a {text} is not closed")
-        if kind == "other" and text in "?:@$#":
-            raise UsageError(f"where: {text} cannot be used here")
-        if kind == "name" and text[0] in _QUOTES:
-            end = _QUOTES[text[0]]
-            name = text[1:-1].replace(end * 2, end) if text[0] != "[" else text[1:-1]
-            if name.lower() not in known | names_of_its_own:
-                raise unknown_column(name, columns, hint=True)
+        problem = "a closing bracket too many" if depth < 0 else _problem(text, str(kind))
+        if problem is not None:
+            raise UsageError(f"where: {problem}")
+        if kind == "name" and (name := _unquoted(text)).lower() not in known:
+            raise unknown_column(name, columns, hint=True)
     if depth:
         raise UsageError("where: a bracket is not closed")
 
 
+def _problem(text: str, kind: str) -> str | None:
+    """What is wrong with a token wherever it stands."""
+    if kind == "comment":
+        return "comments cannot be used here"
+    if kind == "word" and text.upper() == "WITH":  # a table of its own, perhaps with the name of ours
+        return "WITH cannot be used here"
+    if kind == "other" and text == ";":
+        return "one expression, without ;"
+    if kind == "other" and text in "'\"`[":
+        return f"a {text} is not closed"
+    if kind == "other" and text in "?:@$#":
+        return f"{text} cannot be used here"
+    return None
+
+
+def _unquoted(name: str) -> str:
+    end = name[-1]
+    return name[1:-1] if end == "]" else name[1:-1].replace(end * 2, end)
+
+
 def _empty_table(columns: tuple[str, ...]) -> sqlite3.Connection:
-    """A database that holds nothing but a table of these columns, in which an expression may do nothing but read."""
+    """A database with nothing but a table of these columns, in which an expression may only read it."""
     connection = sqlite3.connect(":memory:")
     names = ", ".join(map(quoted, columns))
     connection.execute(f"CREATE TABLE {TABLE} ({names}, PRIMARY KEY (file)) WITHOUT ROWID")  # nor a rowid

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distil.errors import FolderError, UsageError
-from distil.index.columns import FIXED, ROW_ID, STORED, Column, quoted
+from distil.index.columns import FIXED, ROW_ID, STORED, Column, Kind, quoted
 from distil.index.database import FolderIndex, stored_columns
 from distil.index.guard import TABLE, limit_values, unknown_column, where_error
 from distil.index.query import Condition, Query, condition, order_by, select
@@ -37,7 +37,7 @@ class TraceKey(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """What comes before and after a trace in a list, and where it stands in it, from 0; None where there is none.
+    """What comes before and after a trace in a list, None where nothing does, and its position, from 0.
 
     All three are None for a trace that the list does not hold.
     """
@@ -104,8 +104,8 @@ class TraceIndex:
     ) -> TraceIndex:
         """Make or update the indexes of these folders; `tell_progress` gets the files read, and of how many.
 
-        Raises UsageError where one is no folder or there are too many, FolderError where an index can be written
-        nowhere.
+        Raises UsageError where one is no folder or there are too many, FolderError where an index can be
+        written nowhere.
         """
         if not folders:
             raise UsageError("there is no folder to index")
@@ -125,7 +125,7 @@ class TraceIndex:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All columns: those that every trace has, then those of metrics, answers and rows as they were met."""
+        """All columns: those of every trace, then those of metrics, answers and rows, as they were met."""
         return self._shape.columns
 
     @property
@@ -177,8 +177,8 @@ class TraceIndex:
     ) -> Iterator[tuple[Json, ...]]:
         """The values of some columns of all traces of a query, in its order; memory does not grow with them.
 
-        `seconds` are for the next rows of many, however long their use takes. Raises as `count`, also for names
-        that are no column.
+        `seconds` are for the next rows of many, however long their use takes. Raises as `count`, also for
+        names that are no column.
         """
         with self._reading() as reader:
             chosen = self._chosen(query, reader)
@@ -334,7 +334,8 @@ class TraceIndex:
 
 
 def _address(index: FolderIndex) -> str:
-    return f"{index.path.resolve().as_uri()}?mode=ro"
+    # Not `ro`: the last one that closes the file then removes what lies beside it.
+    return f"{index.path.resolve().as_uri()}?mode=rw"
 
 
 def _connect(index: FolderIndex) -> sqlite3.Connection:
@@ -355,7 +356,7 @@ def _all_columns(of_folders: Sequence[Sequence[Column]]) -> tuple[Column, ...]:
         name = column.name.lower()
         before = merged.setdefault(name, column)
         if before.kind != column.kind:
-            kind = "text" if "text" in (before.kind, column.kind) else "number"
+            kind: Kind = "text" if "text" in (before.kind, column.kind) else "number"
             merged[name] = Column(before.name, kind, before.heading, before.source)
     by_source = ("metric", "trace", "row", "mark")
     dynamic = sorted(merged.values(), key=lambda column: by_source.index(column.source))

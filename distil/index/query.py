@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +26,9 @@ _MAX_VALUES = 10_000
 class Filter:
     """One condition on a column.
 
-    `value` is a number, a text or a flag, for "in" a list of them, for "is null" nothing. Texts of numbers and
-    flags are read as such. "!=" takes in what is null, as it is not that value; "contains" does not tell upper
-    from lower case of ASCII letters.
+    `value` is a number, a text or a flag, for "in" a list of them, for "is null" nothing. Texts of numbers
+    and flags are read as such. "!=" takes in what is null, as it is not that value; "contains" does not tell
+    upper from lower case of ASCII letters.
     """
 
     column: str
@@ -38,9 +40,10 @@ class Filter:
 class Query:
     """Which traces, in what order.
 
-    All conditions hold at once. `search` are words that the conversation holds, all of them: "several words" in
-    double quotes stand side by side, `wor*` is a beginning. `where` is an SQL expression. `order` are columns,
-    `-score` from high to low; ties lie in the order of run, sample and rollout, and what is null comes last.
+    All conditions hold at once. `search` are words that the conversation holds, all of them: "several words"
+    in double quotes stand side by side, `wor*` is a beginning. `where` is an SQL expression. `order` are
+    columns, `-score` from high to low; ties lie in the order of run, sample and rollout, and what is null
+    comes last.
     """
 
     filters: tuple[Filter, ...] = ()
@@ -146,11 +149,9 @@ def _value(value: Json, column: Column) -> str | int | float:
         text = value.strip().lower()
         if column.kind == "flag" and text in (*_TRUE, *_FALSE):
             return int(text in _TRUE)
-        try:
+        with suppress(ValueError):
             value = float(text)
-        except ValueError:
-            pass
-    if not isinstance(value, int | float) or value != value:
+    if not isinstance(value, int | float) or math.isnan(value):
         what = "yes or no" if column.kind == "flag" else "a number"
         raise UsageError(f"{column.name} is {what}, not {value!r}")
     return float(value) if abs(value) >= 2**63 else value

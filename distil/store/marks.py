@@ -1,7 +1,7 @@
 """`marks.jsonl` of a run's folder: what a person decided about its samples, kept or dropped, and notes.
 
-A line holds what was changed at one time, and of two lines about one field the later one counts. Lines are only
-ever added, each by one write: several processes that mark at once lose nothing.
+A line holds what was changed at one time, and of two lines about one field the later one counts. Lines are
+only ever added, each by one write: several processes that mark at once lose nothing.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def marked_sample(line: Mapping[str, Json] | None) -> SampleId | None:
 def append_mark(
     folder: Path,
     sample_id: SampleId,
-    mark: str | None | Unchanged = UNCHANGED,
-    note: str | None | Unchanged = UNCHANGED,
+    mark: str | Unchanged | None = UNCHANGED,
+    note: str | Unchanged | None = UNCHANGED,
 ) -> None:
     """Change a sample's mark, its note or both; None takes one away.
 
