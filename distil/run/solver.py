@@ -12,7 +12,7 @@ from distil.errors import RunHalted
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
-from distil.records import Reply, SampleId
+from distil.records import Json, Reply, SampleId
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
@@ -36,6 +36,8 @@ from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
+Accept = Callable[[Mapping[str, Json]], bool]  # a finished trace to whether it is accepted
+
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
@@ -50,6 +52,7 @@ class RolloutSolver:
     ) -> None:
         self.plan, self.source, self.folder = plan, source, folder
         self.teacher, self.sandbox = teacher, sandbox
+        self.accept: Accept | None = None  # set where it is asked which traces are accepted
         self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
         settings = plan.settings
@@ -70,7 +73,8 @@ class RolloutSolver:
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        with self.teacher.asking(deadline) as teacher:
+        offers_tools = bool(self.plan.settings.tool_schemas)
+        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -82,11 +86,12 @@ class RolloutSolver:
                 return reply
 
             rollout = run_conversation(conversation, ask_noted)
-        self.folder.write_trace(rollout)
+        trace = self.folder.write_trace(rollout)
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
-        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
+        is_accepted = None if self.accept is None else self.accept(trace)
+        summary = replace(summary, seconds=seconds, is_resumed=is_resumed, is_accepted=is_accepted)
         self.tally.add(summary)
         return summary
 
@@ -150,6 +155,15 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
         if flags.dataset_path is None:
             tell("More street signs: distil signs --output_dir DIR --num_rows N")
     return source, indices
+
+
+def open_acceptance(flags: RunFlags, source: Source, rows: Sequence[int]) -> Accept | None:
+    """What `--accept` says, None where it says nothing; raises UsageError."""
+    if flags.rollouts.accept is None:
+        return None
+    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
+
+    return acceptance(flags.rollouts.accept, flags, source, rows)
 
 
 def _asked_columns(flags: SampleFlags, fields: Sequence[str]) -> dict[str, str]:
