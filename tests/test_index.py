@@ -980,7 +980,7 @@ def test_each_expression_of_the_page_is_answered(geo: TraceIndex, where: str) ->
 
 
 def test_the_pages_python_runs(tmp_path: Path) -> None:
-    make_traces(tmp_path / "traces_concurrent", 20)
+    make_traces(tmp_path / "traces_seen", 20)
     code = PAGE.split("```python\n")[1].split("```")[0]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     result = subprocess.run(
