@@ -39,7 +39,7 @@ from distil.viewer.viewer import Viewer
 PICTURE_PX = 512  # the longest side of an embedded picture
 _QUALITY = 75  # of WebP
 _STYLES = ("base.css", "charts.css", "trace.css", "report.css")
-_MODULES = ("charts.js", "map.js")
+_MODULES = ("charts.js", "map.js", "scrolling.js")
 _SCRIPT = "report.js"
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
