@@ -314,6 +314,7 @@ def test_two_runs_are_compared_row_by_row(browser: Browser, both: str) -> None:
     browser.allow(NO_PHOTO)
     page = browser.open(both)
     page.get_by_role("link", name="Compare").click()
+    page.wait_for_url("**/compare")
     assert page.get_by_text("120 equal").is_visible()
     page.keyboard.press("j")
     page.keyboard.press("Enter")
