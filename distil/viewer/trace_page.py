@@ -106,13 +106,13 @@ def _pictures(request: Request) -> Pictures:
 def trace_page(request: Request) -> Response:
     """The conversation of a trace; with `?beside=RUN/PART` another one next to it."""
     run, part = request.path_params["run"], request.path_params["part"]
-    shown = [_column(viewer_of(request), run, part)]
+    shown = [column_of(viewer_of(request), run, part)]
     beside = request.query_params.get("beside")
     if beside:
         other_run, _, other_part = beside.partition("/")
         if not other_run.isdecimal() or len(other_run) > 4:
             raise HTTPException(404, "beside= takes RUN/TRACE, such as 1/00012.")
-        shown.append(_column(viewer_of(request), int(other_run), other_part))
+        shown.append(column_of(viewer_of(request), int(other_run), other_part))
     return render(
         request,
         "trace.html",
@@ -142,7 +142,7 @@ def _neighbours(request: Request, file: str) -> Fields:
     }
 
 
-def _column(viewer: Viewer, run: int, part: str) -> Fields:
+def column_of(viewer: Viewer, run: int, part: str) -> Fields:
     """What the page shows of one trace; of a file that cannot be read why, and its text."""
     path = trace_file(viewer, run, part)
     row = viewer.index.find(TraceKey(run, path.name)) or {}
@@ -308,7 +308,7 @@ def messages(request: Request) -> Response:
         found = _sent_messages(trace)
     except (DistilError, LookupError, TypeError, ValueError, AttributeError) as error:
         text = error_text(error) if isinstance(error, DistilError) else f"a field cannot be read: {error!r}"
-        return JSONResponse({"error": plain(f"What was sent cannot be told: {text}")}, 422)
+        return JSONResponse({"problem": plain(f"What was sent cannot be told: {text}")})
     limit = sys.maxsize if whole else _MESSAGE_CHARS
     return Response(_json_bytes(_cut(found, limit)), media_type="application/json")
 

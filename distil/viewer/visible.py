@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from distil.records import Json
 
 CUT_CHARS = 6000
 _SHORT_ITEMS, _SHORT_CHARS = 8, 88  # of a JSON value that is shown on one line
-_JOINERS = "\u200c\u200d"  # within words of several scripts, and emoji
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+# Controls but new lines and tabs, marks of direction and of format, surrogates, private use; not what joins
+# letters of several scripts and emoji (U+200C, U+200D, U+FE0F). `static/trace.js` has the same.
+_UNSEEN = re.compile(
+    r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b\u200e\u200f"
+    r"\u2028-\u202e\u2060-\u206f\ufe00-\ufe0e\ufeff\ufff9-\ufffc\ud800-\udfff\ue000-\uf8ff\U000e0000-\U0010ffff]"
+)
 
 
 @dataclass(frozen=True)
@@ -63,24 +68,14 @@ def value_at(value: Json, pointer: str) -> Json:
     return value
 
 
-def is_unseen(letter: str) -> bool:
-    """Whether a character shows nothing by itself, but for new lines, tabs and what joins letters."""
-    if letter in "\n\t" or letter in _JOINERS:
-        return False
-    return unicodedata.category(letter) in _UNSEEN or "\ufe00" <= letter <= "\ufe0e" or letter == "\ufffc"
-
-
 def visible(text: object) -> Markup:
     """The text as HTML, with a mark for each character that shows nothing by itself."""
     parts: list[str] = []
     start = 0
     letters = str(text)
-    for position, letter in enumerate(letters):
-        if letter < " " or letter > "~":
-            if not is_unseen(letter):
-                continue
-            parts += [str(escape(letters[start:position])), _mark(letter)]
-            start = position + 1
+    for match in _UNSEEN.finditer(letters):
+        parts += [str(escape(letters[start : match.start()])), _mark(match[0])]
+        start = match.end()
     return Markup("".join([*parts, str(escape(letters[start:]))]))  # noqa: S704 - all of it is escaped
 
 
@@ -92,7 +87,7 @@ def _mark(letter: str) -> str:
 
 def plain(text: str) -> str:
     """The text with the numbers of unseen characters in their place, as plain text that UTF-8 can hold."""
-    return "".join(f"⟨U+{ord(letter):04X}⟩" if is_unseen(letter) else letter for letter in text)
+    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def json_text(value: Json, limit: int = 0) -> str:

@@ -4,9 +4,10 @@ import { bindKeys, element, fetchJson, postJson, say } from "./base.js";
 
 const TREE_PIECE = 200; // entries of a list that are shown at once
 const TEXT_CHARS = 2000; // of a text in the tree
+const CHUNK_CHARS = 8000; // of a long text
 const SHOWN_PLACES = 400; // marks of unseen letters in one text, above which they are plain text
 // Letters that show nothing by themselves; distil/viewer/visible.py says the same.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0e\ufeff\ufff9-\ufffc\ud800-\udfff]|[\u{e0000}-\u{fffff}]/gu;
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0e\ufeff\ufff9-\ufffc\ud800-\udfff\ue000-\uf8ff\u{e0000}-\u{10ffff}]/gu;
 const WORDS = {
   matched: ["good", "verified"],
   differs: ["bad", "differs"],
@@ -16,6 +17,11 @@ const WORDS = {
 
 /** A text into an element, with a mark for each letter that shows nothing. */
 function put(target, text) {
+  if (text.length > CHUNK_CHARS) {
+    // Only what is in sight is laid out: a browser takes a minute for five million characters in one piece.
+    target.replaceChildren(...chunksOf(text).map((chunk) => put(element("span", { className: "chunk" }), chunk)));
+    return target;
+  }
   const found = [...text.matchAll(UNSEEN)];
   const number = (letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   if (found.length > SHOWN_PLACES) {
@@ -30,6 +36,19 @@ function put(target, text) {
   }
   target.replaceChildren(...parts, text.slice(start));
   return target;
+}
+
+/** The text in pieces that end with a line where there is one. */
+function chunksOf(text) {
+  const chunks = [];
+  for (let start = 0; start < text.length;) {
+    const line = text.lastIndexOf("\n", start + CHUNK_CHARS - 1);
+    let end = line > start ? line + 1 : start + CHUNK_CHARS;
+    if (/[\ud800-\udbff]/.test(text[end - 1] ?? "")) end += 1; // not within a letter
+    chunks.push(text.slice(start, end));
+    start = end;
+  }
+  return chunks;
 }
 
 // --- pictures: shown as they are made, each with what its hash says
@@ -317,6 +336,7 @@ async function loadInto(details) {
 }
 
 function showMessages(body, sent, url) {
+  if (sent.problem) throw new Error(sent.problem);
   const ends = new Map(sent.requests.map((request) => [request.num_messages, request]));
   const nodes = [element("p", { className: "muted small" },
     "A request carries all messages above its line. ", element("a", { href: `${url}?whole=1`, textContent: "All of it as JSON", target: "_blank", rel: "noopener" })),
