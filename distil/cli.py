@@ -68,13 +68,8 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
     from distil.terminal.traces import view  # noqa: PLC0415
 
-    def show() -> int:
-        shown = [
-            view(path, batch=flags.batch, verbose=flags.verbose, terminal=terminal) for path in flags.paths
-        ]
-        return max(shown)
-
-    return show
+    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
+    return lambda: max(map(show, flags.paths))
 
 
 def _serve(flags: ViewFlags, terminal: Terminal) -> int:
@@ -86,6 +81,7 @@ def _serve(flags: ViewFlags, terminal: Terminal) -> int:
         port=VIEW_PORT if asked.port is None else asked.port,
         may_be_another=asked.port is None,
         dataset_path=asked.dataset_path,
+        where=flags.where,
         opens=not asked.no_open,
     )
     return serve_traces(flags.paths, page, terminal)

@@ -464,6 +464,9 @@ class ViewFlags:
     ] = ()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    where: Annotated[
+        str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
+    ] = ""
     json: Annotated[bool, _JSON] = False
     page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
 

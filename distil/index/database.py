@@ -83,9 +83,7 @@ class FolderIndex:
     @classmethod
     def of(cls, folder: Path) -> FolderIndex:
         """The index of a folder; raises UsageError where there is no such folder."""
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
-        beside = folder / INDEX
+        beside = _there(folder) / INDEX
         is_usable = os.access(folder, os.W_OK) and _may_be_ours(beside)
         return cls(folder, beside if is_usable else _cache_path(folder))
 
@@ -126,7 +124,8 @@ class FolderIndex:
             return num_changed
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.parent != _there(self.folder):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16000")  # KiB
@@ -159,6 +158,12 @@ def stored_columns(connection: sqlite3.Connection, schema: str) -> list[Column]:
     """The columns of a folder's index beside those that every one has."""
     found = connection.execute(f"SELECT name, kind, heading, source FROM {schema}.columns ORDER BY rowid")
     return [Column(*row) for row in found]
+
+
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    return folder
 
 
 def _may_be_ours(path: Path) -> bool:

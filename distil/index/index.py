@@ -334,7 +334,8 @@ class TraceIndex:
 
 
 def _address(index: FolderIndex) -> str:
-    return f"{index.path.resolve().as_uri()}?mode=ro"
+    # Not `ro`: the last one that closes the file then removes what lies beside it.
+    return f"{index.path.resolve().as_uri()}?mode=rw"
 
 
 def _connect(index: FolderIndex) -> sqlite3.Connection:

@@ -11,14 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlencode
 
 from tqdm import tqdm
 
 from distil import process
 from distil.errors import UsageError
 from distil.records import SampleId
+from distil.store.claim import LOCK, RUN_RECORD
+from distil.store.folder import find_trace_files
+from distil.store.spending import SPENDING
 from distil.terminal.terminal import Terminal
 
+_OF_A_RUN = (LOCK, RUN_RECORD, SPENDING)
 _NEEDED = ("starlette", "uvicorn", "jinja2")
 
 
@@ -30,6 +35,7 @@ class Page:
     port: int
     may_be_another: bool
     dataset_path: str | None = None
+    where: str = ""  # of the traces that it opens with
     opens: bool = True  # the browser
 
 
@@ -49,7 +55,7 @@ def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
             index = TraceIndex.open(folders, tell_progress)
         token = None if is_loopback(page.host) else new_token()
         viewer = Viewer(tuple(folders), index, token, page.dataset_path)
-        url = url_of(listening, page.host, token, _first(paths))
+        url = url_of(listening, page.host, token, _first(paths, page.where))
         named = ", ".join(map(str, folders))
 
         def ready() -> None:
@@ -63,7 +69,10 @@ def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
 
 
 def _folder_of(path: Path) -> Path:
+    """The folder to serve; one without traces is, where a run has begun to write into it."""
     if path.is_dir():
+        if not find_trace_files(path) and not any((path / name).exists() for name in _OF_A_RUN):
+            raise UsageError(f"{path} holds no trace_*.json")
         return path
     if path.is_file() and _file_part(path) is not None:
         return path.parent
@@ -75,8 +84,10 @@ def _file_part(path: Path) -> str | None:
     return None if sample_id is None else sample_id.file_part
 
 
-def _first(paths: Sequence[Path]) -> str:
-    """What follows the address: the trace, where it is a single one that was named."""
+def _first(paths: Sequence[Path], where: str) -> str:
+    """What follows the address: the trace, where it is a single one that was named; or the list of some."""
+    if where:
+        return f"traces?{urlencode({'where': where})}"
     if len(paths) == 1 and paths[0].is_file():
         return f"trace/0/{_file_part(paths[0])}"
     return ""

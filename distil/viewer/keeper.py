@@ -52,22 +52,26 @@ class Keeper:
 
     def refresh(self) -> Now:
         """What is known once all has been read anew."""
+        return self._refresh(self._update)
+
+    def _refresh(self, update: Callable[[], int]) -> Now:
         with self._reading:
-            self._now = self._read(self._now)
+            self._now = self._read(self._now, update)
         self._first.set()
         return self._now
 
     def _work(self) -> None:
+        self._refresh(lambda: 0)  # the index was made a moment ago
         while True:
             self._wanted.wait()
             self._wanted.clear()
             began = time.monotonic()
-            self.refresh()
+            self._refresh(self._update)
             time.sleep(max(_SHORTEST_PAUSE_SECONDS, _REST * (time.monotonic() - began)))
 
-    def _read(self, before: Now) -> Now:
+    def _read(self, before: Now, update: Callable[[], int]) -> Now:
         try:
-            num_read = self._update()
+            num_read = update()
             statuses = tuple(map(_status, self._folders))
         except _ERRORS as error:
             return replace(before, is_read=True, problem=str(error))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 
 from distil.index.index import TraceIndex
 from distil.index.query import Query
@@ -14,9 +16,7 @@ from distil.spending.budget import Bill, Spent
 from distil.store.summary import metrics_of
 from distil.tasks.base import Metric
 
-_NAMES = (
-    "run",
-    "task",
+_NUMBERS = (
     "score",
     "parse_success",
     "turns",
@@ -26,32 +26,30 @@ _NAMES = (
     "prompt_tokens",
     "completion_tokens",
     "seconds",
-    "mark",
-    "model",
 )
+_TEXTS = ("task", "mark", "model")
 UNKNOWN = "–"
 
 
 @dataclass
 class OfRun:
-    """The columns of one folder's traces."""
+    """The columns of one folder's traces: numbers with NaN for what a trace does not say, texts counted."""
 
-    columns: dict[str, list[Json]] = field(default_factory=dict)
-
-    @property
-    def num_traces(self) -> int:
-        return len(self.columns.get("run", ()))
+    numbers: dict[str, array[float]] = field(default_factory=dict)
+    texts: dict[str, Counter[Json]] = field(default_factory=dict)
+    num_traces: int = 0
 
     def known(self, name: str) -> list[float]:
         """The values that traces state."""
-        return [value for value in self.columns.get(name, ()) if value is not None]
+        return [value for value in self.numbers.get(name, ()) if not isnan(value)]
 
     def mean(self, name: str) -> float | None:
         known = self.known(name)
         return statistics.fmean(known) if known else None
 
-    def counts(self, name: str) -> Counter[Json]:
-        return Counter(value for value in self.columns.get(name, ()) if value is not None)
+    def counts(self, name: str) -> Counter[str]:
+        """How many traces have each text; those that have none are left out."""
+        return Counter({str(text): count for text, count in self.texts[name].items() if text is not None})
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,20 @@ class Figure:
 
 def read_columns(index: TraceIndex, num_runs: int) -> list[OfRun]:
     """The figures of all traces, by folder."""
-    metrics = [
-        column.name for column in index.columns if column.source == "metric" and column.name not in _NAMES
+    metrics = [column.name for column in index.columns if column.source == "metric" and column.kind != "text"]
+    names = list(dict.fromkeys([*_NUMBERS, *metrics]))
+    found = [
+        OfRun({name: array("d") for name in names}, {name: Counter() for name in _TEXTS})
+        for _ in range(num_runs)
     ]
-    names = [*_NAMES, *metrics]
-    found = [OfRun({name: [] for name in names}) for _ in range(num_runs)]
-    appends = [[of_run.columns[name].append for name in names] for of_run in found]
-    for row in index.rows(Query(order=()), names):
-        for append, value in zip(appends[row[0]], row, strict=True):
-            append(value)
+    appends = [[each.numbers[name].append for name in names] for each in found]
+    for row in index.rows(Query(order=()), ["run", *_TEXTS, *names]):
+        of_run = found[row[0]]
+        of_run.num_traces += 1
+        for name, text in zip(_TEXTS, row[1:], strict=False):
+            of_run.texts[name][text] += 1
+        for append, value in zip(appends[row[0]], row[1 + len(_TEXTS) :], strict=True):
+            append(nan if value is None else value)
     return found
 
 
@@ -106,7 +109,7 @@ def figures(index: TraceIndex, runs: Sequence[OfRun]) -> list[Figure]:
 
 def _metric_figures(index: TraceIndex, runs: Sequence[OfRun]) -> list[Figure]:
     """What each metric of the traces' tasks comes to, as the task words it."""
-    tasks = {str(task) for run in runs for task in run.counts("task")}
+    tasks = {task for run in runs for task in run.counts("task")}
     texts: dict[str, list[str]] = {}
     for metric in metrics_of(sorted(tasks)):
         name = column_of(index, metric)
@@ -119,8 +122,8 @@ def _metric_figures(index: TraceIndex, runs: Sequence[OfRun]) -> list[Figure]:
 
 
 def _over_many(metric: Metric, name: str, run: OfRun) -> dict[str, str]:
-    pairs = zip(run.columns[name], run.columns["parse_success"], strict=True)
-    values = [value for value, is_answer in pairs if value is not None and is_answer]
+    pairs = zip(run.numbers[name], run.numbers["parse_success"], strict=True)
+    values = [value for value, is_answer in pairs if is_answer == 1 and not isnan(value)]
     return dict(metric.over_many(values, run.num_traces)) if run.num_traces else {}
 
 
@@ -146,7 +149,7 @@ def _cost_text(bills: Sequence[Bill]) -> str:
 def _answered(run: OfRun) -> str:
     if not run.num_traces:
         return UNKNOWN
-    count = sum(map(bool, run.columns["parse_success"]))
+    count = sum(value == 1 for value in run.numbers["parse_success"])
     return f"{count / run.num_traces:.0%}"
 
 

@@ -40,19 +40,25 @@ def _context(viewer: Viewer, now: Now) -> dict[str, Any]:
         "settings": settings_rows(facts),
         "failures": [_failures(viewer, run, status) for run, status in enumerate(now.statuses)],
         "broken": viewer.index.broken,
-        **viewer.cached("figures", now.generation, lambda: _figures(viewer)),
+        **_figures(viewer, now.generation),
         "spending": spending_figures([None if status is None else status.spent for status in now.statuses]),
     }
 
 
-def _figures(viewer: Viewer) -> dict[str, Any]:
+def _figures(viewer: Viewer, generation: int) -> dict[str, Any]:
+    """What all traces come to: of one generation of the index it is read once."""
+    found: dict[str, Any] = viewer.cached("figures", generation, lambda: _read_figures(viewer))
+    return found
+
+
+def _read_figures(viewer: Viewer) -> dict[str, Any]:
     runs = read_columns(viewer.index, len(viewer.folders))
     return {
         "figures": figures(viewer.index, runs),
         "charts": charts(viewer.index, Query(), viewer.names),
         "num_traces": sum(run.num_traces for run in runs),
-        "has_map": any(task_with_map(map(str, run.counts("task"))) for run in runs),
-        "models": [", ".join(map(str, run.counts("model"))) for run in runs],
+        "map_task": task_with_map(dict.fromkeys(task for run in runs for task in run.counts("task"))),
+        "models": [", ".join(run.counts("model")) for run in runs],
     }
 
 
@@ -105,7 +111,7 @@ def pairs_of(request: Request) -> Response:
     """What the map of the traces that a URL asks for draws."""
     viewer = viewer_of(request)
     query = read_query(request.query_params)
-    task = task_with_map(viewer.tasks)
+    task = _figures(viewer, viewer.keeper.now().generation)["map_task"]
     if task is None:
         return JSONResponse({"pairs": [], "total": 0})
     link_query = urlencode(list(query_pairs(query)))

@@ -49,9 +49,9 @@ def bind(host: str, port: int, may_be_another: bool) -> socket.socket:
 
 
 def url_of(listening: socket.socket, host: str, token: str | None = None, path: str = "") -> str:
-    """What to open in a browser for a page, by its path without the first slash."""
+    """What to open in a browser for a page, by its path without the first slash, with its query if any."""
     name = socket.gethostname().lower() if is_every_address(host) else in_url(host)
-    query = f"?{TOKEN}={token}" if token else ""
+    query = f"{'&' if '?' in path else '?'}{TOKEN}={token}" if token else ""
     return f"http://{name}:{listening.getsockname()[1]}/{path}{query}"
 
 

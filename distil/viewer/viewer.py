@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Any, cast
 from starlette.requests import Request
 
 from distil.index.index import TraceIndex
-from distil.index.query import Query
 from distil.tasks import TASKS
 from distil.viewer.keeper import Keeper
 
@@ -26,7 +26,9 @@ class Viewer:
     token: str | None = None
     dataset_override: str | None = None
     _cache: dict[str, tuple[int, Any]] = field(default_factory=dict, repr=False)
-    _making: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _making: defaultdict[str, threading.Lock] = field(
+        default_factory=lambda: defaultdict(threading.Lock), repr=False
+    )
 
     @cached_property
     def names(self) -> Sequence[str]:
@@ -45,19 +47,9 @@ class Viewer:
         metrics = (column for column in self.index.columns if column.source == "metric")
         return [column.name for column in metrics if column.heading in headings and column.name != "score"]
 
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks that the traces were made for."""
-        generation = self.keeper.now().generation
-        found: list[str] = self.cached("tasks", generation, self._read_tasks)
-        return found
-
-    def _read_tasks(self) -> list[str]:
-        return sorted({str(task) for (task,) in self.index.rows(Query(order=()), ["task"])})
-
     def cached(self, name: str, generation: int, make: Callable[[], Any]) -> Any:
         """What `make` gave for a generation of the index; of each name the last is kept."""
-        with self._making:
+        with self._making[name]:
             kept = self._cache.get(name)
             if kept is None or kept[0] != generation:
                 kept = self._cache[name] = (generation, make())
