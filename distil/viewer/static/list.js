@@ -388,10 +388,14 @@ function waitingRow(index) {
   return row;
 }
 
+function placeOf(data) {
+  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "").replace(/\p{Surrogate}/gu, "\ufffd");
+  return `${data.run}/${encodeURIComponent(part)}`;
+}
+
 function linkOf(data) {
-  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "");
   const query = queryOf(view).toString();
-  return `/trace/${data.run}/${encodeURIComponent(part)}${query ? `?${query}` : ""}`;
+  return `/trace/${placeOf(data)}${query ? `?${query}` : ""}`;
 }
 
 function rowOf(index, data) {
@@ -414,8 +418,7 @@ function markCell(data) {
 }
 
 function thumbOf(data) {
-  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "");
-  const image = element("img", { className: "thumb", loading: "lazy", alt: "", src: `/picture/${data.run}/${encodeURIComponent(part)}/0?view=thumb` });
+  const image = element("img", { className: "thumb", loading: "lazy", alt: "", src: `/picture/${placeOf(data)}/0?view=thumb` });
   image.addEventListener("error", () => image.classList.add("failed"), { once: true });
   return image;
 }
