@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from distil import __version__, process
 from distil.errors import UsageError
 from distil.flags import (
+    REPORT_TRACES,
     VIEW_PORT,
     CleanFlags,
     CompletionFlags,
@@ -64,12 +65,33 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
     if flags.page.serve:
         return partial(_serve, flags, terminal)
+    if flags.report.html is not None:
+        from distil.terminal.report import Report, write_html  # noqa: PLC0415
+
+        limit = flags.report.limit or REPORT_TRACES
+        report = Report(flags.report.html, limit, flags.where, flags.page.dataset_path)
+        return partial(write_html, flags.paths, report, terminal)
+    if flags.report.limit is not None:
+        raise argparse.ArgumentTypeError(
+            "--limit says how many traces a report holds: name its file with --html"
+        )
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
+    from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
     from distil.terminal.traces import view  # noqa: PLC0415
 
+    asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
+    protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
     show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
-    return lambda: max(map(show, flags.paths))
+    if protocol is Protocol.NONE:
+        return lambda: max(map(show, flags.paths))
+    from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
+
+    def show_with_pictures() -> int:
+        with ShownPictures(protocol, terminal, flags.page.dataset_path) as terminal.pictures:
+            return max(map(show, flags.paths))
+
+    return show_with_pictures
 
 
 def _serve(flags: ViewFlags, terminal: Terminal) -> int:

@@ -22,6 +22,7 @@ from distil.spending.prices import FixedPrices, parse_prices
 
 AUTO = "auto"
 VIEW_PORT = 8642  # of the web page
+REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
 
 GroupT = TypeVar("GroupT")
@@ -455,6 +456,19 @@ class PageFlags:
 
 
 @dataclass(frozen=True)
+class ReportFlags:
+    """Traces as one file."""
+
+    html: Annotated[
+        Path | None,
+        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
+    ] = None
+    limit: Annotated[
+        int | None, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
+    ] = None
+
+
+@dataclass(frozen=True)
 class ViewFlags:
     """The flags of `distil view`."""
 
@@ -468,7 +482,15 @@ class ViewFlags:
         str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
     ] = ""
     json: Annotated[bool, _JSON] = False
+    pictures: Annotated[
+        str,
+        Flag(
+            "how pictures are shown in the terminal: auto where it can, else not (default: {default})",
+            choices=("auto", "kitty", "iterm", "sixel", "none"),
+        ),
+    ] = AUTO
     page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
+    report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from distil.terminal.words import one_line
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from distil.terminal.shown_pictures import ShownPictures
+
 _STYLES = {  # of a line that begins so; those lines are said to who wants to hear nothing else, too
     "Warning: ": "yellow",
     "Stopped: ": "yellow",
@@ -53,6 +55,7 @@ class Terminal:
         self._is_quiet, self._ends_with_reader = is_quiet, ends_with_reader
         self.gives_json = gives_json
         self._log: Callable[[str], None] = lambda _: None
+        self.pictures: ShownPictures | None = None  # what draws them, where it shows any
 
     @cached_property
     def _console(self) -> Console:
@@ -107,6 +110,19 @@ class Terminal:
         self._log_drawn(content)
         if not self._is_quiet:
             self._console.print(content)
+
+    @property
+    def columns(self) -> int:
+        """How wide it is."""
+        return self._console.width
+
+    def draw(self, text: str) -> None:
+        """A picture, as what the terminal takes for one; it has no place in a log."""
+        try:
+            self.file.write(text + "\n")
+            self.file.flush()
+        except BrokenPipeError:
+            self._go_on_unheard()
 
     def give(self, document: Mapping[str, Json]) -> None:
         """The JSON document that the command is for, on standard output."""

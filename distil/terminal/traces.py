@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -52,6 +53,7 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
     Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
     show.
     """
+    pictures = terminal.pictures
     if path.is_file():
         if where:
             raise UsageError("--where chooses from a folder of traces; this is one trace")
@@ -59,7 +61,8 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
         if terminal.gives_json:
             terminal.give(_trace_document(path, trace))
         else:
-            _show_trace(trace, verbose, terminal)
+            show = partial(pictures.show, path) if pictures is not None else _show_none
+            _show_trace(trace, verbose, terminal, show)
         return 0
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
@@ -84,6 +87,8 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
         terminal.show(_list_table(list(facts.values())))
     if batch and facts:
         terminal.show(totals_table(_added_up(facts.values()), title=str(path)))
+        if pictures is not None:
+            pictures.show_sheet(list(facts.items()))
     elif not batch:
         terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
@@ -197,13 +202,23 @@ def _metric_cell(metric: Metric, facts: TraceSummary) -> str:
     return metric.cell.format(facts.metrics[metric.name]) if facts.parse_success else "no answer"
 
 
-def _show_trace(trace: Mapping[str, Json], verbose: bool, terminal: Terminal) -> None:
+def _show_none(number: int) -> None:
+    """What shows the pictures of a trace where there are none to be shown."""
+
+
+def _show_trace(
+    trace: Mapping[str, Json], verbose: bool, terminal: Terminal, show_picture: Callable[[int], None]
+) -> None:
+    """A trace turn by turn; `show_picture` gets 0 for the photo, or a call's number, from 1."""
     facts = read_summary(trace)
     table = _sample_table(trace, facts)
     terminal.show(Panel(table, title=f"sample {facts.sample_id}", title_align="left"))
+    show_picture(0)
     calls = trace_calls(trace)
     for number, turn in enumerate(trace_turns(trace), start=1):
         terminal.show(_turn_panel(turn, number, calls, verbose))
+        for made in _pictures_of(turn, number, calls):
+            show_picture(made)
     terminal.show(Panel(_result_table(trace, facts), title="result", title_align="left"))
     if verbose and "settings" in trace:
         settings = printable(json.dumps(trace["settings"], ensure_ascii=False, indent=2))
@@ -227,11 +242,22 @@ def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     return table
 
 
+def _pictures_of(turn: Mapping[str, Json], number: int, calls: Sequence[Mapping[str, Json]]) -> Iterator[int]:
+    """The numbers of a turn's calls that made a picture."""
+    for position, call in enumerate(calls, start=1):
+        if call.get("turn") == _turn_number(turn, number) and call_succeeded(call):
+            yield position
+
+
+def _turn_number(turn: Mapping[str, Json], position: int) -> int:
+    stated = turn.get("turn")
+    return stated if isinstance(stated, int) else position
+
+
 def _turn_panel(
     turn: Mapping[str, Json], number: int, calls: Sequence[Mapping[str, Json]], verbose: bool
 ) -> RenderableType:
-    stated = turn.get("turn")
-    number = stated if isinstance(stated, int) else number
+    number = _turn_number(turn, number)
     thinking, text = split_thinking(turn_text(turn))
     reasoning = [turn.get("reasoning") or thinking]
     reasoning += [f"{place}: {other}" for place, other in mapping_of(turn.get("other_reasoning")).items()]

@@ -41,17 +41,15 @@ class Page:
 
 def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
     """Serve folders, or those of trace files, until a signal; raises UsageError where that cannot be."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise UsageError(f'the web page needs {", ".join(missing)}: pip install "distil[view]"')
+    check_installed("the web page")
     from distil.index.index import TraceIndex  # noqa: PLC0415
     from distil.viewer.guard import new_token  # noqa: PLC0415
     from distil.viewer.server import bind, is_loopback, serve_until_interrupted, url_of  # noqa: PLC0415
     from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
-    folders = list(dict.fromkeys(map(_folder_of, paths)))
+    folders = list(dict.fromkeys(map(folder_of, paths)))
     with bind(page.host, page.port, page.may_be_another) as listening:
-        with _bar() as tell_progress:
+        with reading_bar() as tell_progress:
             index = TraceIndex.open(folders, tell_progress)
         token = None if is_loopback(page.host) else new_token()
         viewer = Viewer(tuple(folders), index, token, page.dataset_path)
@@ -68,8 +66,18 @@ def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
     return process.EXIT_DONE
 
 
-def _folder_of(path: Path) -> Path:
-    """The folder to serve; one without traces is, where a run has begun to write into it."""
+def check_installed(what: str) -> None:
+    """Raise UsageError where something is missing that `what` is made with."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'{what} needs {", ".join(missing)}: pip install "distil[view]"')
+
+
+def folder_of(path: Path) -> Path:
+    """The folder to show; one without traces is, where a run has begun to write into it.
+
+    Raises UsageError where it is none.
+    """
     if path.is_dir():
         if not find_trace_files(path) and not any((path / name).exists() for name in _OF_A_RUN):
             raise UsageError(f"{path} holds no trace_*.json")
@@ -101,7 +109,7 @@ def _has_browser() -> bool:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def reading_bar() -> Iterator[Callable[[int, int], None]]:
     """A function that is told how many of how many files are read."""
     with tqdm(unit="trace", leave=False, delay=0.5, dynamic_ncols=True) as bar:
 

@@ -144,9 +144,9 @@ def bin_edges(values: Floats) -> list[float]:
         return [0.0, *_log_steps(max(small, high / 1e6), high)]
     if low >= 0 and high <= 1:
         return [round(bin_number / _NUM_BINS, 6) for bin_number in range(_NUM_BINS + 1)]
-    step = _round_step((high - low) / _NUM_BINS or abs(high) or 1.0)
-    first, last = math.floor(low / step), math.floor(high / step) + 1
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    step = _round_step(max((high - low) / _NUM_BINS, max(abs(low), abs(high)) * 1e-9) or 1.0)
+    edges = [number * step for number in range(math.floor(low / step), math.floor(high / step) + 2)]
+    return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
 
 
 def _log_steps(low: float, high: float) -> Iterator[float]:

@@ -108,13 +108,13 @@ def trace_page(request: Request) -> Response:
     """The conversation of a trace; with `?beside=RUN/PART` another one next to it."""
     run, part = request.path_params["run"], request.path_params["part"]
     viewer_of(request).keeper.now()
-    shown = [_column(viewer_of(request), run, part)]
+    shown = [column_of(viewer_of(request), run, part)]
     beside = request.query_params.get("beside")
     if beside:
         other_run, _, other_part = beside.partition("/")
         if not other_run.isdecimal() or len(other_run) > 4:
             raise HTTPException(404, "beside= takes RUN/TRACE, such as 1/00012.")
-        shown.append(_column(viewer_of(request), int(other_run), other_part))
+        shown.append(column_of(viewer_of(request), int(other_run), other_part))
     return render(
         request,
         "trace.html",
@@ -144,7 +144,7 @@ def _neighbours(request: Request, file: str) -> Fields:
     }
 
 
-def _column(viewer: Viewer, run: int, part: str) -> Fields:
+def column_of(viewer: Viewer, run: int, part: str) -> Fields:
     """What the page shows of one trace; of a file that cannot be read why, and its text."""
     path = trace_file(viewer, run, part)
     row = viewer.index.find(TraceKey(run, path.name)) or {}
@@ -298,7 +298,7 @@ def picture(request: Request) -> Response:
 
 
 def _etag(viewer: Viewer, path: Path, number: int, view: View) -> str:
-    """What a browser may show again as long as the trace's file, and the dataset that is said, are the same."""
+    """What a browser may show again as long as the trace's file and the dataset that is said are the same."""
     facts = path.stat()
     dataset = zlib.crc32(repr(viewer.dataset_override).encode())
     return f'"{dataset:x}-{facts.st_ino:x}-{facts.st_size:x}-{facts.st_mtime_ns:x}-{number}-{view}"'

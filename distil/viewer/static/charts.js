@@ -158,7 +158,7 @@ function drawBars(chart, width) {
         bar({ svg }, { x: left, width: length, y, height: Math.max(2, height - 1), index },
           `${ofSeries(chart, index)}${row.label}: ${whole.format(count)} (${percent(count / Math.max(1, totals[index]), 1)})${note}`),
       );
-      svg.append(node("text", { class: "value", x: left + length + 6, y: y + height / 2, "dominant-baseline": "central" }, whole.format(count)));
+      svg.append(node("text", { class: "chart-value", x: left + length + 6, y: y + height / 2, "dominant-baseline": "central" }, whole.format(count)));
     });
   });
   const notes = chart.rows.some((row) => row.note);
@@ -191,7 +191,7 @@ function drawShares(chart, width) {
         node("line", { class: "interval", x1: x(share.low), x2: x(share.high), y1: y, y2: y }),
         node("circle", { class: "chart-dot", cx: x(share.share), cy: y, r: 4.5 }));
       svg.append(mark);
-      svg.append(node("text", { class: "value", x: x(1) + 8, y, "dominant-baseline": "central" }, percent(share.share)));
+      svg.append(node("text", { class: "chart-value", x: x(1) + 8, y, "dominant-baseline": "central" }, percent(share.share)));
       marks.push({
         node: mark, x: x(share.share), y: y - 6,
         words: `${ofSeries(chart, index)}${row.label}: ${percent(share.share, 1)}, ${whole.format(share.count)} of ${whole.format(share.of)}; 95 % interval ${percent(share.low, 1)} to ${percent(share.high, 1)}`,
@@ -225,19 +225,19 @@ function frame(width, highest, integers) {
   const y = (count) => bottom - (PLOT_HEIGHT_PX * count) / top;
   for (const step of steps) {
     svg.append(node("line", { class: step ? "grid" : "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(step), y2: y(step) }));
-    svg.append(node("text", { class: "label", x: MARGIN.left - 8, y: y(step), "text-anchor": "end", "dominant-baseline": "central" }, short(step)));
+    svg.append(node("text", { class: "chart-label", x: MARGIN.left - 8, y: y(step), "text-anchor": "end", "dominant-baseline": "central" }, short(step)));
   }
   return { svg, bottom, y };
 }
 
 function tickLabel(x, y, words) {
-  return node("text", { class: "label", x, y, "text-anchor": "middle" }, words);
+  return node("text", { class: "chart-label", x, y, "text-anchor": "middle" }, words);
 }
 
 function rowLabel(x, y, words, width) {
   const fitting = Math.max(4, Math.floor((width - 12) / LETTER_PX));
   const shown = words.length > fitting ? `${words.slice(0, fitting - 1)}…` : words;
-  return node("text", { class: "label", x, y, "text-anchor": "end", "dominant-baseline": "central" }, shown);
+  return node("text", { class: "chart-label", x, y, "text-anchor": "end", "dominant-baseline": "central" }, shown);
 }
 
 function leftOf(rows, width) {
@@ -339,7 +339,7 @@ function legend(chart) {
 function tableOf(title, heads, rows) {
   const head = html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)));
   const body = rows.map((cells) => html("tr", {}, html("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((words) => html("td", {}, words))));
-  return html("div", { class: "chart-scroll" },
+  return html("div", { class: "chart-scroll", tabindex: "0", role: "region", "aria-label": `${title}: a table` },
     html("table", {}, html("caption", { class: "unseen" }, title), html("thead", {}, head), html("tbody", {}, ...body)));
 }
 

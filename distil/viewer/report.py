@@ -1,0 +1,225 @@
+"""A run as one HTML file that opens from disk: figures, charts, map, list, and traces with their pictures.
+
+Nothing is asked of any address: the file's own policy forbids it, and lets only the script and the style run
+that it was written with, by their hashes. What a trace says is text, here as on the pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from markupsafe import Markup
+from PIL import Image
+
+from distil.errors import DistilError, FolderError, error_text
+from distil.index.columns import Column
+from distil.index.query import Query
+from distil.pictures import to_rgb_or_grey
+from distil.records import Json
+from distil.viewer.build_map import LAND_FILE
+from distil.viewer.charts import charts
+from distil.viewer.map import pairs, task_with_map
+from distil.viewer.pictures import Match, NoPicture, Pictures, View
+from distil.viewer.run_facts import read_facts
+from distil.viewer.run_figures import figures, read_columns
+from distil.viewer.templating import HERE, environment
+from distil.viewer.trace_page import column_of
+from distil.viewer.viewer import Viewer
+
+PICTURE_PX = 512  # the longest side of an embedded picture
+_QUALITY = 75  # of WebP
+_STYLES = ("base.css", "charts.css", "trace.css", "report.css")
+_MODULES = ("charts.js", "map.js", "scrolling.js")
+_SCRIPT = "report.js"
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
+_IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
+_IF_TOLD = ("rollout", "mark", "note")
+_THEN = ("answer", "truth", "turns", "calls", "failed_calls", "tools", "stop_reason")
+_PAGE = 500  # rows of the index at once
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report came to."""
+
+    num_traces: int
+    num_found: int
+    num_bytes: int
+    num_without_picture: int
+
+
+def write_report(
+    path: Path,
+    viewer: Viewer,
+    query: Query,
+    limit: int,
+    tell_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Written:
+    """Write the first `limit` traces of a query, with charts and a map of all of them.
+
+    The file appears whole or not at all. Raises UsageError for a bad query, FolderError where the file cannot
+    be written.
+    """
+    found = viewer.index.count(query)
+    rows = _rows(viewer, query, min(limit, found))
+    pictures = Pictures(viewer.dataset_override)
+    entries = _Entries(viewer, rows, pictures, tell_progress)
+    template = environment().get_template("report.html")
+    pieces = template.generate(traces=entries, **_context(viewer, query, rows, found))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        num_bytes = part.stat().st_size
+        part.replace(path)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written: {error_text(error)}") from None
+    finally:
+        part.unlink(missing_ok=True)
+        pictures.close()
+    return Written(len(rows), found, num_bytes, entries.num_without_picture)
+
+
+def _rows(viewer: Viewer, query: Query, limit: int) -> list[dict[str, Json]]:
+    rows: list[dict[str, Json]] = []
+    while len(rows) < limit:
+        page = viewer.index.page(query, min(_PAGE, limit - len(rows)), len(rows))
+        if not page:
+            break
+        rows += page
+    return rows
+
+
+def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]], found: int) -> dict[str, Any]:
+    style, script = _style(), _script()
+    of_runs = read_columns(viewer.index, len(viewer.folders))
+    columns = _columns(viewer, rows)
+    folders = zip(viewer.folders, viewer.names, strict=True)
+    return {
+        "viewer": viewer,
+        "style": Markup(style),  # noqa: S704 - our own files
+        "script": Markup(script),  # noqa: S704
+        "policy": f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
+        "facts": [read_facts(folder, name) for folder, name in folders],
+        "figures": figures(viewer.index, of_runs),
+        "charts": charts(viewer.index, query, viewer.names),
+        "map": _map(viewer, query, rows),
+        "columns": [{"name": each.name, "kind": each.kind, "heading": each.heading} for each in columns],
+        "rows": [
+            {"id": trace_id(row)} | {column.name: row[column.name] for column in columns} for row in rows
+        ],
+        "num_found": found,
+        "where": query.where,
+        "num_broken": len(viewer.index.broken),
+    }
+
+
+def _columns(viewer: Viewer, rows: Sequence[Mapping[str, Json]]) -> list[Column]:
+    """What the list shows of a trace; some columns only where they say something of a trace in it."""
+    by_name = {column.name: column for column in viewer.index.columns}
+    many = ("run",) * (len(viewer.folders) > 1)
+    told = [name for name in _IF_TOLD if any(row.get(name) for row in rows)]
+    names = (*many, "sample_index", *told, "score", *viewer.metric_columns, *_THEN)
+    return [by_name[name] for name in names if name in by_name]
+
+
+def _map(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]]) -> Json:
+    """The map's pairs and outlines, None for tasks without places; links lead to what the file holds."""
+    task = task_with_map(viewer.tasks)
+    if task is None:
+        return None
+    data = pairs(viewer.index, query, task)
+    held = {trace_id(row) for row in rows}
+    for pair in data["pairs"]:
+        place = pair[0].removeprefix("/trace/")
+        pair[0] = f"#{place}" if unquote(place) in held else None
+    return (
+        {"data": data, "land": json.loads(LAND_FILE.read_text(encoding="utf-8"))} if data["pairs"] else None
+    )
+
+
+def trace_id(row: Mapping[str, Json]) -> str:
+    """What a trace is called within the file: its folder's number and its file's own part."""
+    return f"{row['run']}/{row['file'].removeprefix('trace_').removesuffix('.json')}"
+
+
+class _Entries:
+    """The traces one by one, as the template asks for them: no more than one is held."""
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        rows: Sequence[Mapping[str, Json]],
+        pictures: Pictures,
+        tell_progress: Callable[[int, int], None],
+    ) -> None:
+        self._viewer, self._rows, self._pictures = viewer, rows, pictures
+        self._tell_progress = tell_progress
+        self.num_without_picture = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for done, row in enumerate(self._rows, start=1):
+            run, part = row["run"], trace_id(row).partition("/")[2]
+            path = self._viewer.folders[run] / row["file"]
+            embedded = self._embedded(path)
+            self.num_without_picture += not any("data" in each for each in embedded.values())
+            yield {"id": trace_id(row), "c": column_of(self._viewer, run, part), "pictures": embedded}
+            self._tell_progress(done, len(self._rows))
+
+    def _embedded(self, path: Path) -> dict[str, Json]:
+        """The pictures of a trace by their numbers, each with its data URL or why there is none."""
+        found: dict[str, Json] = {}
+        try:
+            for shown in self._pictures.marks(path):
+                found[str(shown.number)] = {"match": shown.match.value, "detail": shown.detail}
+                if shown.match is not Match.MISSING:
+                    file = self._pictures.file(path, shown.number, View.SENT)
+                    found[str(shown.number)]["data"] = small_data_url(file.data)
+        except NoPicture as error:
+            found.setdefault("0", {"match": Match.MISSING.value, "detail": str(error)})
+        except DistilError as error:  # of a file that is no trace any more
+            found["0"] = {"match": Match.MISSING.value, "detail": str(error)}
+        return found
+
+
+def small_data_url(data: bytes) -> str:
+    """A picture file as one of at most `PICTURE_PX`, in the text that a page takes for an address."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (2 * PICTURE_PX, 2 * PICTURE_PX))  # a JPEG is decoded no larger than is needed
+        image.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        to_rgb_or_grey(image, None).save(buffer, "WEBP", quality=_QUALITY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _style() -> str:
+    return "\n".join((HERE / "static" / name).read_text(encoding="utf-8") for name in _STYLES)
+
+
+def _script() -> str:
+    """The modules of pages and the report's own as one script, each in a function that gives its exports."""
+    own = (HERE / "static" / _SCRIPT).read_text(encoding="utf-8")
+    script = "\n".join([*map(_wrapped, _MODULES), _IMPORT.sub("", own)])
+    return re.sub(r"<(?=/script|!--)", r"<\\", script)  # in a comment or a string, where it ends no script
+
+
+def _wrapped(module: str) -> str:
+    text = (HERE / "static" / module).read_text(encoding="utf-8")
+    exported = ", ".join(_EXPORT.findall(text))
+    return f"const {{ {exported} }} = (() => {{\n{_EXPORT.sub('', text)}\nreturn {{ {exported} }};\n}})();"
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return f"'sha256-{digest}'"
