@@ -729,7 +729,7 @@ def test_any_column_orders_with_ties_by_sample_and_null_last(geo: TraceIndex) ->
 
 
 def test_a_list_is_walked_from_end_to_end_by_neighbours(geo: TraceIndex) -> None:
-    query = Query((Filter("score", ">", 0.5),), order=("-score",))
+    query = Query((Filter("score", ">", 0.5), Filter("turns", "in", [1, 2, 3])), order=("-score",))
     keys = [TraceKey(*row) for row in geo.rows(query, ["run", "file"])]
     for position, key in enumerate(keys):
         before, after, at = geo.neighbours(query, key)
@@ -980,7 +980,7 @@ def test_each_expression_of_the_page_is_answered(geo: TraceIndex, where: str) ->
 
 
 def test_the_pages_python_runs(tmp_path: Path) -> None:
-    make_traces(tmp_path / "traces_concurrent", 20)
+    make_traces(tmp_path / "traces_seen", 20)
     code = PAGE.split("```python\n")[1].split("```")[0]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     result = subprocess.run(

@@ -146,9 +146,10 @@ function showError(text) {
 // --- the table ---
 
 const WIDTHS = { number: 92, flag: 84, text: 190 };
-const NARROW = { sample_index: 92, run: 120, turns: 66, calls: 66, failed_calls: 96, rollout: 76, mark: 70, stop_reason: 120, score: 116, tools: 230 };
+const NARROW = { sample_index: 92, turns: 66, calls: 66, failed_calls: 96, rollout: 76, mark: 70, stop_reason: 120, score: 116, tools: 230 };
 
 function widthOf(column) {
+  if (column.name === "run") return Math.min(230, Math.max(96, 44 + 8 * Math.max(...given.runs.map((name) => name.length))));
   return NARROW[column.name] ?? WIDTHS[column.kind];
 }
 
@@ -183,7 +184,7 @@ function drawHeads() {
 
 /** The fields say what the address says, but for the one that somebody writes in. */
 function showFilters() {
-  for (const input of at("filters").querySelectorAll("input")) {
+  for (const input of at("filters").querySelectorAll("input, select")) {
     if (input === document.activeElement) continue;
     input.value = textOf(columns.get(input.dataset.filter));
     input.classList.toggle("set", input.value !== "");
@@ -251,7 +252,20 @@ function textOf(column) {
 
 const HINTS = { number: "> 0.5, 1..9", flag: "yes, no", text: "contains" };
 
+/** Runs are chosen by their names, not by their numbers. */
+function runChoice() {
+  const select = element("select", { ariaLabel: "Filter by run", dataset: { filter: "run" } },
+    element("option", { value: "", textContent: "all" }), ...given.runs.map((name, value) => element("option", { value, textContent: name })));
+  select.value = textOf(columns.get("run"));
+  select.addEventListener("change", () => {
+    const others = view.filters.filter((filter) => columnOfFilter(filter) !== "run");
+    change({ filters: select.value === "" ? others : [...others, `run=${select.value}`] });
+  });
+  return element("td", {}, select);
+}
+
 function filterOf(column) {
+  if (column.name === "run") return runChoice();
   const text = textOf(column);
   const input = element("input", {
     value: text, placeholder: HINTS[column.kind], className: text ? "set" : "", autocomplete: "off", spellcheck: false,
@@ -304,7 +318,7 @@ function worded(filter) {
 
 function showTools() {
   const shown = new Set(view.columns);
-  const hidden = view.filters.filter((filter) => !shown.has(columnOfFilter(filter)) || columnOfFilter(filter) === "run");
+  const hidden = view.filters.filter((filter) => !shown.has(columnOfFilter(filter)));
   const chips = hidden.map((filter) => chip(worded(filter), () => change({ filters: view.filters.filter((each) => each !== filter) })));
   if (view.where && at("where-row").hidden) chips.push(chip(`where ${view.where}`, () => change({ where: "" })));
   const isFiltered = view.filters.length || view.search || view.where;
