@@ -381,6 +381,31 @@ def test_hostile_words_of_traces_and_urls_stay_words(tmp_path: Path, show: Show)
             assert not re.search(r"\son[a-z]+=|\sstyle=", text)
 
 
+def test_half_characters_and_characters_that_turn_a_line_around_are_shown_by_their_numbers(
+    tmp_path: Path, show: Show
+) -> None:
+    folder = tmp_path / os.fsdecode(b"run \xff")
+    make_traces(folder, 2)
+    changed(folder, 1, sample_data={"name\ud800": "gpj.\u202eexe\udfff", "lat": 1, "lon": 2})
+    record = {"settings": {"model": "m\u202e\ud800", "x": "\udc00"}, "warnings": ["w\ud800"]}
+    (folder / "run_record.json").write_text(json.dumps({"runs": [record]}))
+    (folder / "failed_samples.jsonl").write_text(failure(5, "no \u202e\ud83d reply"))
+    site = show(folder, folder)
+    for path in (
+        "/",
+        "/traces",
+        "/traces?cols=row_name,name",
+        "/compare",
+        "/api/rows",
+        "/api/now",
+        "/trace/0/00001",
+    ):
+        status, _, body = site.ask(path)
+        assert status == 200, path
+        assert "\u202e" not in body.decode(), path
+    assert "U+202E" in site.text("/")
+
+
 def test_traces_of_the_earlier_system_and_of_no_system_are_shown(tmp_path: Path, show: Show) -> None:
     old = {
         "sample_index": 5, "conversation_history": [{"turn": 1, "response": "\\boxed{1, 2}"}], "tool_calls": [],

@@ -215,16 +215,16 @@ def test_what_was_sent_and_the_raw_json_are_loaded_when_they_are_opened(
     wait_for_pictures(page)
     assert not [url for url in browser.requests if "/raw/" in url or "/api/messages" in url]
     assert len(page.content()) < 200_000
-    page.get_by_role("button", name="Show all 5,399,999 characters").first.click()
-    wait_until(page, "document.querySelector('.said').textContent.length > 5000000")
-    assert page.locator(".said b").count() == 0
-    page.get_by_text("Raw JSON").click()
+    page.locator("[data-messages] summary").click()
+    page.locator(".sent-request", has_text="request of turn 2").wait_for()
+    assert page.locator(".sent-picture").count() == 3
+    page.locator("[data-raw] > summary").click()
     page.locator(".tree summary", has_text="conversation_log").click()
     page.locator(".tree summary", has_text="0 {").first.click()
-    page.get_by_text("show all 5,400,000 characters").wait_for()
-    page.get_by_text("The messages as they were sent").click()
-    page.get_by_text("request of turn 2").wait_for()
-    assert page.locator(".sent-picture").count() == 3
+    page.locator(".tree button", has_text="show all 5,400,000 characters").wait_for()
+    page.locator(".show-all", has_text="Show all 5,399,999 characters").click()
+    wait_until(page, "document.querySelector('.said').textContent.length > 5000000")
+    assert page.locator(".said b").count() == 0
 
 
 def test_scripts_in_every_field_do_nothing(traces: Path, tmp_path: Path, open_trace: OpenTrace) -> None:
@@ -248,6 +248,8 @@ def test_scripts_in_every_field_do_nothing(traces: Path, tmp_path: Path, open_tr
     assert "alert(1)" in page.locator("#trace").inner_text()
     assert "\u202e" not in page.locator("#trace").inner_text()
     assert SCRIPT.startswith("<script>"), "what is looked for above"
+    page.set_viewport_size({"width": NARROW_PX, "height": 800})
+    assert overflow_px(page) == 0
 
 
 def test_a_dataset_that_is_gone_is_said_without_an_error(

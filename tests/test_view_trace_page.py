@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -107,8 +108,11 @@ class Site:
     def __init__(self, address: str, number: int) -> None:
         self.address, self.number = address, number
 
-    def get(self, path: str) -> tuple[int, bytes, Mapping[str, str]]:
-        request = urllib.request.Request(self.address + path, headers={"X-Site": str(self.number)})
+    def get(
+        self, path: str, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        sent = {"X-Site": str(self.number), **(headers or {})}
+        request = urllib.request.Request(self.address + path, headers=sent)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read(), dict(answer.headers)
@@ -366,6 +370,35 @@ def test_pictures_that_the_trace_keeps_are_shown_from_it(
     assert site.image("/picture/0/00000/1?view=full").size == site.image("/picture/0/00000/1").size
 
 
+def test_pictures_that_the_earlier_system_kept_are_shown(tmp_path: Path, show: Show) -> None:
+    photo, crop = (file_bytes(noise(64, 48, seed=seed)) for seed in range(2))
+    urls = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in (photo, crop)]
+    content = [{"type": "image_url", "image_url": {"url": urls[0]}}, {"type": "text", "text": "Where is it?"}]
+    call = {"turn": 1, "tool_name": "image_zoom_in_tool", "arguments": {}, "result": {"image": urls[1]}}
+    evil = "data:image/svg+xml;base64," + base64.b64encode(b"<svg onload='alert(1)'/>").decode()
+    history = [{"role": "user", "content": content}, *old_trace()["conversation_history"]]
+    trace = old_trace(conversation_history=history, tool_calls=[call, call | {"result": {"image": evil}}])
+    (tmp_path / "trace_00000.json").write_text(json.dumps(trace))
+    site = show(tmp_path)
+    assert [(mark["match"], mark["is_kept"]) for mark in site.marks("/0/00000")] == [
+        ("unstated", True),
+        ("unstated", True),
+        ("missing", False),
+    ]
+    assert site.get("/picture/0/00000/0")[1] == photo
+    assert site.get("/picture/0/00000/1?view=full")[1] == crop
+    assert site.get("/picture/0/00000/2")[0] == 404
+    assert "Where is it?" in site.text("/trace/0/00000")
+
+
+def test_a_picture_is_sent_again_only_where_the_trace_is_another(copied: Path, show: Show) -> None:
+    site = show(copied)
+    tag = site.get("/picture/0/00000/1")[2]["etag"]
+    assert site.get("/picture/0/00000/1", {"If-None-Match": tag})[0] == 304
+    shutil.copy(copied / "trace_00001.json", copied / "trace_00000.json")
+    assert site.get("/picture/0/00000/1", {"If-None-Match": tag})[0] == 200
+
+
 # --- the page
 
 
@@ -446,6 +479,8 @@ def test_a_row_is_shown_beside_the_same_row_of_another_run(
     site = show(run_folder, copied)
     page = site.text("/trace/0/00002")
     assert 'href="/trace/0/00002?beside=1/00002_r1"' in page and 'href="/trace/1/00002"' in page
+    change(copied / "trace_00002.json", image=json.loads((copied / "trace_00001.json").read_text())["image"])
+    assert 'href="/trace/1/00002"' not in show(run_folder, copied).text("/trace/0/00002"), "another photo"
     both = site.text("/trace/0/00002?beside=1/00002_r1")
     assert both.count("<article") == 2 and "rollout 1" in both
     assert site.get("/trace/0/00002?beside=1/../00002")[0] == 404

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
@@ -16,7 +16,7 @@ from distil.viewer.compare_page import COMPARE_ROUTES
 from distil.viewer.list_page import LIST_ROUTES
 from distil.viewer.marking import MARK_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
-from distil.viewer.templating import HERE, render
+from distil.viewer.templating import HERE, Answer, render
 from distil.viewer.trace_page import TRACE_ROUTES
 from distil.viewer.viewer import Viewer
 
@@ -51,5 +51,5 @@ def _say_error(request: Request, error: Exception) -> Response:
 
 def _said(request: Request, status: int, text: str) -> Response:
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": text}, status_code=status)
+        return Answer({"error": text}, status_code=status)
     return render(request, "error.html", status, code=status, text=text)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from distil.errors import UsageError
@@ -18,8 +18,9 @@ from distil.records import Json
 from distil.store.marks import DROP, KEEP
 from distil.viewer.query_string import read_query
 from distil.viewer.run_page import now_json
-from distil.viewer.templating import render
+from distil.viewer.templating import Answer, render
 from distil.viewer.viewer import Viewer, viewer_of
+from distil.viewer.visible import plain
 
 PIECE = 100  # rows at once
 _MAX_PIECE = 500
@@ -57,7 +58,7 @@ def rows(request: Request) -> Response:
     offset = _number(request, "offset", 0, 10**9)
     limit = _number(request, "limit", PIECE, _MAX_PIECE)
     query = read_query(request.query_params)
-    return JSONResponse(_piece(viewer, query, _columns_asked(viewer, request), offset, limit))
+    return Answer(_piece(viewer, query, _columns_asked(viewer, request), offset, limit))
 
 
 def values(request: Request) -> Response:
@@ -65,7 +66,7 @@ def values(request: Request) -> Response:
     viewer = viewer_of(request)
     name = request.query_params.get("column", "")
     counts = Counter(value for (value,) in viewer.index.rows(Query(order=()), [name]) if value is not None)
-    return JSONResponse({"values": [[value, count] for value, count in counts.most_common(_MAX_VALUES)]})
+    return Answer({"values": [[value, count] for value, count in counts.most_common(_MAX_VALUES)]})
 
 
 def _piece(viewer: Viewer, query: Query, shown: Sequence[str], offset: int, limit: int) -> dict[str, Json]:
@@ -73,13 +74,17 @@ def _piece(viewer: Viewer, query: Query, shown: Sequence[str], offset: int, limi
     found = viewer.index.page(query, limit, offset)
     piece: dict[str, Json] = {
         "offset": offset,
-        "rows": [{name: row[name] for name in names if name in row} for row in found],
+        "rows": [{name: _shown(name, row[name]) for name in names if name in row} for row in found],
         "generation": viewer.keeper.now().generation,
     }
     if offset == 0 or not found:
         piece["total"] = viewer.index.count(query)
         piece["marks"] = {mark: viewer.index.count(_marked(query, mark)) for mark in (KEEP, DROP)}
     return piece
+
+
+def _shown(name: str, value: Json) -> Json:
+    return plain(value) if isinstance(value, str) and name not in ("file", "note") else value
 
 
 def _marked(query: Query, mark: str) -> Query:

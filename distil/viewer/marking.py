@@ -6,13 +6,14 @@ import json
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from distil.errors import UsageError
 from distil.index.index import TraceKey
 from distil.records import Json, SampleId
 from distil.store.marks import UNCHANGED, append_mark
+from distil.viewer.templating import Answer
 from distil.viewer.viewer import Viewer, viewer_of
 
 _MAX_BYTES = 100_000
@@ -21,7 +22,7 @@ _MAX_BYTES = 100_000
 async def mark(request: Request) -> Response:
     """Change the mark or the note of a trace: `{"run": 0, "file": "trace_00012.json", "mark": "keep"}`."""
     asked = await _body(request)
-    return JSONResponse(await run_in_threadpool(_mark, viewer_of(request), asked))
+    return Answer(await run_in_threadpool(_mark, viewer_of(request), asked))
 
 
 async def _body(request: Request) -> dict[str, Json]:

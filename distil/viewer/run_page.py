@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from distil.index.query import Query
@@ -19,7 +19,7 @@ from distil.viewer.map import pairs, task_with_map
 from distil.viewer.query_string import query_pairs, read_query
 from distil.viewer.run_facts import failure_rows, read_facts, settings_rows
 from distil.viewer.run_figures import figures, read_columns, spending_figures
-from distil.viewer.templating import render
+from distil.viewer.templating import Answer, render
 from distil.viewer.viewer import Viewer, viewer_of
 
 _FIRST_WAIT_SECONDS = 0.25  # for where a run stands; a large folder's comes a moment later
@@ -72,7 +72,7 @@ def _failures(viewer: Viewer, run: int, status: FolderStatus | None) -> Any:
 def now_page(request: Request) -> Response:
     """Where the runs stand, for a page that asks again and again."""
     viewer = viewer_of(request)
-    return JSONResponse(now_json(viewer, viewer.keeper.now()))
+    return Answer(now_json(viewer, viewer.keeper.now()))
 
 
 def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
@@ -113,9 +113,9 @@ def pairs_of(request: Request) -> Response:
     query = read_query(request.query_params)
     task = _figures(viewer, viewer.keeper.now().generation)["map_task"]
     if task is None:
-        return JSONResponse({"pairs": [], "total": 0})
+        return Answer({"pairs": [], "total": 0})
     link_query = urlencode(list(query_pairs(query)))
-    return JSONResponse(pairs(viewer.index, replace(query, order=()), task, link_query))
+    return Answer(pairs(viewer.index, replace(query, order=()), task, link_query))
 
 
 RUN_ROUTES = (Route("/", run_page), Route("/api/now", now_page), Route("/api/pairs", pairs_of))

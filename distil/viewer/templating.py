@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from distil import __version__
+from distil.records import Json
 from distil.viewer.viewer import viewer_of
+from distil.viewer.visible import plain, visible
 
 HERE = Path(__file__).parent
 
@@ -26,7 +29,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["figure"] = figure
+    found.filters.update(figure=figure, visible=visible, plain=plain)
     found.globals["version"] = __version__
     return found
 
@@ -47,6 +50,13 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
         )
     )
     return HTMLResponse(text, status_code=status)
+
+
+class Answer(JSONResponse):
+    """A value as JSON, whatever its texts hold: half a character too, as file names may."""
+
+    def render(self, content: Json) -> bytes:
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
 def figure(value: float | None, places: int = 0) -> str:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
@@ -30,7 +31,7 @@ from distil.replay.replay import turns_of
 from distil.rollout import turn_seed
 from distil.store.folder import TIMINGS
 from distil.store.json_lines import parse_line
-from distil.store.trace_file import StoredTrace, load_json, read_trace
+from distil.store.trace_file import StoredTrace, load_json, read_trace, trace_name
 from distil.viewer.map import trace_link
 from distil.viewer.pictures import NoPicture, Pictures, View
 from distil.viewer.query_string import read_query
@@ -106,6 +107,7 @@ def _pictures(request: Request) -> Pictures:
 def trace_page(request: Request) -> Response:
     """The conversation of a trace; with `?beside=RUN/PART` another one next to it."""
     run, part = request.path_params["run"], request.path_params["part"]
+    viewer_of(request).keeper.now()
     shown = [column_of(viewer_of(request), run, part)]
     beside = request.query_params.get("beside")
     if beside:
@@ -207,9 +209,10 @@ def _sample_of(trace: Mapping[str, Json], part: str) -> Fields:
 def _timings(path: Path, trace: Mapping[str, Json]) -> Timings:
     """What the folder says of how long the sample took: its last line counts."""
     index, rollout = trace.get("sample_index"), trace.get("rollout", 0)
-    if type(index) is not int:
+    file = path.parent / TIMINGS
+    if type(index) is not int or not file.is_file():
         return Timings()
-    file, needle = path.parent / TIMINGS, b'"sample_index": %d' % index
+    needle = b'"sample_index": %d' % index
     found: Mapping[str, Json] | None = None
     try:
         with file.open("rb") as lines:
@@ -239,6 +242,7 @@ def _others(request: Request, part: str) -> list[Fields]:
     sample_id = SampleId.from_file_part(part)
     if sample_id is None:
         return []
+    photo = _photo_of(viewer, run, sample_id)
     found = []
     for number, folder in enumerate(viewer.folders):
         paths = folder.glob(f"{_PREFIX}{sample_id.index:05d}*{_SUFFIX}")
@@ -247,9 +251,17 @@ def _others(request: Request, part: str) -> list[Fields]:
         found += [
             {"run": number, "name": viewer.names[number], "part": each.file_part, "rollout": each.rollout}
             for each in ids
-            if each.index == sample_id.index and (number, each) != (run, sample_id)
+            if each.index == sample_id.index
+            and (number, each) != (run, sample_id)
+            and _photo_of(viewer, number, each) in (photo, None)
         ]
     return found
+
+
+def _photo_of(viewer: Viewer, run: int, sample_id: SampleId) -> Json:
+    """What tells a sample's photo from others: a row of the same number of another dataset is another row."""
+    row = viewer.index.find(TraceKey(run, trace_name(sample_id)))
+    return row and row.get("image_sha256")
 
 
 def pair(request: Request) -> Response:
@@ -273,13 +285,24 @@ def picture(request: Request) -> Response:
         view = View(request.query_params.get("view", View.SENT))
     except ValueError:
         raise HTTPException(404, f"view= is one of {', '.join(View)}.") from None
+    path, number = _asked_file(request), request.path_params["number"]
+    headers = {"cache-control": "private, no-cache", "etag": _etag(viewer_of(request), path, number, view)}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
     try:
-        file = _pictures(request).file(_asked_file(request), request.path_params["number"], view)
+        file = _pictures(request).file(path, number, view)
     except (NoPicture, TraceError) as error:
         if view is View.THUMB:  # in a list of many: a sign in its place, and no error for each
             return Response(_NO_PICTURE, media_type="image/svg+xml")
         return PlainTextResponse(plain(str(error)), 404)
-    return Response(file.data, media_type=file.media_type, headers={"cache-control": "no-cache"})
+    return Response(file.data, media_type=file.media_type, headers=headers)
+
+
+def _etag(viewer: Viewer, path: Path, number: int, view: View) -> str:
+    """What a browser may show again as long as the trace's file and the dataset that is said are the same."""
+    facts = path.stat()
+    dataset = zlib.crc32(repr(viewer.dataset_override).encode())
+    return f'"{dataset:x}-{facts.st_ino:x}-{facts.st_size:x}-{facts.st_mtime_ns:x}-{number}-{view}"'
 
 
 def marks(request: Request) -> Response:

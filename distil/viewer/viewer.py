@@ -13,6 +13,7 @@ from typing import Any, cast
 from starlette.requests import Request
 
 from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.tasks import TASKS
 from distil.viewer.keeper import Keeper
 
@@ -46,6 +47,12 @@ class Viewer:
         headings = {metric.heading for task in TASKS.values() for metric in task.metrics}
         metrics = (column for column in self.index.columns if column.source == "metric")
         return [column.name for column in metrics if column.heading in headings and column.name != "score"]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that the traces were made for."""
+        tasks = self.index.rows(Query(order=()), ["task"])
+        return sorted({task for (task,) in tasks if isinstance(task, str)})
 
     def cached(self, name: str, generation: int, make: Callable[[], Any]) -> Any:
         """What `make` gave for a generation of the index; of each name the last is kept."""

@@ -1,5 +1,7 @@
 // What every page has: theme, keys and their help, requests, short notices.
 
+import { letKeysScroll } from "./scrolling.js";
+
 const root = document.documentElement;
 
 // --- theme ---
@@ -135,3 +137,5 @@ document.getElementById("help-button").addEventListener("click", showHelp);
 document.getElementById("theme-button").addEventListener("click", toggleTheme);
 bindKeys(["?"], "these keys", showHelp);
 bindKeys(["T"], "light or dark", toggleTheme);
+
+letKeysScroll(document.body);

@@ -27,8 +27,11 @@ function trimmed(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-export function percent(share, places = 0) {
-  return share === null ? "–" : `${(100 * share).toFixed(places)} %`;
+/** A share as a percentage; without `places` in as many digits as it needs, one behind the point at most. */
+export function percent(share, places) {
+  if (share === null) return "–";
+  const hundredths = 100 * share;
+  return `${places === undefined ? Number(hundredths.toFixed(1)) : hundredths.toFixed(places)} %`;
 }
 
 function node(name, attributes = {}, ...children) {
@@ -170,7 +173,7 @@ function drawShares(chart, width) {
   const numSeries = chart.series.length;
   const rowHeight = Math.max(ROW_HEIGHT_PX, numSeries * 14 + 8);
   const left = leftOf(chart.rows, width);
-  const valueWidth = 44;
+  const valueWidth = 50;
   const room = width - left - MARGIN.right - valueWidth;
   const bottom = chart.rows.length * rowHeight + 4;
   const svg = canvas(width, bottom + 20);

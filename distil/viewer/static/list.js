@@ -146,9 +146,10 @@ function showError(text) {
 // --- the table ---
 
 const WIDTHS = { number: 92, flag: 84, text: 190 };
-const NARROW = { sample_index: 92, run: 120, turns: 66, calls: 66, failed_calls: 96, rollout: 76, mark: 70, stop_reason: 120, score: 116, tools: 230 };
+const NARROW = { sample_index: 92, turns: 66, calls: 66, failed_calls: 96, rollout: 76, mark: 70, stop_reason: 120, score: 116, tools: 230 };
 
 function widthOf(column) {
+  if (column.name === "run") return Math.min(230, Math.max(96, 44 + 8 * Math.max(...given.runs.map((name) => name.length))));
   return NARROW[column.name] ?? WIDTHS[column.kind];
 }
 
@@ -160,8 +161,14 @@ function isFigure(column) {
   return column.kind === "number" && !["sample_index", "run"].includes(column.name);
 }
 
+let drawnHeads = ""; // what the heads were made for: a click begins and ends on the same button
+
 function drawHeads() {
   const shown = shownColumns();
+  const made = JSON.stringify([view.columns, view.sort, view.thumbs]);
+  showFilters();
+  if (made === drawnHeads) return;
+  drawnHeads = made;
   const cols = [element("col", { dataset: { width: "40" } }), ...(view.thumbs ? [element("col", { dataset: { width: "124" } })] : []),
     ...shown.map((column) => element("col", { dataset: { width: widthOf(column) } })), element("col")];
   for (const col of cols) if (col.dataset.width) col.style.width = `${col.dataset.width}px`;
@@ -171,10 +178,17 @@ function drawHeads() {
   if (view.thumbs) heads.push(element("th", { scope: "col" }, element("span", { className: "unseen", textContent: "photo" })));
   for (const column of shown) heads.push(headOf(column));
   at("heads").replaceChildren(...heads, element("th", { ariaHidden: "true" }));
-  const focused = document.activeElement?.dataset?.filter;
-  const filters = [element("td"), ...(view.thumbs ? [element("td")] : []), ...shown.map(filterOf), element("td")];
-  if (!focused) at("filters").replaceChildren(...filters);
+  at("filters").replaceChildren(element("td"), ...(view.thumbs ? [element("td")] : []), ...shown.map(filterOf), element("td"));
   at("traces").classList.toggle("thumbs", view.thumbs);
+}
+
+/** The fields say what the address says, but for the one that somebody writes in. */
+function showFilters() {
+  for (const input of at("filters").querySelectorAll("input, select")) {
+    if (input === document.activeElement) continue;
+    input.value = textOf(columns.get(input.dataset.filter));
+    input.classList.toggle("set", input.value !== "");
+  }
 }
 
 function headOf(column) {
@@ -238,7 +252,20 @@ function textOf(column) {
 
 const HINTS = { number: "> 0.5, 1..9", flag: "yes, no", text: "contains" };
 
+/** Runs are chosen by their names, not by their numbers. */
+function runChoice() {
+  const select = element("select", { ariaLabel: "Filter by run", dataset: { filter: "run" } },
+    element("option", { value: "", textContent: "all" }), ...given.runs.map((name, value) => element("option", { value, textContent: name })));
+  select.value = textOf(columns.get("run"));
+  select.addEventListener("change", () => {
+    const others = view.filters.filter((filter) => columnOfFilter(filter) !== "run");
+    change({ filters: select.value === "" ? others : [...others, `run=${select.value}`] });
+  });
+  return element("td", {}, select);
+}
+
 function filterOf(column) {
+  if (column.name === "run") return runChoice();
   const text = textOf(column);
   const input = element("input", {
     value: text, placeholder: HINTS[column.kind], className: text ? "set" : "", autocomplete: "off", spellcheck: false,
@@ -247,10 +274,11 @@ function filterOf(column) {
   let typed = 0;
   const apply = () => {
     clearTimeout(typed);
-    if (input.value === textOf(column)) return;
-    const others = view.filters.filter((filter) => columnOfFilter(filter) !== column.name);
-    input.classList.toggle("set", input.value.trim() !== "");
-    change({ filters: [...others, ...conditionsOf(column, input.value)] }, { replaces: true });
+    const [own, others] = [true, false].map((isOwn) => view.filters.filter((filter) => (columnOfFilter(filter) === column.name) === isOwn));
+    const conditions = conditionsOf(column, input.value);
+    if (conditions.join() === own.join() || input.value === textOf(column)) return;
+    input.classList.toggle("set", conditions.length > 0);
+    change({ filters: [...others, ...conditions] }, { replaces: true });
   };
   input.addEventListener("input", () => { clearTimeout(typed); if (!/(^|[<>=!~])$/.test(input.value.trim()) || !input.value.trim()) typed = setTimeout(apply, TYPING_MS); });
   input.addEventListener("change", apply);
@@ -290,11 +318,11 @@ function worded(filter) {
 
 function showTools() {
   const shown = new Set(view.columns);
-  const hidden = view.filters.filter((filter) => !shown.has(columnOfFilter(filter)) || columnOfFilter(filter) === "run");
+  const hidden = view.filters.filter((filter) => !shown.has(columnOfFilter(filter)));
   const chips = hidden.map((filter) => chip(worded(filter), () => change({ filters: view.filters.filter((each) => each !== filter) })));
   if (view.where && at("where-row").hidden) chips.push(chip(`where ${view.where}`, () => change({ where: "" })));
   const isFiltered = view.filters.length || view.search || view.where;
-  if (isFiltered) chips.push(element("button", { type: "button", className: "plain", textContent: "Clear all", onclick: clearAll }));
+  at("clear-all").hidden = !isFiltered;
   at("chips").replaceChildren(...chips);
   at("chips").hidden = !chips.length;
   if (document.activeElement !== at("search")) at("search").value = view.search;
@@ -374,10 +402,14 @@ function waitingRow(index) {
   return row;
 }
 
+function placeOf(data) {
+  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "").replace(/\p{Surrogate}/gu, "\ufffd");
+  return `${data.run}/${encodeURIComponent(part)}`;
+}
+
 function linkOf(data) {
-  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "");
   const query = queryOf(view).toString();
-  return `/trace/${data.run}/${encodeURIComponent(part)}${query ? `?${query}` : ""}`;
+  return `/trace/${placeOf(data)}${query ? `?${query}` : ""}`;
 }
 
 function rowOf(index, data) {
@@ -400,8 +432,7 @@ function markCell(data) {
 }
 
 function thumbOf(data) {
-  const part = data.file.replace(/^trace_/, "").replace(/\.json$/, "");
-  const image = element("img", { className: "thumb", loading: "lazy", alt: "", src: `/picture/${data.run}/${encodeURIComponent(part)}/0?view=thumb` });
+  const image = element("img", { className: "thumb", loading: "lazy", alt: "", src: `/picture/${placeOf(data)}/0?view=thumb` });
   image.addEventListener("error", () => image.classList.add("failed"), { once: true });
   return image;
 }
@@ -580,6 +611,7 @@ at("where-row").addEventListener("submit", (event) => {
 });
 at("thumbs-button").addEventListener("click", () => change({ thumbs: !view.thumbs }));
 at("clear").addEventListener("click", clearAll);
+at("clear-all").addEventListener("click", clearAll);
 for (const button of document.querySelectorAll("[data-mark]")) {
   button.addEventListener("click", () => {
     const filter = `mark=${button.dataset.mark}`;
@@ -600,6 +632,7 @@ function showColumns() {
   at("columns-list").replaceChildren(...list);
   at("columns-search").value = "";
   if (!dialog.open) dialog.showModal();
+  at("columns-search").focus();
 }
 
 function columnChoice(column, chosen) {

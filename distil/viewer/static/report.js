@@ -1,6 +1,7 @@
 // A report's list and its traces: everything is in the file. It runs as one script with the modules below.
 import { drawCharts } from "./charts.js";
 import { drawMap } from "./map.js";
+import { letKeysScroll } from "./scrolling.js";
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const { columns, rows, runs } = read("list-data");
@@ -231,3 +232,4 @@ addEventListener("keydown", (event) => {
 
 if (world) drawMap(document.getElementById("map"), world.land, world.data);
 follow();
+letKeysScroll(document.body);
