@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
@@ -26,6 +28,8 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, says
 from warm_door import start_door
 
 from distil.cli import main
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.schedule import Goal, Left, Rollouts, Schedule, WithoutTools, rows_of, with_companions
@@ -649,3 +653,38 @@ def test_other_settings_are_made_in_a_new_folder_or_again_with_tools_and_without
         assert run(server, photos, tmp_path / "out", *other, "--on_change", "redo") == 0
     for name in (".", "without_tools"):
         assert files(tmp_path / "out" / name) == files(tmp_path / "out-2" / name)
+
+
+def test_the_index_says_what_the_tools_gain_on_each_row(photos: Path, tmp_path: Path) -> None:
+    flags = ("--rollouts_per_sample", 3, "--num_samples")
+
+    def scores(folder: Path) -> dict[int, list[float]]:
+        by_row: dict[int, list[float]] = {}
+        for data in files(folder).values():
+            trace = json.loads(data)
+            by_row.setdefault(trace["sample_index"], []).append(trace["reward_score"]["score"])
+        return by_row
+
+    def check() -> None:
+        with_tools, without = scores(tmp_path), scores(tmp_path / "without_tools")
+        index.update()
+        for row in index.page(Query(), 100):
+            own = with_tools[row["sample_index"]]
+            assert (row["row_rollouts"], row["row_mean_score"]) == (len(own), pytest.approx(fmean(own)))
+            expected = [fmean(own) - score for score in without.get(row["sample_index"], ())]
+            assert row["tool_gain"] == (pytest.approx(expected[0]) if expected else None)
+            assert row["without_tools"] is False
+        assert index.count(Query()) == sum(map(len, with_tools.values()))
+
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, photos, tmp_path, *flags, 2) == 0
+        index = TraceIndex.open([tmp_path])
+        check()
+        assert run(server, photos, tmp_path, *flags, 3, "--also_without_tools") == 0
+        check()
+    assert set(index.rows(Query(where="tool_gain > 0.1"), ["sample_index"])) == {(1,)}, "with tools alone"
+    assert set(index.rows(Query(where="tool_gain < -0.1"), ["sample_index"])) == {(0,)}, "always without"
+    (tmp_path / "trace_00001_r1.json").unlink()
+    check()
+    shutil.rmtree(tmp_path / "without_tools")
+    check()

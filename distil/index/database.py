@@ -21,12 +21,12 @@ from distil.errors import FolderError, TraceError, UsageError
 from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
 from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, storable
 from distil.records import Json, SampleId
-from distil.store.folder import TIMINGS
+from distil.store.folder import TIMINGS, WITHOUT_TOOLS
 from distil.store.json_lines import parse_line
 from distil.store.marks import MARKS, Mark, marked_sample
 
 INDEX = "index.sqlite"
-SCHEMA_VERSION = 1  # another in the file: it is made anew
+SCHEMA_VERSION = 2  # another in the file: it is made anew
 _APPLICATION = 0x64697374  # "dist": whose file it is
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_BYTES = slice(68, 72)  # where a SQLite file says whose it is
@@ -37,6 +37,20 @@ _UNSETTLED_NS = 20_000_000  # a file this young may change once more and have th
 _SEARCH_MEMORY_BYTES = 16 * 2**20
 _CHECKED_BYTES = 64  # of a file of lines: whether what was read of it is there still
 
+# What a trace's row of the dataset has in all, in the folder and in the one without tools within it.
+_MEAN_SCORES = """
+SELECT sample_index, avg(score) FROM trace_rows
+WHERE sample_index IS NOT NULL AND score IS NOT NULL GROUP BY sample_index
+"""
+_GAINS = """
+UPDATE trace_rows SET tool_gain = row_mean_score
+    - (SELECT other.score FROM without_tools AS other WHERE other.sample_index = trace_rows.sample_index)
+"""
+_OF_ROW = (
+    "UPDATE trace_rows SET (row_rollouts, row_mean_score, tool_gain) = (SELECT count(*), avg(score), "
+    "avg(score) - (SELECT score FROM without_tools WHERE sample_index = {0}.sample_index) "
+    "FROM trace_rows AS other WHERE sample_index = {0}.sample_index) WHERE sample_index = {0}.sample_index"
+)
 _SCHEMA = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO facts VALUES ('changes', 0);
@@ -51,6 +65,9 @@ CREATE INDEX by_file ON trace_rows (file);
 CREATE INDEX by_score ON trace_rows (score);
 CREATE TABLE line_files (name TEXT PRIMARY KEY, end_bytes INTEGER, last_bytes BLOB);
 CREATE TABLE marks (sample_index, rollout, mark, note, PRIMARY KEY (sample_index, rollout)) WITHOUT ROWID;
+CREATE TABLE without_tools (sample_index INTEGER PRIMARY KEY, score) WITHOUT ROWID;
+CREATE TRIGGER row_came AFTER INSERT ON trace_rows BEGIN {_OF_ROW.format("new")}; END;
+CREATE TRIGGER row_went AFTER DELETE ON trace_rows BEGIN {_OF_ROW.format("old")}; END;
 CREATE TABLE timings (sample_index, rollout, seconds, PRIMARY KEY (sample_index, rollout)) WITHOUT ROWID;
 CREATE VIRTUAL TABLE texts USING fts5(
     text, content='', columnsize=0, tokenize="unicode61 remove_diacritics 2"
@@ -121,7 +138,28 @@ class FolderIndex:
                     tell_progress(done, num_changed)
                 with _writing(connection):
                     _write(connection, read)
+            self._take_without_tools(connection, retries_broken)
             return num_changed
+
+    def _take_without_tools(self, connection: sqlite3.Connection, retries_broken: bool) -> None:
+        """Take in the scores of the folder of rows that were asked without tools, where they have changed."""
+        scores, stamp = {}, "none"
+        if (self.folder / WITHOUT_TOOLS).is_dir():
+            other = FolderIndex.of(self.folder / WITHOUT_TOOLS)
+            other.update(lambda done, of: None, retries_broken)
+            with closing(other._connect()) as there:
+                (changes,) = there.execute("SELECT value FROM facts WHERE name = 'changes'").fetchone()
+                stamp = f"{other.path.stat().st_ino} {changes}"
+                if stamp != _without_tools_stamp(connection):
+                    scores = dict(there.execute(_MEAN_SCORES).fetchall())
+        if stamp == _without_tools_stamp(connection):
+            return
+        with _writing(connection):
+            connection.execute("DELETE FROM without_tools")
+            connection.executemany("INSERT INTO without_tools VALUES (?, ?)", scores.items())
+            connection.execute(_GAINS)
+            connection.execute("INSERT OR REPLACE INTO facts VALUES ('without_tools', ?)", (stamp,))
+            _count_change(connection)
 
     def _connect(self) -> sqlite3.Connection:
         if self.path.parent != _there(self.folder):
@@ -255,6 +293,12 @@ def _drop(connection: sqlite3.Connection, names: Sequence[tuple[str]]) -> None:
     connection.executemany("DELETE FROM files WHERE name = ?", names)
     connection.executemany("DELETE FROM trace_rows WHERE file = ?", names)
     _count_change(connection)
+
+
+def _without_tools_stamp(connection: sqlite3.Connection) -> str:
+    """As of what the scores without tools are."""
+    found = connection.execute("SELECT value FROM facts WHERE name = 'without_tools'").fetchone()
+    return found[0] if found else "none"
 
 
 def _count_change(connection: sqlite3.Connection) -> None:
