@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import pytest
 import trace_rebuilder
-from conftest import PACKAGE, PLACES
+from conftest import PACKAGE, PLACES, photo_bytes, save_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says
@@ -463,6 +463,19 @@ def test_other_settings_without_tools_are_never_mixed(photos: Path, tmp_path: Pa
         capsys.readouterr()
         assert run(server, photos, tmp_path, "--num_samples", 1, "--also_without_tools") == 2
     assert "max_tokens: 99 then, 2048 now" in capsys.readouterr().err
+
+
+def test_a_teacher_that_knows_nothing_without_tools_stops_no_run(tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", [photo_bytes(seed, (64, 48)) for seed in range(24)])
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return reply_to(request)
+        return says("\\boxed{1, 2}" if "tools" in request else f"No idea {request['seed']}.")
+
+    with ScriptedTeacher(script) as server:
+        assert run(server, photos, tmp_path / "out", "--num_samples", 0, "--also_without_tools") == 0
+    assert len(made(tmp_path / "out")) == len(made(tmp_path / "out" / "without_tools")) == 24
 
 
 def test_a_limit_finishes_what_was_begun_with_rollouts_and_without_tools(
