@@ -273,6 +273,7 @@ def test_a_target_that_is_not_reached_is_told(
         (("--accept", "score > 0.8; DROP TABLE traces"), "one expression"),
         (("--accept", "seconds < 3"), "there is no column 'seconds'"),
         (("--accept", "mark = 'keep'"), "there is no column 'mark'"),
+        (("--accept", "tool_gain > 0.1"), "there is no column 'tool_gain'"),
         (
             ("--accepted_per_sample", "2", "--rollouts_per_sample", "2"),
             "--accepted_per_sample needs --accept",
@@ -683,7 +684,6 @@ def test_the_index_says_what_the_tools_gain_on_each_row(photos: Path, tmp_path: 
         index.update()
         for row in index.page(Query(), 100):
             own = with_tools[row["sample_index"]]
-            assert (row["row_rollouts"], row["row_mean_score"]) == (len(own), pytest.approx(fmean(own)))
             expected = [fmean(own) - score for score in without.get(row["sample_index"], ())]
             assert row["tool_gain"] == (pytest.approx(expected[0]) if expected else None)
             assert row["without_tools"] is False

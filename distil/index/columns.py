@@ -41,6 +41,8 @@ FIXED = (
     Column("width_px", "number", "width px"),
     Column("height_px", "number", "height px"),
     Column("score", "number", "score", "metric"),
+    Column("score_without_tools", "number", "score without tools", "metric"),
+    Column("tool_gain", "number", "gain of tools", "metric"),
     Column("parse_success", "flag", "has an answer"),
     Column("answer", "text", "answer"),
     Column("truth", "text", "truth"),
@@ -57,18 +59,11 @@ FIXED = (
     Column("seconds", "number", "seconds"),
     Column("reasoning_chars", "number", "reasoning characters"),
     Column("without_tools", "flag", "without tools"),
-    Column("row_rollouts", "number", "rollouts of the row"),
-    Column("row_mean_score", "number", "mean score of the row", "metric"),
-    Column("tool_gain", "number", "gain of the tools", "metric"),
     Column("mark", "text", "mark", "mark"),
     Column("note", "text", "note", "mark"),
 )
 ROW_ID = "_id"  # a trace's number, which changes with its file; not shown
 _OF_FOLDER = ("run", "folder")  # which folder it is, not what it holds
-# What one trace alone does not say: it is of the folder, of the row's other traces, or added later.
-NOT_OF_TRACE = frozenset(
-    (*_OF_FOLDER, "seconds", "row_rollouts", "row_mean_score", "tool_gain", "mark", "note")
-)
 STORED = tuple(column for column in FIXED if column.name not in _OF_FOLDER)
 _RESERVED = frozenset({column.name for column in FIXED} | {ROW_ID, "id", "rowid", "oid", "_rowid_", ""})
 _OF_TASKS = ("answer_", "truth_")

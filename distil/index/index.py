@@ -94,7 +94,7 @@ class TraceIndex:
         """Of folders whose indexes are there: `open` makes them."""
         self._folders = tuple(folders)
         self._idle: deque[_Reader] = deque()
-        self._orders: OrderedDict[tuple[Query, tuple[int, ...]], array[int]] = OrderedDict()
+        self._orders: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = threading.Lock()
         self._shape = self._look()
 
@@ -104,6 +104,7 @@ class TraceIndex:
     ) -> TraceIndex:
         """Make or update the indexes of these folders; `tell_progress` gets the files read, and of how many.
 
+        It begins anew with each folder. An index that its folder cannot hold is made in the user's cache.
         Raises UsageError where one is no folder or there are too many, FolderError where an index can be
         written nowhere.
         """
@@ -114,9 +115,7 @@ class TraceIndex:
                 f"at most {_MAX_FOLDERS} folders at once (SQLite opens no more), not {len(folders)}"
             )
         found = [FolderIndex.of(folder) for folder in folders]
-        for each in found:
-            each.update(tell_progress, retries_broken=True)
-        return cls(found)
+        return cls([_made(each, tell_progress) for each in found])
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -150,7 +149,8 @@ class TraceIndex:
         shape = self._look()
         if shape != self._shape:
             self._shape = shape  # connections of the other shape are closed as they come back
-            self._orders.clear()
+            with self._lock:
+                self._orders.clear()
         return num_read
 
     def count(self, query: Query, seconds: float = PAGE_SECONDS) -> int:
@@ -235,15 +235,16 @@ class TraceIndex:
             reader.connection.execute(f"SELECT value FROM f{run}.facts WHERE name = 'changes'").fetchone()[0]
             for run in range(len(self._folders))
         )
+        key = f"{stamp} {query!r}"  # a filter may hold a list
         with self._lock:
-            kept = self._orders.get((query, stamp))
+            kept = self._orders.get(key)
         if kept is not None:
             return kept
         chosen = self._chosen(query, reader)
         statement = select(ROW_ID, chosen, order_by(query, reader.shape.by_name, len(self._folders)))
         numbers = array("q", (row[0] for row in self._run(reader, statement, chosen, PAGE_SECONDS)))
         with self._lock:
-            self._orders[query, stamp] = numbers
+            self._orders[key] = numbers
             while len(self._orders) > _KEPT_ORDERS:
                 self._orders.popitem(last=False)
         return numbers
@@ -331,6 +332,19 @@ class TraceIndex:
             else:
                 is_cast = column.kind == "text" != here.kind
                 yield f"{f'CAST({quoted(here.name)} AS TEXT)' if is_cast else quoted(here.name)} AS {name}"
+
+
+def _made(index: FolderIndex, tell_progress: Callable[[int, int], None]) -> FolderIndex:
+    """An index that is up to date; raises FolderError where it can be written neither here nor there."""
+    try:
+        index.update(tell_progress, retries_broken=True)
+    except FolderError:  # a file system without what SQLite needs, or without room
+        elsewhere = index.elsewhere()
+        if elsewhere is None:
+            raise
+        elsewhere.update(tell_progress, retries_broken=True)
+        return elsewhere
+    return index
 
 
 def _address(index: FolderIndex) -> str:

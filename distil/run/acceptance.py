@@ -9,7 +9,7 @@ from itertools import islice
 
 from distil.errors import SampleError, TraceError, UsageError
 from distil.flags import RunFlags
-from distil.index.columns import FIXED, NOT_OF_TRACE, Source, dynamic_name, quoted
+from distil.index.columns import FIXED, Source, dynamic_name, quoted
 from distil.index.guard import TABLE, check_where, limit_values
 from distil.index.trace_row import Cell, TraceRow, trace_row
 from distil.records import Json, Reply, Rollout, Sample, SampleId, SentPicture, StopReason, ToolMode, Turn
@@ -18,6 +18,8 @@ from distil.run.settle import chosen_profile, chosen_task, unasked_settings
 from distil.source.rows import Source as Dataset
 from distil.store.trace_file import RunFacts, trace_json, trace_name, versions_now
 
+# What the index knows besides the trace: of the folder, of the row's other traces, or added later.
+_NOT_OF_TRACE = frozenset({"run", "folder", "seconds", "score_without_tools", "tool_gain", "mark", "note"})
 _LOOKED_INTO = 20  # rows, for one that can be used
 _BAD_FORM = (
     TypeError,
@@ -38,7 +40,7 @@ class Acceptance:
 
     def __init__(self, condition: str, like: TraceRow) -> None:
         """The columns are those of `like`; raises UsageError where the condition is none over these."""
-        self._fixed = [column.name for column in FIXED if column.name not in NOT_OF_TRACE]
+        self._fixed = [column.name for column in FIXED if column.name not in _NOT_OF_TRACE]
         self._dynamic = _dynamic_names(like)
         names = [*self._fixed, *self._dynamic.values()]
         try:
