@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +15,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
 import pytest
 import trace_rebuilder
-from conftest import PACKAGE, PLACES
+from conftest import PACKAGE, PLACES, photo_bytes, save_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says
 from warm_door import start_door
 
 from distil.cli import main
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.schedule import Goal, Left, Rollouts, Schedule, WithoutTools, rows_of, with_companions
@@ -269,6 +273,7 @@ def test_a_target_that_is_not_reached_is_told(
         (("--accept", "score > 0.8; DROP TABLE traces"), "one expression"),
         (("--accept", "seconds < 3"), "there is no column 'seconds'"),
         (("--accept", "mark = 'keep'"), "there is no column 'mark'"),
+        (("--accept", "tool_gain > 0.1"), "there is no column 'tool_gain'"),
         (
             ("--accepted_per_sample", "2", "--rollouts_per_sample", "2"),
             "--accepted_per_sample needs --accept",
@@ -461,6 +466,19 @@ def test_other_settings_without_tools_are_never_mixed(photos: Path, tmp_path: Pa
     assert "max_tokens: 99 then, 2048 now" in capsys.readouterr().err
 
 
+def test_a_teacher_that_knows_nothing_without_tools_stops_no_run(tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", [photo_bytes(seed, (64, 48)) for seed in range(24)])
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return reply_to(request)
+        return says("\\boxed{1, 2}" if "tools" in request else f"No idea {request['seed']}.")
+
+    with ScriptedTeacher(script) as server:
+        assert run(server, photos, tmp_path / "out", "--num_samples", 0, "--also_without_tools") == 0
+    assert len(made(tmp_path / "out")) == len(made(tmp_path / "out" / "without_tools")) == 24
+
+
 def test_a_limit_finishes_what_was_begun_with_rollouts_and_without_tools(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -649,3 +667,37 @@ def test_other_settings_are_made_in_a_new_folder_or_again_with_tools_and_without
         assert run(server, photos, tmp_path / "out", *other, "--on_change", "redo") == 0
     for name in (".", "without_tools"):
         assert files(tmp_path / "out" / name) == files(tmp_path / "out-2" / name)
+
+
+def test_the_index_says_what_the_tools_gain_on_each_row(photos: Path, tmp_path: Path) -> None:
+    flags = ("--rollouts_per_sample", 3, "--num_samples")
+
+    def scores(folder: Path) -> dict[int, list[float]]:
+        by_row: dict[int, list[float]] = {}
+        for data in files(folder).values():
+            trace = json.loads(data)
+            by_row.setdefault(trace["sample_index"], []).append(trace["reward_score"]["score"])
+        return by_row
+
+    def check() -> None:
+        with_tools, without = scores(tmp_path), scores(tmp_path / "without_tools")
+        index.update()
+        for row in index.page(Query(), 100):
+            own = with_tools[row["sample_index"]]
+            expected = [fmean(own) - score for score in without.get(row["sample_index"], ())]
+            assert row["tool_gain"] == (pytest.approx(expected[0]) if expected else None)
+            assert row["without_tools"] is False
+        assert index.count(Query()) == sum(map(len, with_tools.values()))
+
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, photos, tmp_path, *flags, 2) == 0
+        index = TraceIndex.open([tmp_path])
+        check()
+        assert run(server, photos, tmp_path, *flags, 3, "--also_without_tools") == 0
+        check()
+    assert set(index.rows(Query(where="tool_gain > 0.1"), ["sample_index"])) == {(1,)}, "with tools alone"
+    assert set(index.rows(Query(where="tool_gain < -0.1"), ["sample_index"])) == {(0,)}, "always without"
+    (tmp_path / "trace_00001_r1.json").unlink()
+    check()
+    shutil.rmtree(tmp_path / "without_tools")
+    check()

@@ -21,12 +21,11 @@ from distil.errors import FolderError, TraceError, UsageError
 from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
 from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, storable
 from distil.records import Json, SampleId
-from distil.store.folder import TIMINGS
+from distil.store.folder import TIMINGS, WITHOUT_TOOLS
 from distil.store.json_lines import parse_line
 from distil.store.marks import MARKS, Mark, marked_sample
 
 INDEX = "index.sqlite"
-WITHOUT_TOOLS = "without_tools"  # a folder in the run's: its rows asked once more, without tools
 _OLDEST_SQLITE = (3, 35)
 SCHEMA_VERSION = 2  # another in the file: it is made anew
 _APPLICATION = 0x64697374  # "dist": whose file it is

@@ -18,8 +18,8 @@ from distil.run.settle import chosen_profile, chosen_task, unasked_settings
 from distil.source.rows import Source as Dataset
 from distil.store.trace_file import RunFacts, trace_json, trace_name, versions_now
 
-# What the index knows besides the trace: it is not there yet, or depends on the clock or on the folder.
-_NOT_OF_TRACE = frozenset({"run", "folder", "seconds", "mark", "note"})
+# What the index knows besides the trace: of the folder, of the row's other traces, or added later.
+_NOT_OF_TRACE = frozenset({"run", "folder", "seconds", "score_without_tools", "tool_gain", "mark", "note"})
 _LOOKED_INTO = 20  # rows, for one that can be used
 _BAD_FORM = (
     TypeError,

@@ -32,7 +32,9 @@ def solver_without_tools(solver: RolloutSolver) -> RolloutSolver:
         code=None,
     )
     claim = Claim(folder.path / WITHOUT_TOOLS, spending=folder.spending)
-    plan = replace(plan, settings=settings, output_dir=str(claim.path))
+    # No answer without tools is nothing to stop for: it is what they are asked for.
+    flags = replace(plan.flags, samples=replace(plan.flags.samples, keep_going=True))
+    plan = replace(plan, flags=flags, settings=settings, output_dir=str(claim.path))
     return RolloutSolver(plan, solver.source, RunFolder(claim, plan.facts(), plan.on_change), solver.teacher)
 
 

@@ -21,7 +21,7 @@ from distil.store.trace_settings import TraceSettings, short_json
 
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
-WITHOUT_TOOLS = "without_tools"  # a folder: the rows' rollouts without tools
+WITHOUT_TOOLS = "without_tools"  # a folder in the run's: its rows asked once more, without tools
 _TRACE_FILES = "trace_*.json"
 _TRACES_A_SYNC = 32  # one sync of the folder for all of them
 

@@ -38,10 +38,6 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         terminal.say(f"Stopped: {totals.stopped_by}.")
     for warning in totals.warnings:
         terminal.say(f"Warning: {warning}")
-    without = totals.without_tools
-    for warning in without.warnings if without is not None else ():
-        if warning not in totals.warnings:
-            terminal.say(f"Warning, without tools: {warning}")
     terminal.say(f"Traces: {totals.folder}")
     if num_finished or totals.num_skipped:
         folder = shlex.quote(str(totals.folder))
