@@ -31,6 +31,7 @@ from distil.flags import (
     read_flags,
     stated_flags,
 )
+from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
 
@@ -76,18 +77,19 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
 def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.export import Job  # noqa: PLC0415
     from distil.exports.options import ExportOptions  # noqa: PLC0415
+    from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     form = flags.form
     options = ExportOptions(
-        format=flags.format,
-        coordinates=form.coordinates,
+        format=ExportFormat(flags.format),
+        coordinates=Frame(form.coordinates),
         image_max_pixels=form.image_max_pixels,
-        thoughts=form.reasoning,
-        failed_calls=form.errors,
-        call_form=form.call_form,
-        student=form.student,
+        thoughts=Thoughts(form.reasoning),
+        failed_calls=FailedCalls(form.errors),
+        call_form=ToolMode(form.call_form),
+        student=Student(form.student),
         takes_all=flags.all,
     )
     job = Job(
@@ -95,7 +97,7 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
         dataset_path=flags.dataset_path,
         limit=flags.limit,
-        max_workers=flags.max_workers,
+        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
         overwrites=flags.overwrite,
     )
     return partial(export, flags.paths, options, job, Terminal(gives_json=flags.json))
@@ -263,14 +265,13 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "export",
         None,
-        "Write traces as training data: for TRL, verl, LLaMA-Factory, ms-swift, fine-tuning services or the hub.",
+        "Write traces as training data: for TRL, verl, LLaMA-Factory, ms-swift, chat APIs or the hub.",
         ExportFlags(),
         _export,
         (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
         ),
-        takes_config=True,
     ),
     Command(
         "doctor",

@@ -479,49 +479,44 @@ class FormFlags:
     """What the rows of an export are like."""
 
     reasoning: Annotated[
-        Thoughts,
+        str,
         Flag(
             "the teacher's: as plain text, left out, or within <think> (default: {default})",
-            parse=Thoughts,
             choices=Thoughts,
         ),
-    ] = Thoughts.THINK
+    ] = Thoughts.THINK.value
     errors: Annotated[
-        FailedCalls,
+        str,
         Flag(
             "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
-            parse=FailedCalls,
             choices=FailedCalls,
         ),
-    ] = FailedCalls.MASK
+    ] = FailedCalls.MASK.value
     coordinates: Annotated[
-        Frame,
+        str,
         Flag(
-            "boxes in thousandths of a picture or in its pixels, its size then being the one that the student's "
-            "processor would give it (default: {default})",
-            parse=Frame,
+            "boxes in thousandths of a picture, or in its pixels; then pictures get the sizes that the "
+            "student's processor would give them (default: {default})",
             choices=(Frame.REL1000, Frame.PIXEL),
         ),
-    ] = Frame.REL1000
+    ] = Frame.REL1000.value
     image_max_pixels: Annotated[
         int | None, Flag("make larger pictures smaller (default: as the teacher got them)", "N", _positive)
     ] = None
     student: Annotated[
-        Student,
+        str,
         Flag(
             "the family that learns: how it sizes pictures (default: {default})",
-            parse=Student,
             choices=Student,
         ),
-    ] = Student.QWEN3_VL
+    ] = Student.QWEN3_VL.value
     call_form: Annotated[
-        ToolMode,
+        str,
         Flag(
             "calls as text, which every trainer reads alike, or as its own fields (default: {default})",
-            parse=ToolMode,
             choices=(ToolMode.TEXT, ToolMode.NATIVE),
         ),
-    ] = ToolMode.TEXT
+    ] = ToolMode.TEXT.value
 
 
 @dataclass(frozen=True)
@@ -532,9 +527,9 @@ class ExportFlags:
         tuple[Path, ...],
         Flag("runs' folders, or trace files", "DIR", Path, is_positional=True, is_many=True),
     ] = ()
-    format: Annotated[
-        ExportFormat, Flag("who reads it", parse=ExportFormat, choices=ExportFormat, is_required=True)
-    ] = ExportFormat.TRL
+    format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
+        ExportFormat.TRL.value
+    )
     out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
     limit: Annotated[int | None, Flag("at most so many rows (default: all)", "N", _positive)] = None
     all: Annotated[

@@ -306,8 +306,8 @@ def box_to_pixels(box: Sequence[float], frame: Frame, sent: Size, size: Size) ->
 def pixels_to_box(box: Box, frame: Frame, sent: Size, size: Size) -> tuple[int, int, int, int]:
     """The whole numbers that say a box of pixels in a frame: the inverse of `box_to_pixels`.
 
-    They map back to the same pixels where whole numbers of the frame can say them, else to the nearest. Raises
-    ValueError for a frame of fractions.
+    They map back to the same pixels where whole numbers of the frame can say them, else to the nearest.
+    Raises ValueError for a frame of fractions.
     """
     if frame is Frame.REL1:
         raise ValueError("whole numbers cannot say a box in fractions")

@@ -93,7 +93,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a student learns from one trace; all text in it is free of special words but for those placed here.
+    """What a student learns from one trace; no text in it has special words but those placed here.
 
     It ends with its last turn that is trained. `origin` says which trace it is of.
     """
@@ -248,7 +248,7 @@ def _pieces(
 
 
 def _placed(call: ShownCall, written: str | None) -> _Placed:
-    """A call with the arguments that the student is to write; `written` is the body as the teacher wrote it."""
+    """A call with the arguments that the student is to write; `written` is its body by the teacher."""
     raw = call.stored.raw
     name = json_text(raw.name)
     arguments = escaped(raw.arguments) if isinstance(raw.arguments, str) else json_text(raw.arguments)

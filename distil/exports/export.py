@@ -1,4 +1,4 @@
-"""Picked traces → a folder that a trainer reads: replayed by many processes, written by one, whole or not at all."""
+"""Picked traces → a folder that a trainer reads: replayed by many processes, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 from distil import __version__
 from distil.errors import SourceError, ToolError, TraceError, UsageError
 from distil.exports.conversation import Conversation, check_roles, conversation_of
-from distil.exports.form import Facts, Place
+from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
@@ -25,14 +25,13 @@ from distil.exports.selection import Pick
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.records import ExportFormat, Frame, Json, StopReason
-from distil.replay.processes import each_trace
+from distil.replay.processes import Workers, each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
 from distil.store.trace_file import StoredTrace, read_trace, trace_name
 
 MANIFEST = "export.json"
 FORMAT = "distil-export/1"
-_BATCH_TRACES = 1  # of each some megabytes of pictures may wait for their turn
 _MIN_PIXEL_FRAME_PX = (
     65_536  # the students' processors make smaller pictures larger, and boxes would not follow
 )
@@ -87,13 +86,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Job:
-    """How an export is done; nothing here but `dataset_path`, `limit` and `command` shows in what it writes."""
+    """How an export is done; `workers` and `overwrites` show in nothing that it writes."""
 
     out: Path
     command: str  # that makes the same export again
     dataset_path: str | None = None  # where the dataset is now
     limit: int | None = None  # of rows
-    max_workers: int = 1
+    workers: Workers = field(default_factory=lambda: Workers(1))
     overwrites: bool = False
 
 
@@ -106,16 +105,21 @@ def export_traces(
 ) -> Report:
     """Write the rows of picked traces, in their order, and what a trainer needs beside them.
 
-    `look` gets what became of each trace, `tell` a line where a process was ended from outside. Raises UsageError
-    where the options do not go together, there is something else at `job.out`, or no row is left.
+    `look` gets what became of each trace, `tell` a line where a process was ended from outside. Raises
+    UsageError where the options do not go together, something else is at `job.out`, or no row is left.
     """
     _check_options(options)
     _check_free(job)
+    work = partial(conversation_at, options=options)
     with _whole_or_nothing(job.out) as folder:
-        report = _write_rows(picks, options, job, folder, look, tell)
+        target = Target(folder, job.out.absolute())
+        form = FORMATS[options.format](target, options)
+        traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
+        with closing(traces) as found, closing(form):
+            report = _add_rows(form, zip(picks, _looked_at(found, look), strict=False), options, job.limit)
         if not report.num_rows:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
-        (folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, folder)))
+        _write_beside(form, target, job, options, report)
     return report
 
 
@@ -133,40 +137,37 @@ def _check_options(options: ExportOptions) -> None:
         )
 
 
-def _write_rows(
-    picks: Sequence[Pick],
-    options: ExportOptions,
-    job: Job,
-    folder: Path,
-    look: Callable[[Found], None],
-    tell: Callable[[str], None],
+def _looked_at(found: Iterable[Found], look: Callable[[Found], None]) -> Iterator[Found]:
+    for result in found:
+        look(result)
+        yield result
+
+
+def _add_rows(
+    form: Form, found: Iterable[tuple[Pick, Found]], options: ExportOptions, limit: int | None
 ) -> Report:
     report = Report()
-    place = Place(folder, job.out.absolute())
-    work = partial(conversation_at, options=options)
-    paths = [pick.path for pick in picks]
-    traces = each_trace(work, paths, job.dataset_path, job.max_workers, tell, _BATCH_TRACES)
-    form = FORMATS[options.format](place, options)
-    with closing(traces) as found, closing(form):
-        for pick, result in zip(picks, found, strict=True):
-            report.num_picked += 1
-            look(result)
-            if isinstance(result, Refused):
-                report.num_refused += 1
-            elif isinstance(result, LeftOut):
-                report.left_out[result.reason] += 1
-            else:
-                form.add(result, pick.split)
-                _count(report, result, pick.split, options)
-                if sum(report.num_rows.values()) == job.limit:
-                    break
-    if report.num_rows:
-        facts = Facts(dict(report.num_rows), report.lengths.to_set, report.num_masked_turns > 0)
-        head = card_head(facts) if options.format is ExportFormat.HF else ""
-        (folder / "README.md").write_text(
-            head + _readme(job, options, report, form.guide(facts)), encoding="utf-8"
-        )
+    for pick, result in found:
+        report.num_picked += 1
+        if isinstance(result, Refused):
+            report.num_refused += 1
+        elif isinstance(result, LeftOut):
+            report.left_out[result.reason] += 1
+        else:
+            form.add(result, pick.split)
+            _count(report, result, pick.split, options)
+            if sum(report.num_rows.values()) == limit:
+                break
     return report
+
+
+def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> None:
+    """What a trainer needs beside the rows, the page that says so, and the manifest."""
+    facts = Facts(dict(report.num_rows), report.lengths.to_set, report.num_masked_turns > 0)
+    head = card_head(facts) if options.format is ExportFormat.HF else ""
+    text = head + _readme(job, options, report, form.guide(facts))
+    (target.folder / "README.md").write_text(text, encoding="utf-8")
+    (target.folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, target.folder)))
 
 
 def _count(report: Report, conversation: Conversation, split: str, options: ExportOptions) -> None:
@@ -232,8 +233,9 @@ def _readme(job: Job, options: ExportOptions, report: Report, guide: str) -> str
 {job.command}
 ```
 
-A row has about {tokens["median"]:,} tokens, the longest {tokens["longest"]:,}, estimated rather too high: the length to set is
-**{tokens["to_set"]:,}**. Boxes are {_frame_text(options)}. `id` is the trace's file, `trace_sha256` its `integrity_sha256`.
+A row has about {tokens["median"]:,} tokens, the longest {tokens["longest"]:,}, estimated rather too high:
+the length to set is **{tokens["to_set"]:,}**. Boxes are {_frame_text(options)}.
+`id` is the file of a row's trace, `trace_sha256` its `integrity_sha256`.
 
 ## Start
 
@@ -278,14 +280,14 @@ def _check_free(job: Job) -> None:
 def _is_export(folder: Path) -> bool:
     try:
         manifest: Mapping[str, Json] = json.loads((folder / MANIFEST).read_bytes())
-        return manifest["format"] == FORMAT
+        return bool(manifest["format"] == FORMAT)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 @contextlib.contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder to write into, which is at `out` afterwards; where the block raises, nothing has changed there."""
+    """A folder to write into, which is at `out` afterwards; where the block raises, nothing has changed."""
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with folder_errors(out):
         shutil.rmtree(folder, ignore_errors=True)

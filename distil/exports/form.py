@@ -24,7 +24,7 @@ ORIGIN_FEATURES: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where an export is written, and where it will lie when it is whole."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Form(Protocol):
 
     call_forms: frozenset[ToolMode]
 
-    def __init__(self, place: Place, options: ExportOptions) -> None: ...
+    def __init__(self, target: Target, options: ExportOptions) -> None: ...
 
     def add(self, conversation: Conversation, split: str) -> None:
         """Write a row."""

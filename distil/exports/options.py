@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from distil.pictures import ResizeRule
 from distil.records import ExportFormat, FailedCalls, Frame, Json, Student, Thoughts, ToolMode
 
-# How the students' own processors size pictures (`preprocessor_config.json` of the checkpoints): what has such
-# a size already stays as it is.
+# How the students' own processors size pictures (`preprocessor_config.json` of the checkpoints): what has
+# such a size already stays as it is.
 _STUDENT_RULES: Mapping[Student, ResizeRule] = {
     Student.QWEN3_VL: ResizeRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=0, factor_px=32),
     Student.QWEN25_VL: ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=0, factor_px=28),

@@ -1,10 +1,10 @@
-"""A folder that `datasets.load_dataset` reads and the hub shows as it is: Parquet with pictures, and a card."""
+"""A folder that `datasets.load_dataset` reads and the hub shows as it is: Parquet with pictures, a card."""
 
 from __future__ import annotations
 
 from distil.exports.conversation import Conversation
 from distil.exports.files import Tables, num_bytes, picture_cell
-from distil.exports.form import Facts, Place
+from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
 from distil.exports.rows import typed_messages
 from distil.exports.to_trl import typed_features
@@ -18,10 +18,10 @@ class ToHf:
 
     call_forms = frozenset({ToolMode.TEXT})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place = place
-        (place.folder / FOLDER).mkdir(exist_ok=True)
-        self._tables = Tables(place.folder / FOLDER, typed_features(has_calls=False), "-00000.parquet")
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target = target
+        (target.folder / FOLDER).mkdir(exist_ok=True)
+        self._tables = Tables(target.folder / FOLDER, typed_features(has_calls=False), "-00000.parquet")
 
     def add(self, conversation: Conversation, split: str) -> None:
         pictures = conversation.pictures()
@@ -40,11 +40,11 @@ class ToHf:
 ```python
 from datasets import load_dataset
 
-rows = load_dataset({str(self._place.out)!r}, split="train")
+rows = load_dataset({str(self._target.out)!r}, split="train")
 ```
 
-A row has `messages` of typed parts, of which each `{{"type": "image"}}` stands for the next of `images`; assistant messages
-with `"loss": false` are not meant to be trained."""
+A row has `messages` of typed parts, of which each `{{"type": "image"}}` stands for the next of `images`;
+assistant messages with `"loss": false` are not meant to be trained."""
 
 
 def card_head(facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """LLaMA-Factory: JSON lines in its sharegpt form, with paths beside them, an entry and a YAML to start with.
 
-It has no field for a message that is not trained. Where there is one, every row is split: one row for each trained turn,
-which ends with it, and `mask_history`, which trains no turn before it.
+It has no field for a message that is not trained. Where there is one, every row is split: one row for each
+trained turn, which ends with it, and `mask_history`, which trains no turn before it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import JsonLines, write_picture
-from distil.exports.form import Facts, Place
+from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
 from distil.exports.rows import PLACEHOLDER, call_json, joined_results, opening, string_messages, tools_text
 from distil.records import Json, Student, ToolMode
@@ -28,18 +28,22 @@ _TAGS = {
     "system_tag": "system",
 }
 
+_SPLIT_TEXT = """\
+A turn that is not to be trained cannot be marked, so each row ends with the one turn that is trained, and
+`mask_history: true` leaves out those before it. Do not mix these rows with others in one training."""
+
 
 class ToLlamaFactory:
     """Rows for LLaMA-Factory; natively as `function_call` and `observation` where it can read them."""
 
     call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place, self._options = place, options
-        self._lines = JsonLines(place.folder)
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target, self._options = target, options
+        self._lines = JsonLines(target.folder)
 
     def add(self, conversation: Conversation, split: str) -> None:
-        names = [write_picture(self._place.folder, picture) for picture in conversation.pictures()]
+        names = [write_picture(self._target.folder, picture) for picture in conversation.pictures()]
         row: dict[str, Json] = dict(conversation.origin)
         if self._options.call_form is ToolMode.NATIVE:
             row["messages"] = _native(conversation)
@@ -54,7 +58,7 @@ class ToLlamaFactory:
 
     def guide(self, facts: Facts) -> str:
         for split in facts.num_rows:
-            _finish(self._place.folder / f"{split}.jsonl", is_split=facts.has_masked)
+            _finish(self._target.folder / f"{split}.jsonl", is_split=facts.has_masked)
         native = {"tools": "tools"} if self._options.call_form is ToolMode.NATIVE else {}
         entries = {
             f"distil_{split}": {
@@ -66,25 +70,21 @@ class ToLlamaFactory:
             for split in facts.num_rows
         }
         text = json.dumps(entries, indent=2) + "\n"
-        (self._place.folder / "dataset_info.json").write_text(text, encoding="utf-8")
-        (self._place.folder / "train.yaml").write_text(self._yaml(facts), encoding="utf-8")
-        split_text = (
-            "\n\nA turn that is not to be trained cannot be marked, so each row ends with the one turn that is trained, and "
-            "`mask_history: true` leaves out those before it. Do not mix these rows with others in one training."
-            if facts.has_masked
-            else ""
-        )
+        (self._target.folder / "dataset_info.json").write_text(text, encoding="utf-8")
+        (self._target.folder / "train.yaml").write_text(self._yaml(facts), encoding="utf-8")
+        split_text = f"\n\n{_SPLIT_TEXT}" if facts.has_masked else ""
         return f"""\
 ```bash
-llamafactory-cli train {self._place.quoted}/train.yaml
+llamafactory-cli train {self._target.quoted}/train.yaml
 ```
 
-`dataset_info.json` has the entry of the data, `train.yaml` what they need: `cutoff_len` and `image_max_pixels`, whose
-defaults cut rows and shrink pictures without a word, and a template that adds no empty thoughts.{split_text}"""
+`dataset_info.json` has the entry of the data, `train.yaml` what they need: `cutoff_len` and
+`image_max_pixels`, whose defaults cut rows and shrink pictures without a word, and a template that adds no
+empty thoughts.{split_text}"""
 
     def _yaml(self, facts: Facts) -> str:
         validation = "eval_dataset: distil_validation\n" if "validation" in facts.num_rows else ""
-        out = json.dumps(str(self._place.out), ensure_ascii=False)
+        out = json.dumps(str(self._target.out), ensure_ascii=False)
         return f"""\
 # What these data need; choose all else as usual.
 model_name_or_path: {self._options.student_model}

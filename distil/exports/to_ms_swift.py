@@ -6,7 +6,7 @@ import json
 
 from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import JsonLines, write_picture
-from distil.exports.form import Facts, Place
+from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
 from distil.exports.rows import call_json, opening, result_text, string_messages, tools_text
 from distil.records import Json, ToolMode
@@ -17,12 +17,12 @@ class ToMsSwift:
 
     call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place, self._options = place, options
-        self._lines = JsonLines(place.folder)
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target, self._options = target, options
+        self._lines = JsonLines(target.folder)
 
     def add(self, conversation: Conversation, split: str) -> None:
-        names = [write_picture(self._place.folder, picture) for picture in conversation.pictures()]
+        names = [write_picture(self._target.folder, picture) for picture in conversation.pictures()]
         row: dict[str, Json] = dict(conversation.origin)
         if self._options.call_form is ToolMode.NATIVE:
             row["messages"] = _native(conversation)
@@ -30,14 +30,14 @@ class ToMsSwift:
         else:
             row["messages"] = string_messages(conversation)
         # A relative path would be looked for in the folder that the trainer runs in.
-        row["images"] = [str(self._place.out / name) for name in names]
+        row["images"] = [str(self._target.out / name) for name in names]
         self._lines.add(row, split)
 
     def close(self) -> None:
         self._lines.close()
 
     def guide(self, facts: Facts) -> str:
-        out = self._place.quoted
+        out = self._target.quoted
         validation = f" \\\n  --val_dataset {out}/validation.jsonl" if "validation" in facts.num_rows else ""
         return f"""\
 ```bash
@@ -49,8 +49,8 @@ swift sft \\
   --truncation_strategy raise
 ```
 
-Without `--max_length` rows that are too long are left out without a word. Pictures are named by their absolute paths: where
-the folder is moved, export again."""
+Rows that are longer than `--max_length` would be left out without a word. Pictures are named by their
+absolute paths: where the folder is moved, export again."""
 
 
 def _native(conversation: Conversation) -> list[dict[str, Json]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distil.exports.conversation import Conversation, Message, Turn
 from distil.exports.files import JsonLines
-from distil.exports.form import Facts, Place
+from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
 from distil.exports.rows import function
 from distil.pictures import data_url
@@ -19,9 +19,9 @@ class ToOpenAI:
 
     call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place, self._options = place, options
-        self._lines = JsonLines(place.folder)
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target, self._options = target, options
+        self._lines = JsonLines(target.folder)
 
     def add(self, conversation: Conversation, split: str) -> None:
         row: dict[str, Json] = dict(conversation.origin)
@@ -37,10 +37,10 @@ class ToOpenAI:
 
     def guide(self, facts: Facts) -> str:
         return f"""\
-`{self._place.out}/train.jsonl`: a row is `{{"messages": […]}}` as the chat API takes them, pictures as data URLs. Assistant
-messages that are not to be trained have `"weight": 0`; OpenAI's fine-tuning reads that. The longest row has about
-{facts.max_length:,} tokens for a student of the family {self._options.student.value}. Where a service refuses fields that it
-does not know, keep `messages` (and `tools`) alone: `jq -c '{{messages, tools}}'`."""
+`{self._target.out}/train.jsonl`: a row has `messages` as the chat API takes them, pictures as data URLs.
+Assistant messages that are not to be trained have `"weight": 0`, which OpenAI's fine-tuning reads.
+The longest row has about {facts.max_length:,} tokens for a student of {self._options.student.value}.
+Where a service refuses fields that it does not know, keep the messages alone: `jq -c '{{messages}}'`."""
 
 
 def _message(message: Message) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer`: Parquet of typed parts, a script, and a chat template that reads each message's loss."""
+"""TRL's `SFTTrainer`: Parquet of typed parts, a script, a chat template that reads each message's loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datasets
 
 from distil.exports.conversation import Conversation
 from distil.exports.files import Tables, num_bytes, picture_cell
-from distil.exports.form import ORIGIN_FEATURES, Facts, Place, ship
+from distil.exports.form import ORIGIN_FEATURES, Facts, Target, ship
 from distil.exports.options import ExportOptions
 from distil.exports.rows import function, typed_messages
 from distil.records import ToolMode
@@ -62,16 +62,16 @@ def typed_features(has_calls: bool) -> dict[str, Any]:
 class ToTrl:
     """Rows for TRL.
 
-    Natively a call is a string of arguments, which the template writes as the text form has it. Tools and results
-    stay text: the collator ignores a column `tools`, and a picture in the role `tool` raises.
+    Natively a call is a string of arguments, which the template writes as the text form has it. Tools and
+    results stay text: the collator ignores a column `tools`, and a picture in the role `tool` raises.
     """
 
     call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place, self._options = place, options
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target, self._options = target, options
         self._is_native = options.call_form is ToolMode.NATIVE
-        self._tables = Tables(place.folder, typed_features(self._is_native))
+        self._tables = Tables(target.folder, typed_features(self._is_native))
 
     def add(self, conversation: Conversation, split: str) -> None:
         pictures = conversation.pictures()
@@ -89,20 +89,21 @@ class ToTrl:
         self._tables.close()
 
     def guide(self, facts: Facts) -> str:
-        ship(TEMPLATE, self._place.folder)
+        ship(TEMPLATE, self._target.folder)
         script = _SCRIPT.format(
-            folder=str(self._place.out),
+            folder=str(self._target.out),
             splits=tuple(facts.num_rows),
             model=self._options.student_model,
             length=facts.max_length,
             template=TEMPLATE,
         )
-        (self._place.folder / "train.py").write_text(script, encoding="utf-8")
+        (self._target.folder / "train.py").write_text(script, encoding="utf-8")
         return f"""\
 ```bash
-python {self._place.quoted}/train.py
+python {self._target.quoted}/train.py
 ```
 
-`train.py` says what TRL needs: `max_length=None`, no packing, `assistant_only_loss=True` and the chat template that is
-shipped here. It is Qwen3-VL's own, but for the training marks, which it leaves out around messages with `"loss": false`:
-save the model with its own template again when it is trained."""
+`train.py` says what TRL needs: `max_length=None`, no packing, `assistant_only_loss=True` and the chat
+template that lies beside it. That is Qwen3-VL's own with marks around what is trained: all assistant
+messages but those with `"loss": false`. It renders the same text; give the trained model its own template
+back where a server does not know `{{% generation %}}`."""

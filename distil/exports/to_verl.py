@@ -8,7 +8,7 @@ import datasets
 
 from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import Tables, num_bytes, picture_cell
-from distil.exports.form import ORIGIN_FEATURES, Facts, Place, ship
+from distil.exports.form import ORIGIN_FEATURES, Facts, Target, ship
 from distil.exports.options import ExportOptions
 from distil.exports.rows import function, joined_results, opening, string_messages
 from distil.records import Json, ToolMode
@@ -31,18 +31,19 @@ _PICTURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 class ToVerl:
     """Rows for verl.
 
-    Natively calls have strings of arguments, and all results of a turn stand in one message of the role `tool`: two in
-    a row are refused. The tools stay in the system text: as structs of a column each would get the others' keys.
+    Natively calls have strings of arguments, and all results of a turn stand in one message of the role
+    `tool`: two in a row are refused. The tools stay in the system text: as structs of a column each would get
+    the others' keys.
     """
 
     call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, place: Place, options: ExportOptions) -> None:
-        self._place, self._options = place, options
+    def __init__(self, target: Target, options: ExportOptions) -> None:
+        self._target, self._options = target, options
         self._is_native = options.call_form is ToolMode.NATIVE
         message = {**_MESSAGE, "tool_calls": _CALLS} if self._is_native else _MESSAGE
         features = {**ORIGIN_FEATURES, "messages": [dict(message)], "images": [_PICTURE]}
-        self._tables = Tables(place.folder, features)
+        self._tables = Tables(target.folder, features)
 
     def add(self, conversation: Conversation, split: str) -> None:
         pictures = conversation.pictures()
@@ -54,8 +55,8 @@ class ToVerl:
         self._tables.close()
 
     def guide(self, facts: Facts) -> str:
-        ship(DATASET_FILE, self._place.folder)
-        out, length = self._place.quoted, facts.max_length
+        ship(DATASET_FILE, self._target.folder)
+        out, length = self._target.quoted, facts.max_length
         validation = (
             f" \\\n  data.val_files={out}/validation.parquet" if "validation" in facts.num_rows else ""
         )
@@ -71,7 +72,8 @@ torchrun --standalone --nproc_per_node=8 -m verl.trainer.sft_trainer \\
   data.custom_cls.name={DATASET_CLASS}
 ```
 
-verl's own data-set class trains every assistant message; the one that is shipped here trains none with `"loss": false`."""
+verl's own data-set class trains every assistant message; the one beside the data trains none with
+`"loss": false`."""
 
 
 def _native(conversation: Conversation) -> list[dict[str, Json]]:

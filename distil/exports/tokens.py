@@ -20,9 +20,9 @@ _ROUNDED_TO = 1024
 
 
 def text_tokens(text: str) -> int:
-    """Tokens of a text, at most: a digit, a sign or a run of line ends is one, a foreign letter its bytes but one.
+    """Tokens of a text, at most: a digit, a sign, a run of spaces is one, a foreign letter its bytes but one.
 
-    Qwen's tokenizers need fewer for nearly every text; spaces belong to what follows them.
+    Qwen's tokenizers need fewer for nearly every text.
     """
     words = sum(-(-len(word) // _CHARS_A_TOKEN) for word in _WORD.findall(text))
     others = _WORD.sub("", text)

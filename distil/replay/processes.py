@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -21,11 +22,20 @@ from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verification, verify_trace
 
 _TRACES_A_PROCESS = 25  # fewer are done before another process would be ready for them
-_BATCH_TRACES = 8
 _BATCHES_AHEAD = 4  # a process: so many results may wait for one before them
 
 FoundT = TypeVar("FoundT")
 _Batch = Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many processes share the work at most; `batch_traces` bounds what waits to be taken from each."""
+
+    max_processes: int
+    batch_traces: int = 8
+
+
 _Work = Callable[[Path, Sources, Executors], FoundT]  # on one trace; a function that pickles
 
 
@@ -36,25 +46,24 @@ def verify_traces(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[Verification, None, None]:
     """Verify every trace by at most `max_workers` processes; as `each_trace` does."""
-    return each_trace(verify_trace, paths, dataset_path, max_workers, tell)
+    return each_trace(verify_trace, paths, Workers(max_workers), dataset_path, tell)
 
 
 def each_trace(
     work: _Work[FoundT],
     paths: Sequence[Path],
+    workers: Workers,
     dataset_path: str | None,
-    max_workers: int,
     tell: Callable[[str], None] = lambda _: None,
-    batch_traces: int = _BATCH_TRACES,
 ) -> Generator[FoundT, None, None]:
-    """What `work` finds in every trace, by at most `max_workers` processes, in the order of `paths`.
+    """What `work` finds in every trace, by at most so many processes, in the order of `paths`.
 
-    What is found waits for its turn: `batch_traces` bounds how much. `tell` gets a line where a process was ended from outside. Raises DistilError where even one that is alone
+    `tell` gets a line where a process was ended from outside. Raises DistilError where even one that is alone
     was, SandboxUnavailable where there is code but nothing to run it in.
     """
-    processes = min(max_workers, len(paths) // _TRACES_A_PROCESS)
+    processes, size = min(workers.max_processes, len(paths) // _TRACES_A_PROCESS), workers.batch_traces
     if processes > 1 and _can_fork():
-        batches = [paths[start : start + batch_traces] for start in range(0, len(paths), batch_traces)]
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
         yield from _by_processes(work, batches, dataset_path, processes, tell)
         return
     sources = Sources(dataset_path)
