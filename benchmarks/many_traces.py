@@ -142,7 +142,10 @@ def _trace(index: int, words: _Words, drawn: random.Random, dataset_path: str) -
     answer = None
     if is_answered:
         guess = (truth["lat"] + drawn.gauss(0, error), truth["lon"] + drawn.gauss(0, error))
-        answer = {"lat": round(max(-90.0, min(90.0, guess[0])), 4), "lon": round((guess[1] + 180) % 360 - 180, 4)}
+        answer = {
+            "lat": round(max(-90.0, min(90.0, guess[0])), 4),
+            "lon": round((guess[1] + 180) % 360 - 180, 4),
+        }
         turns[-1]["assistant_response"] += f"\n\n\\boxed{{{answer['lat']}, {answer['lon']}}}"
     distance_km = 20000.0 if answer is None else _distance_km(answer, truth)
     score = 0.0 if answer is None else math.exp(-distance_km / 1492.7)
@@ -238,7 +241,9 @@ def _call(words: _Words, drawn: random.Random, turn: int) -> Json:
         "tool_arguments": {} if has_failed else arguments,
         "raw_arguments": arguments,
         "success": not has_failed,
-        "message": f"Error: {words.some(drawn, 8)}" if has_failed else "Success: Image processed successfully",
+        "message": f"Error: {words.some(drawn, 8)}"
+        if has_failed
+        else "Success: Image processed successfully",
         "clamped": drawn.random() < 0.05,
         "call_id": f"call_{drawn.getrandbits(64):016x}",
     }

@@ -77,6 +77,7 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
 def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.export import Job  # noqa: PLC0415
     from distil.exports.options import ExportOptions  # noqa: PLC0415
+    from distil.exports.selection import find_picks  # noqa: PLC0415
     from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
@@ -100,7 +101,8 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
         overwrites=flags.overwrite,
     )
-    return partial(export, flags.paths, options, job, Terminal(gives_json=flags.json))
+    terminal = Terminal(gives_json=flags.json)
+    return lambda: export(find_picks(flags.paths, flags.where), options, job, terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:

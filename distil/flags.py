@@ -531,6 +531,10 @@ class ExportFlags:
         ExportFormat.TRL.value
     )
     out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
+    where: Annotated[
+        str | None,
+        Flag('of the folders only these traces, as "score > 0.8 AND calls > 0" (default: all)', "SQL"),
+    ] = None
     limit: Annotated[int | None, Flag("at most so many rows (default: all)", "N", _positive)] = None
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")

@@ -113,8 +113,7 @@ def test_what_is_read_is_what_was_said_last(
         append_mark(folder, SampleId(index), mark=mark, note=note)
         kept = expected.setdefault(index, [None, None])
         expected[index] = [
-            now if now is not UNCHANGED else before
-            for now, before in zip((mark, note), kept, strict=True)
+            now if now is not UNCHANGED else before for now, before in zip((mark, note), kept, strict=True)
         ]
     assert read_marks(folder) == {
         SampleId(index): Mark(*kept) for index, kept in expected.items() if kept != [None, None]
@@ -136,7 +135,9 @@ for number in range(500):
 def test_two_processes_that_mark_at_once_lose_nothing(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", MARKER, str(first), str(tmp_path)], cwd=PACKAGE.parent, stdin=subprocess.PIPE
+            [sys.executable, "-c", MARKER, str(first), str(tmp_path)],
+            cwd=PACKAGE.parent,
+            stdin=subprocess.PIPE,
         )
         for first in range(2)
     ]
@@ -146,7 +147,9 @@ def test_two_processes_that_mark_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     marks = read_marks(tmp_path)
     assert set(marks) == {SampleId(index) for index in range(1000)}
-    assert all(marks[SampleId(index)].note == "x" * (index // 2 * 37 % 5000) or index < 2 for index in range(1000))
+    assert all(
+        marks[SampleId(index)].note == "x" * (index // 2 * 37 % 5000) or index < 2 for index in range(1000)
+    )
 
 
 def test_marks_stay_when_a_run_goes_on_makes_all_again_or_is_cleaned_up(

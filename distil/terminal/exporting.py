@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from distil.exports.export import Found, Job, Refused, Report, export_traces
 from distil.exports.options import ExportOptions
-from distil.exports.selection import Pick, find_picks
+from distil.exports.selection import Pick
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
 
 
-def export(paths: Sequence[Path], options: ExportOptions, job: Job, terminal: Terminal) -> int:
-    """Export the traces of folders; returns 0, or 1 where one was refused."""
-    return export_picks(find_picks(paths), options, job, terminal)
-
-
-def export_picks(picks: Sequence[Pick], options: ExportOptions, job: Job, terminal: Terminal) -> int:
+def export(picks: Sequence[Pick], options: ExportOptions, job: Job, terminal: Terminal) -> int:
     """Export picked traces; returns 0, or 1 where one was refused."""
     num_refused = 0
 
