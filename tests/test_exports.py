@@ -237,7 +237,7 @@ sizes = st.tuples(st.integers(1, 9000), st.integers(1, 9000))
 
 
 @given(sizes, sizes, st.sampled_from([Frame.REL1000, Frame.REL1000_YX, Frame.PIXEL]), st.data())
-def test_a_stated_box_maps_back_to_within_half_a_step(
+def test_a_stated_box_maps_back_to_the_same_pixels_or_the_nearest(
     size: tuple[int, int], sent: tuple[int, int], frame: Frame, data: st.DataObject
 ) -> None:
     x1, y1 = (data.draw(st.integers(0, side - 1)) for side in size)
@@ -251,7 +251,7 @@ def test_a_stated_box_maps_back_to_within_half_a_step(
         is_one_pixel = box[axis + 2] - box[axis] == 1  # whole numbers may have no room for both of its ends
         is_exact = units[axis] >= size[axis] * (2 if is_one_pixel else 1)
         for end in (axis, axis + 2):
-            assert abs(back[end] - box[end]) <= (0 if is_exact else step + 1), (stated, back)
+            assert abs(back[end] - box[end]) <= (0 if is_exact else 1.5 * step + 1), (stated, back)
 
 
 @given(sizes, st.lists(st.integers(0, 1000), min_size=4, max_size=4))
@@ -414,6 +414,18 @@ def test_failed_calls_cut_out_leave_a_conversation_without_them(
     assert False not in losses(first)
 
 
+def test_a_call_cut_out_makes_no_special_word_of_what_stood_around_it(tmp_path: Path) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return says("ok")
+        fails, works = text_call(ZOOM, {"bbox_2d": [5, 5, 5, 5]}), text_call(ROTATE, {"angle": 5})
+        return says(ANSWER) if num_turns(request) else says(f"<im{fails}age>{works}")
+
+    path = run(tmp_path, script, "--tool_mode", "text") / "trace_00000.json"
+    found = conversation(path, failed_calls=FailedCalls.DROP)
+    assert found.turns[0].text == escaped("<image>") and len(found.turns[0].calls) == 1
+
+
 def test_llama_factory_gets_a_row_for_each_trained_turn(failing: Path, tmp_path: Path) -> None:
     out = export(failing, tmp_path / "out", "--format", "llamafactory")
     rows = rows_of(out)
@@ -456,6 +468,7 @@ def test_a_row_ends_with_its_last_trained_turn(tmp_path: Path) -> None:
     manifest = json.loads((out / "export.json").read_text())
     assert manifest["counts"]["masked_turns"] == 0
     export(traces, tmp_path / "none", "--format", "ms_swift", expected=2)
+    assert not list(tmp_path.glob("*none*"))
 
 
 def test_a_trace_with_nothing_to_train_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -606,11 +619,16 @@ def _other_box(value: Any) -> None:
     value["tool_calls_log"][2]["tool_arguments"]["bbox_2d"][0] += 1
 
 
+def _other_bytes(value: Any) -> None:
+    value["tool_calls_log"][2]["result"]["sent"]["sha256"] = "0" * 64
+
+
 @pytest.mark.parametrize(
     ("change", "signs", "reason"),
     [
         (lambda value: value.update(final_response="x"), False, "it was edited"),
         (_other_box, True, "the picture of call 3 has other pixels than the teacher saw"),
+        (_other_bytes, True, "the picture of call 3 encodes to other bytes"),
         (
             lambda value: value["image"]["sent"].update(sha256="0" * 64),
             True,

@@ -12,7 +12,7 @@ from distil.exports.pictures import with_limit
 from distil.pictures import sent_size
 from distil.records import Json, Size
 
-_CHARS_A_TOKEN = 4  # of a word, whose last token may be shorter
+_CHARS_A_TOKEN = 3  # of a word; English has more, names and other languages have fewer
 _WORD = re.compile(r"[A-Za-z]+")
 _TOKENS_A_MESSAGE = 5  # <|im_start|>, role, newline, <|im_end|>, newline
 _TOKENS_A_PICTURE = 2  # its first and its last, beside its patches
