@@ -13,6 +13,7 @@ import PIL
 from PIL import Image
 
 from distil.errors import ContextOverflow, SampleError, SourceError, TraceError
+from distil.own_code import other_files
 from distil.records import Json, Sample
 from distil.replay.rebuild import (
     ABSENT,
@@ -22,6 +23,7 @@ from distil.replay.rebuild import (
 )
 from distil.replay.recipe import RecipeError, run_recipe
 from distil.replay.replay import Executors, Sources
+from distil.rewards import reward_of
 from distil.sandbox.exchange import ExecResult
 from distil.source.rows import Source
 from distil.store.trace_file import (
@@ -38,6 +40,7 @@ _MAX_SHOWN = 3  # of the fields that differ
 # Fields of a call that say what was done, and the whole of one.
 _ACTION = re.compile(r"tool_calls_log\[\d+\](\.(turn|tool_name|tool_arguments|code|raw_arguments)\b.*)?")
 RECIPE_NOT_RUN = "the restore recipe was not run: --dataset_path is no save_to_disk folder"
+REWARD_NOT_RUN = "what the user's own reward gave was taken as stored: --reward computes it again"
 
 
 class Verdict(StrEnum):
@@ -222,6 +225,9 @@ def _versions_text(trace: StoredTrace) -> str:
     """Which versions wrote the trace, where others read it: they may be all that differs."""
     stored, now = trace.json["metadata"]["versions"], versions_now()
     others = [name for name in now if stored.get(name) != now[name]]
+    files = other_files(trace.json["settings"].get("own_code"))
+    if files:
+        return f" (perhaps because {', '.join(files)} held something else then)"
     if not others:
         return ""
     texts = [", ".join(f"{name} {versions.get(name)}" for name in others) for versions in (stored, now)]
@@ -229,12 +235,14 @@ def _versions_text(trace: StoredTrace) -> str:
 
 
 def _judge_recipe(trace: StoredTrace, start: _RecipeStart, executor: Executor | None) -> _Found:
+    name, reward = reward_of(trace.json)
+    notes = [REWARD_NOT_RUN] if name is not None and reward is None else []
     if start is None:
-        return Verdict.MATCHED, RECIPE_NOT_RUN
+        return Verdict.MATCHED, "; ".join([RECIPE_NOT_RUN, *notes])
     try:
         if isinstance(start, RecipeError):
             raise start
         run_recipe(trace, start, executor)
     except RecipeError as error:
         return Verdict.RECIPE_FAILS, f"the restore recipe fails: {error}"
-    return Verdict.MATCHED, ""
+    return Verdict.MATCHED, "; ".join(notes)
