@@ -74,6 +74,8 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
 
 
 def _score(flags: ScoreFlags) -> Callable[[], int]:
+    if flags.reward is None:
+        raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
     from distil.terminal.scores import score  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 

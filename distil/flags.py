@@ -504,7 +504,7 @@ class ScoreFlags:
     """The flags of `distil score`."""
 
     path: Annotated[Path, _TRACES] = Path()
-    reward: Annotated[str | None, replace(_REWARD, is_required=True)] = None
+    reward: Annotated[str | None, _REWARD] = None
     json: Annotated[bool, _JSON] = False
 
 

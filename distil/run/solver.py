@@ -84,7 +84,8 @@ class RolloutSolver:
                 return reply
 
             rollout = run_conversation(conversation, ask_noted)
-        self._note_reward(self.folder.write_trace(rollout)["reward_score"])
+        trace = self.folder.write_trace(rollout)
+        self._note_reward(trace["reward_score"])
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)

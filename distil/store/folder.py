@@ -187,7 +187,7 @@ class RunFolder:
             "where the request's bytes are the same."
         ]
 
-    def write_trace(self, rollout: Rollout) -> dict[str, Json]:
+    def write_trace(self, rollout: Rollout) -> Mapping[str, Json]:
         """Write the trace of a finished rollout and return it; raises TraceError if it could not be read.
 
         Its turns are dropped from the journal once it is durable, with others.

@@ -28,7 +28,7 @@ def task_of(trace: Mapping[str, Json]) -> Task:
 class _NotAtHand(Task):
     """What stands in for a task that nobody has: what a trace of it states can be shown all the same."""
 
-    name: str
+    name: str = ""
 
     @property
     def user_prompt(self) -> str:
