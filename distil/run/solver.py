@@ -122,8 +122,8 @@ class RolloutSolver:
         if not self.reward_errors:
             return None
         return (
-            f"the reward failed for {len(self.reward_errors)} samples, whose traces have no score of it: "
-            f"{self.reward_errors[0]}. Once it is mended, distil score gives them one"
+            f"the reward failed for {len(self.reward_errors)} of this run's samples, which have no score of "
+            f"it: {min(self.reward_errors)}. Once it is mended, distil score gives them one"
         )
 
     @property
