@@ -38,14 +38,12 @@ ANSWERS = ["1,200", "a cat", "Köln", "red", "x"]
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("1,200", "1200.0"), ("１２００", "1200"), ("-3", "-3.00"), ("0.50", ".5 "), ("Red.", " red"),
+        ("1,200", "1200.0"), ("１２００", "1200"), ("-3", "-3.00"), ("Red.", " red"),
         ("\\text{A Cat}", "cat"), ("“Stop!”", "stop"), ("50\\%", "50%"), ("the  Eiffel\ntower", "Eiffel Tower"),
         ("\\mathrm{km}", "KM"), ("$12$", "12"), ("+7", "7"), ("STRASSE", "straße"),
     ],
 )  # fmt: skip
 def test_what_is_the_same_answer_matches(one: str, other: str) -> None:
-    if other == ".5 ":
-        pytest.skip("a number needs a digit in front")
     assert normalised(one) == normalised(other)
 
 
@@ -259,7 +257,7 @@ def test_a_prompt_of_the_users_own_says_where_the_question_stands(
     flags = ("--dataset_path", questions, "--output_dir", tmp_path / "t", "--user_prompt_file", prompt)
     prompt.write_text("Look: {question} Say \\boxed{}.")
     status, printed = dry_run(capsys, *flags)
-    assert status == 0 and "Look: How many? Say " in printed
+    assert status == 0 and "Look: How many? Say " in printed, printed
     prompt.write_text("Look.")
     status, printed = dry_run(capsys, *flags)
     assert status == 2 and f"{prompt}: it has no {{question}}, where each row's own text stands" in printed

@@ -71,8 +71,7 @@ def read_user_prompt(path: str | None, task: Task) -> str:
         raise UsageError(f"--user_prompt_file {path}: {error}") from None
     if not text:
         raise UsageError(f"--user_prompt_file {path} is empty")
-    needed = [f"{{{name}}}" for name in task.fields if f"{{{name}}}" in task.user_prompt]
-    missing = [place for place in needed if place not in text]
+    missing = [f"{{{name}}}" for name in task.needed_in_prompt if f"{{{name}}}" not in text]
     if missing:
         raise UsageError(
             f"--user_prompt_file {path}: it has no {missing[0]}, where each row's own text stands"

@@ -16,6 +16,7 @@ run_record.json       each run into this folder: options, settings, versions, co
 failed_samples.jsonl  a line for each sample that failed, and why; gone where none did.
 spending.jsonl        two lines for each request: that it was sent, and what it came to.
 timings.jsonl         the seconds that each sample took.
+scores.jsonl          what `distil score` found, a line for each trace and reward; it can be written again.
 journal/              replies that were paid for, of samples without a trace; gone where there is none.
 .lock                 held by the run that writes here; `distil clean .` removes it and other leftovers.
 

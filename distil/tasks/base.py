@@ -66,6 +66,11 @@ class Task(Protocol):
         """What it reads of a row that another column may be named for, by a flag `--FIELD_column`."""
         return ()
 
+    @property
+    def needed_in_prompt(self) -> tuple[str, ...]:
+        """Those of `prompt_fields` without which a prompt, the user's own too, asks nothing."""
+        return ()
+
     def prompt_fields(self, row: Mapping[str, Json]) -> Mapping[str, str]:
         """The texts of a row that stand in the prompt in place of `{FIELD}`; raises SampleError."""
         return {}

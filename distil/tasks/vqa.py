@@ -56,6 +56,7 @@ class VisualQuestions(Task):
     user_prompt: str = USER_PROMPT
     metrics: tuple[Metric, ...] = (EXACT_MATCH,)
     fields: tuple[str, ...] = tuple(_GUESSED)
+    needed_in_prompt: tuple[str, ...] = ("question",)
     drawn_data: str | None = "scenes"
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
