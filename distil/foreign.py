@@ -26,13 +26,15 @@ class Caught:
         self.error = error
         return isinstance(error, Exception | SystemExit)
 
-    def text(self, file: str) -> str:
-        """What was raised, and in which line of that file; the same on every machine."""
+    def text(self, file: str | None = None) -> str:
+        """What was raised, and in which line of that file, or else where; the same on every machine."""
         error = self.error
         line = error.lineno if isinstance(error, SyntaxError) and error.filename == file else None
         if error is not None and line is None:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+            frames = traceback.extract_tb(error.__traceback__)
+            frames = [frame for frame in frames if file in (None, frame.filename)]  # type: ignore[assignment]
             line = frames[-1].lineno if frames else None
+            file = frames[-1].filename if frames else file
         said = error.msg if isinstance(error, SyntaxError) else "" if error is None else error_text(error)
-        where = "" if line is None else f" ({Path(file).name}, line {line})"
+        where = "" if line is None or file is None else f" ({Path(file).name}, line {line})"
         return " ".join(f"{type(error).__name__}: {said}".removesuffix(": ").split()) + where

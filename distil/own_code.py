@@ -23,6 +23,7 @@ from distil.records import Frame, Json
 from distil.rewards import Reward, with_reward
 from distil.tasks.base import Task
 from distil.tools.base import BoxFrame, Tool
+from distil.tools.own import OwnTool
 from distil.tools.toolbox import with_own_tools
 
 REWARD_FUNCTION = "compute_score"  # as verl calls it where nothing else is said
@@ -196,7 +197,7 @@ def _tools_of(loaded: _Loaded) -> list[Tool]:
                 raise ValueError(f"the schema of {name!r} calls it {stated!r}")
         if caught.error is not None:
             raise UsageError(f"--tool_module {loaded.path}: {caught.text(loaded.path)}")
-    return list(tools.values())
+    return [OwnTool(tool, loaded.path) for tool in tools.values()]
 
 
 def _objects_of(loaded: _Loaded, kind: Any, needed: Collection[str]) -> dict[str, Any]:

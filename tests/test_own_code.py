@@ -278,6 +278,48 @@ def test_another_version_of_a_file_is_another_setting(
     assert "own_code" in said(capsys)
 
 
+def test_whatever_an_own_tool_raises_is_a_failed_call_and_the_sample_goes_on(
+    photos: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (files / TOOL).read_text()
+    tool = written(tmp_path, TOOL, text.replace("ImageOps.autocontrast(", "ImageOps.no_such("))
+    with ScriptedTeacher(teacher) as server:
+        flags = [
+            "--api_base",
+            server.api_base,
+            "--dataset_path",
+            str(photos),
+            "--num_samples",
+            "1",
+            "--keep_going",
+        ]
+        flags += [
+            "--output_dir",
+            str(tmp_path / "t"),
+            "--tools",
+            "zoom,contrast_tool",
+            "--tool_module",
+            str(tool),
+        ]
+        assert main(["run", *flags]) == 0
+    first = trace_of(tmp_path / "t", 0)["tool_calls_log"][0]
+    message = "Error: contrast_tool failed: AttributeError: module 'PIL.ImageOps' has no attribute 'no_such'"
+    assert first["success"] is False and first["message"] == f"{message} (contrast_tool.py, line 26)"
+    assert main(["verify", str(tmp_path / "t"), "--tool_module", str(tool)]) == 0
+
+
+def test_a_task_that_fails_in_verify_ends_that_traces_verdict_alone(
+    made: Path, files: Path, own_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = 'return {"city": row["city"], "n": 1 / (row["city"] != "city 2")}'
+    text = (files / TASK).read_text().replace('return {"city": row["city"]}', broken)
+    assert main(["verify", str(made), "--task", str(written(tmp_path, TASK, text)), *own_flags[2:]]) == 1
+    printed = said(capsys)
+    assert "trace_00002.json: unreadable: a field cannot be read, or own code fails on it" in printed
+    assert "ZeroDivisionError: division by zero (city_task.py, line 18)" in printed
+    assert "0 matched, 3 mismatched (inconsistent 3), 1 unreadable" in printed
+
+
 # --- a trace alone never has a file run
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from distil.errors import ContextOverflow, SampleError, SourceError, TraceError
+from distil.errors import ContextOverflow, DistilError, SampleError, SourceError, TraceError
+from distil.foreign import Caught
 from distil.own_code import other_files
 from distil.records import Json, Sample
 from distil.replay.rebuild import (
@@ -69,7 +70,7 @@ def verify_trace(path: Path, sources: Sources, executors: Executors | None = Non
     """Make one trace again and compare all it stores; code needs `executors` to run again."""
     try:
         trace = read_trace(path)
-        return Verification(path, *(_own_problem(trace) or _compare(trace, sources, executors)))
+        return Verification(path, *(_own_problem(trace) or _compare_by(trace, sources, executors)))
     except (TraceError, SourceError) as error:
         return Verification(path, Verdict.UNREADABLE, str(error))
     except ContextOverflow:
@@ -94,6 +95,17 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
         difference = Difference("metadata.settings_sha256", stored, now)
         return Verdict.INCONSISTENT, f"{difference} (of settings and dataset.fingerprint)"
     return None
+
+
+def _compare_by(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
+    """Compare; where the user's own files have a part in it, what they raise ends this trace's alone."""
+    if trace.json["settings"].get("own_code") is None:
+        return _compare(trace, sources, executors)
+    with Caught() as caught:
+        return _compare(trace, sources, executors)
+    if isinstance(caught.error, DistilError):
+        raise caught.error
+    return Verdict.UNREADABLE, f"a field cannot be read, or own code fails on it: {caught.text()}"
 
 
 def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
