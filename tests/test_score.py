@@ -228,7 +228,9 @@ def test_scores_stand_beside_traces_that_stay_as_they_are(
     assert main(["verify", str(traces)]) == 0
 
 
-def test_the_lines_of_the_same_reward_are_replaced_and_others_stay(traces: Path, tmp_path: Path) -> None:
+def test_of_two_lines_about_a_sample_and_reward_the_later_one_counts_and_none_is_written_twice(
+    traces: Path, tmp_path: Path
+) -> None:
     assert main(["score", str(traces), "--reward", str(reward_file(tmp_path, "return 1"))]) == 0
     other = reward_file(tmp_path, "return 2", name="other")
     assert main(["score", str(traces), "--reward", f"{other}:other"]) == 0

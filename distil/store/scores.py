@@ -1,19 +1,19 @@
 """`scores.jsonl`: what rewards of the user's own gave traces afterwards, a line a sample and reward.
 
-Derived from the traces, which it leaves as they are: who removes it loses nothing that `distil score` would
-not write again.
+Lines are only ever added, and of two about the same sample and reward the later one counts. All in it is
+derived from the traces, which stay as they are: who removes it loses nothing that `distil score` would not
+write again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from distil.records import Json, SampleId
 from distil.rewards import Reward, Scored
-from distil.store.atomic import write_bytes
-from distil.store.json_lines import line_bytes, read_lines
+from distil.store.json_lines import LineFile, read_lines
 from distil.store.trace_file import solution_text
 
 SCORES = "scores.jsonl"
@@ -37,25 +37,25 @@ def score_line(trace: Mapping[str, Json], reward: Reward, scored: Scored) -> dic
     return line if scored.error is None else line | {"error": scored.error}
 
 
-def write_scores(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:
-    """Put lines in the place of those of the same reward and samples; those of others stay.
+def add_scores(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:
+    """Add the lines that say something new; raises FolderError."""
+    known = _latest(folder)
+    new = [line for line in lines if known.get((SampleId.from_json(line), line["reward"])) != line]
+    if new:
+        file = LineFile(folder / SCORES)
+        file.append(*new)
+        file.close()
 
-    The file is whole at every instant; raises FolderError.
-    """
-    kept = dict(_keyed(read_scores(folder)))
-    kept |= dict(_keyed(lines))
-    order = sorted(kept, key=lambda key: (key[1], key[0]))
-    write_bytes(folder / SCORES, b"".join(line_bytes(kept[key]) for key in order))
+
+def read_scores(folder: Path) -> list[dict[str, Json]]:
+    """What counts of a folder's scores, in the order of samples and rewards."""
+    return [line for _, line in sorted(_latest(folder).items(), key=lambda item: item[0])]
 
 
-def read_scores(folder: Path) -> Iterator[dict[str, Json]]:
-    """The lines of a folder that can be read."""
+def _latest(folder: Path) -> dict[tuple[SampleId, str], dict[str, Json]]:
+    found: dict[tuple[SampleId, str], dict[str, Json]] = {}
     for line, _ in read_lines(folder / SCORES):
         if line is not None:
-            yield line
-
-
-def _keyed(lines: Iterable[Mapping[str, Json]]) -> Iterator[tuple[tuple[str, SampleId], Mapping[str, Json]]]:
-    for line in lines:
-        with suppress(KeyError, TypeError):
-            yield (str(line["reward"]), SampleId.from_json(line)), line
+            with suppress(KeyError, TypeError):
+                found[SampleId.from_json(line), str(line["reward"])] = line
+    return found

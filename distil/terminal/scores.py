@@ -11,7 +11,7 @@ from distil.errors import TraceError, UsageError
 from distil.records import Json
 from distil.rewards import REWARDS, Scored
 from distil.store.folder import find_trace_files
-from distil.store.scores import SCORES, score_line, score_trace, write_scores
+from distil.store.scores import SCORES, add_scores, score_line, score_trace
 from distil.store.trace_file import read_trace
 from distil.terminal.terminal import Terminal
 
@@ -40,7 +40,7 @@ def score(path: Path, terminal: Terminal) -> int:
             problems.append(f"{file.name}: {scored.error}")
         lines.append(score_line(trace.json, reward, scored))
     folder = path.parent if path.is_file() else path
-    write_scores(folder, lines)
+    add_scores(folder, lines)
     scores = [line["score"] for line in lines if line["score"] is not None]
     if terminal.gives_json:
         terminal.give(

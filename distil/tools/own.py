@@ -57,4 +57,8 @@ class OwnTool(Tool):
 
     def _failure(self, caught: Caught) -> ToolError:
         error = caught.error
-        return error if isinstance(error, ToolError) else ToolError(f"{self.name} failed: {caught.text(self.file)}")
+        return (
+            error
+            if isinstance(error, ToolError)
+            else ToolError(f"{self.name} failed: {caught.text(self.file)}")
+        )
