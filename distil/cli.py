@@ -60,7 +60,9 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.traces import view  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    show = partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    show = partial(
+        view, flags.path, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal
+    )
     return partial(_with_own_code, show, flags.own.task, flags.own.tool_module, None)
 
 

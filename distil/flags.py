@@ -481,6 +481,9 @@ class ViewFlags:
     path: Annotated[Path, _TRACES] = Path()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    where: Annotated[
+        str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
+    ] = ""
     json: Annotated[bool, _JSON] = False
     own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,8 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.errors import TraceError, UsageError
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.messages.tags import split_thinking
 from distil.records import Json
 from distil.rewards import reward_fields
@@ -44,12 +47,15 @@ from distil.terminal.words import figure, one_line, printable, short
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
-def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
+def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: str = "") -> int:
     """Show a trace file or a folder of them; returns 1 where one is broken or of no known task, else 0.
 
-    Raises UsageError where there is nothing to show.
+    Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
+    show.
     """
     if path.is_file():
+        if where:
+            raise UsageError("--where chooses from a folder of traces; this is one trace")
         trace = load_json(path)
         _, note = task_to_show(trace)
         if note is not None:
@@ -64,7 +70,7 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     files = find_trace_files(path)
     if not files:
         raise UsageError(f"{path} holds no trace_*.json")
-    facts, broken = _load_facts(files)
+    facts, broken = _load_facts(_chosen(path, where) if where else files)
     is_listed = verbose or not batch
     if terminal.gives_json:
         terminal.give(
@@ -85,6 +91,22 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     elif not batch:
         terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
+
+
+def _chosen(folder: Path, where: str) -> list[Path]:
+    """The trace files that an expression is true of; raises UsageError where there is none."""
+    with tqdm(unit="trace", desc="index", leave=False, delay=1) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        index = TraceIndex.open([folder], show)
+    with closing(index):
+        files = [folder / str(name) for (name,) in index.rows(Query(where=where), ["file"])]
+    if not files:
+        raise UsageError(f"{folder} holds no trace of which this is true: {where}")
+    return files
 
 
 def _trace_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
