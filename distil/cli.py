@@ -128,7 +128,11 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         overwrites=flags.overwrite,
     )
     terminal = Terminal(gives_json=flags.json)
-    return lambda: export(find_picks(flags.paths, flags.where), options, job, terminal)
+
+    def write() -> int:
+        return export(find_picks(flags.paths, flags.where), options, job, terminal)
+
+    return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:

@@ -609,6 +609,7 @@ class ExportFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
+    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 
 
 @dataclass(frozen=True)

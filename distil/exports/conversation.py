@@ -133,7 +133,7 @@ def conversation_of(trace: StoredTrace, shown: Shown, options: ExportOptions) ->
         return None
     return Conversation(
         origin=origin_of(trace),
-        system=escaped(trace.settings.system_prompt),
+        system=escaped(trace.prompt.system),
         tools=_tools(trace, options),
         question=_question(trace, shown, options),
         photo=shown.photo,
@@ -162,7 +162,7 @@ def _tools(trace: StoredTrace, options: ExportOptions) -> tuple[Mapping[str, Jso
 
 
 def _question(trace: StoredTrace, shown: Shown, options: ExportOptions) -> str:
-    question = escaped(trace.settings.user_prompt)
+    question = escaped(trace.prompt.user)
     if trace.settings.states_size and options.coordinates is Frame.PIXEL:
         question += f"\n\n{size_sentence(shown.photo.size)}"
     return question
