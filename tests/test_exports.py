@@ -5,8 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,12 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from builders import file_bytes, row, saved, smooth
+from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
+from warm_door import start_door
 
 from distil.cli import main
 from distil.errors import ToolError
@@ -426,9 +433,12 @@ def test_a_call_cut_out_makes_no_special_word_of_what_stood_around_it(tmp_path: 
     assert found.turns[0].text == escaped("<image>") and len(found.turns[0].calls) == 1
 
 
-def test_llama_factory_gets_a_row_for_each_trained_turn(failing: Path, tmp_path: Path) -> None:
+def test_llama_factory_gets_a_row_for_each_trained_turn(
+    failing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = export(failing, tmp_path / "out", "--format", "llamafactory")
     rows = rows_of(out)
+    assert "6 of 12 turns are there but not trained; LLaMA-Factory cannot" in capsys.readouterr().out
     assert len(rows) == 6 and "mask_history: true" in (out / "train.yaml").read_text()
     first, second = rows[:2]
     assert [each["id"] for each in rows[:2]] == [
@@ -595,6 +605,9 @@ def test_a_chat_api_has_an_answer_to_each_call_and_then_the_pictures(traces: Pat
 def test_a_form_that_a_format_has_not_is_refused(
     traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags = ("--call_form", "native", "--student", "qwen2.5-vl")
+    export(traces, tmp_path / "out", "--format", "verl", *flags, expected=2)
+    assert "the chat template of Qwen2.5-VL" in capsys.readouterr().err
     export(traces, tmp_path / "out", "--format", "hf", "--call_form", "native", expected=2)
     assert "--call_form native: the format hf has no such form" in capsys.readouterr().err
 
@@ -725,22 +738,55 @@ def test_what_a_killed_export_left_is_removed_by_the_next(failing: Path, tmp_pat
     assert not left.exists() and running.exists()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_same_command_gives_the_same_bytes_by_any_number_of_workers(name: str, tmp_path: Path) -> None:
-    traces = many_traces(tmp_path.parent)
+MANY = 60  # enough traces for two processes
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many traces, of photos some of which are the same."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [row(file_bytes(smooth(48 + number % 40, 32))) for number in range(MANY)]
+    return run(folder, zooms([100, 100, 900, 900]), dataset=saved(folder / "photos", rows))
+
+
+def process(*arguments: object) -> subprocess.Popen[str]:
+    """An export as a process of its own: in that of the tests there are threads, and nothing forks."""
+    return start_door(str(PACKAGE / "__main__.py"), "export", *map(str, arguments), cwd=PACKAGE)
+
+
+@pytest.mark.parametrize("name", ["trl", "llamafactory"])
+def test_the_same_command_gives_the_same_bytes_by_any_number_of_workers(
+    name: str, many: Path, tmp_path: Path
+) -> None:
     found = []
     for workers in (1, 2):
-        out = export(traces, tmp_path / "out", "--format", name, "--max_workers", workers, "--overwrite")
+        out = tmp_path / "out"
+        door = process(many, "--out", out, "--format", name, "--max_workers", workers, "--overwrite")
+        said, errors = door.communicate(timeout=100)
+        assert door.wait() == 0, said + errors
         found.append(contents(out))
     assert found[0] == found[1]
-    assert len(rows_of(out)) == 52
+    assert len(rows_of(out)) == MANY
 
 
-@cache
-def many_traces(folder: Path) -> Path:
-    """Enough traces for two processes, of photos some of which are the same."""
-    rows = [row(file_bytes(smooth(48 + number % 40, 32))) for number in range(52)]
-    return run(folder, zooms([100, 100, 900, 900]), dataset=saved(folder / "many", rows))
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process exports")
+def test_an_interrupted_export_leaves_nothing(many: Path, tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck"
+    shutil.copytree(many, stuck)
+    last = stuck / f"trace_{MANY:05d}.json"
+    os.mkfifo(last)
+    descriptor = os.open(last, os.O_RDWR)
+    (tmp_path / "exports").mkdir()
+    door = process(stuck, "--out", tmp_path / "exports" / "out", "--format", "ms_swift", "--max_workers", 2)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "exports").glob(".out.*.tmp/images/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    door.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    os.close(descriptor)  # who reads the trace goes on, and finds it empty
+    said, errors = door.communicate(timeout=60)
+    assert door.wait() == 130, said + errors
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_the_same_picture_has_one_file(tmp_path: Path) -> None:

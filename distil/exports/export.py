@@ -26,7 +26,7 @@ from distil.exports.selection import Pick
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
-from distil.records import ExportFormat, Frame, Json, StopReason
+from distil.records import ExportFormat, Frame, Json, StopReason, Student, ToolMode
 from distil.replay.processes import Workers, each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
@@ -137,6 +137,11 @@ def _check_options(options: ExportOptions) -> None:
     if options.call_form not in form.call_forms:
         raise UsageError(
             f"--call_form {options.call_form.value}: the format {options.format.value} has no such form"
+        )
+    is_native, is_25 = options.call_form is ToolMode.NATIVE, options.student is Student.QWEN25_VL
+    if is_native and is_25 and options.format is ExportFormat.VERL:
+        raise UsageError(
+            "--call_form native: the chat template of Qwen2.5-VL, which verl uses, leaves native calls out"
         )
     limit = options.image_max_pixels
     if options.coordinates is Frame.PIXEL and limit is not None and limit < _MIN_PIXEL_FRAME_PX:
