@@ -20,17 +20,21 @@ from distil.flags import (
     CompletionFlags,
     DoctorFlags,
     EstimateFlags,
+    ExportFlags,
     RunFlags,
     SampleFlags,
+    ScoreFlags,
     SignsFlags,
     StatusFlags,
     ToolFlags,
     VerifyFlags,
     ViewFlags,
     add_flags,
+    command_text,
     read_flags,
     stated_flags,
 )
+from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from distil.terminal.terminal import Terminal
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
+_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json")
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
@@ -60,6 +65,10 @@ def _distil(flags: RunFlags) -> Callable[[], int]:
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
+    return partial(_with_own_code, _shown(flags), flags.own.task, flags.own.tool_module, None)
+
+
+def _shown(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
@@ -114,7 +123,64 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
     from distil.terminal.verification import verify  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
-    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+    check = partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+    return partial(_with_own_code, check, flags.own.task, flags.own.tool_module, flags.own.reward)
+
+
+def _score(flags: ScoreFlags) -> Callable[[], int]:
+    if flags.reward is None:
+        raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
+    from distil.terminal.scores import score  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    return partial(
+        _with_own_code, partial(score, flags.path, Terminal(gives_json=flags.json)), None, None, flags.reward
+    )
+
+
+def _with_own_code(
+    action: Callable[[], int], task: str | None, tool_module: str | None, reward: str | None
+) -> int:
+    """Run it with the user's own files at hand."""
+    from distil.own_code import own_code  # noqa: PLC0415
+
+    with own_code(task, tool_module, reward):
+        return action()
+
+
+def _export(flags: ExportFlags) -> Callable[[], int]:
+    from distil.exports.export import Job  # noqa: PLC0415
+    from distil.exports.options import ExportOptions  # noqa: PLC0415
+    from distil.exports.selection import find_picks  # noqa: PLC0415
+    from distil.replay.processes import Workers  # noqa: PLC0415
+    from distil.terminal.exporting import export  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    form = flags.form
+    options = ExportOptions(
+        format=ExportFormat(flags.format),
+        coordinates=Frame(form.coordinates),
+        image_max_pixels=form.image_max_pixels,
+        thoughts=Thoughts(form.reasoning),
+        failed_calls=FailedCalls(form.errors),
+        call_form=ToolMode(form.call_form),
+        student=Student(form.student),
+        takes_all=flags.all,
+    )
+    job = Job(
+        out=flags.out,
+        command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
+        dataset_path=flags.dataset_path,
+        limit=flags.limit,
+        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
+        overwrites=flags.overwrite,
+    )
+    terminal = Terminal(gives_json=flags.json)
+
+    def write() -> int:
+        return export(find_picks(flags.paths, flags.where), options, job, terminal)
+
+    return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -147,12 +213,12 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
 
 
 def _signs(flags: SignsFlags) -> Callable[[], int]:
-    from distil.embedded.launch import draw_signs  # noqa: PLC0415
+    from distil.embedded.launch import draw_data  # noqa: PLC0415
 
     def draw() -> int:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
-        draw_signs(flags.output_dir, flags.num_rows, flags.seed)
+        draw_data(flags.output_dir, flags.num_rows, flags.seed, flags.kind)
         print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
         return process.EXIT_DONE
 
@@ -268,6 +334,14 @@ COMMANDS: tuple[Command, ...] = (
         ("traces_concurrent",),
     ),
     Command(
+        "score",
+        None,
+        "Score traces by a function of your own, without a request; writes scores.jsonl beside them.",
+        ScoreFlags(),
+        _score,
+        ("traces_concurrent --reward reward.py:compute_score",),
+    ),
+    Command(
         "verify",
         None,
         "Replay traces from dataset and stored actions, and compare.",
@@ -275,6 +349,17 @@ COMMANDS: tuple[Command, ...] = (
         _verify,
         ("traces_concurrent", "traces_concurrent --dataset_path /moved/photos"),
         takes_config=True,
+    ),
+    Command(
+        "export",
+        None,
+        "Write traces as training data: for TRL, verl, LLaMA-Factory, ms-swift, chat APIs or the hub.",
+        ExportFlags(),
+        _export,
+        (
+            "traces_concurrent --format trl --out sft_trl",
+            "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
+        ),
     ),
     Command(
         "doctor",
@@ -288,7 +373,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "signs",
         None,
-        "Draw a dataset of street signs for the embedded teacher.",
+        "Draw a dataset for the embedded teacher: street signs, or scenes of coloured shapes.",
         SignsFlags(),
         _signs,
         ("--output_dir signs --num_rows 1000",),

@@ -10,13 +10,24 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from distil.embedded.launch import NUM_SIGNS
-from distil.records import CropFrom, Frame, Json, OnChange, ToolMode
+from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
+from distil.records import (
+    CropFrom,
+    ExportFormat,
+    FailedCalls,
+    Frame,
+    Json,
+    OnChange,
+    Student,
+    Thoughts,
+    ToolMode,
+)
 from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
@@ -96,6 +107,18 @@ def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, An
             yield from stated_flags(value, stated.title)
         else:
             yield name, stated, value, title
+
+
+def command_text(command: str, flags: object, defaults: object, left_out: Collection[str] = ()) -> str:
+    """The command line of these flags, those that have their defaults left out."""
+    usual = {name: value for name, _, value, _ in stated_flags(defaults)}
+    words = [command]
+    for name, flag, value, _ in stated_flags(flags):
+        if flag.is_positional:
+            words += [shlex.quote(str(each)) for each in (value if flag.is_many else [value])]
+        elif name not in left_out and (flag.is_required or value != usual[name]):
+            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
@@ -208,6 +231,47 @@ def _grace(text: str) -> float:
     return _number(text, lambda value: value >= 0, "must be a number of seconds, 0 or more")
 
 
+# --- the user's own code ---
+
+_OWN_TITLE = "the task, and code of your own, which may do anything that you may"
+_TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
+_REWARD = Flag(
+    "a function of your own, with the signature of verl's compute_score, that scores each answer too",
+    "FILE:FUNCTION",
+)
+
+
+@dataclass(frozen=True)
+class OwnCodeFlags:
+    """What is asked, and files of the user's own."""
+
+    task: Annotated[
+        str | None,
+        Flag(
+            "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
+            "photo was taken)",
+            "NAME",
+        ),
+    ] = None
+    tool_module: Annotated[str | None, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _REWARD] = None
+
+
+@dataclass(frozen=True)
+class ViewCodeFlags:
+    """Files of the user's own that traces are read with."""
+
+    task: Annotated[str | None, Flag("the task of your own that the traces are of", "FILE:NAME")] = None
+    tool_module: Annotated[str | None, _TOOL_MODULE] = None
+
+
+@dataclass(frozen=True)
+class VerifyCodeFlags(ViewCodeFlags):
+    """The same, and the reward to compute again."""
+
+    reward: Annotated[str | None, _REWARD] = None
+
+
 # --- a run ---
 
 
@@ -219,7 +283,7 @@ class SampleFlags:
         str | None,
         Flag(
             "save_to_disk folder, folder of pictures or files, parquet / JSONL / CSV / TSV / tar file, "
-            "quoted glob, or hf://NAME; PATH:split for a split (default: drawn street signs)",
+            "quoted glob, or hf://NAME; PATH:split for a split (default: what is drawn for the task)",
             metavar="PATH",
         ),
     ] = None
@@ -231,6 +295,10 @@ class SampleFlags:
         Flag("of degrees north; A.B is a field of a struct (default: by name, or as EXIF says)", "NAME"),
     ] = None
     lon_column: Annotated[str | None, Flag("of degrees east (default: the same)", "NAME")] = None
+    question_column: Annotated[
+        str | None, Flag("of the question, where each row has its own (default: by name)", "NAME")
+    ] = None
+    answer_column: Annotated[str | None, Flag("of its answer (default: by name)", "NAME")] = None
     num_samples: Annotated[int, Flag("0 for all (default: {default})", "N", _count)] = 10
     order: Annotated[
         str,
@@ -345,9 +413,12 @@ class TeacherFlags:
 class ToolFlags:
     """The tools, and how the teacher calls them and sees pictures."""
 
-    tools: Annotated[str, Flag("zoom,rotate,python_code or none (default: {default})", "NAMES")] = (
-        "zoom,rotate"
-    )
+    tools: Annotated[
+        str,
+        Flag(
+            "of zoom, rotate, python_code and those of --tool_module; or none (default: {default})", "NAMES"
+        ),
+    ] = "zoom,rotate"
     max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
     tool_mode: Annotated[
         str,
@@ -435,6 +506,7 @@ class RunFlags:
     teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
     tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
     code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)
+    own: Annotated[OwnCodeFlags, Group(_OWN_TITLE)] = field(default_factory=OwnCodeFlags)
     budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
         default_factory=BudgetFlags
     )
@@ -521,6 +593,7 @@ class ViewFlags:
     ] = AUTO
     page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
     report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
+    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 
 
 @dataclass(frozen=True)
@@ -534,6 +607,91 @@ class VerifyFlags:
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
     json: Annotated[bool, _JSON] = False
+    own: Annotated[VerifyCodeFlags, Group(_OWN_TITLE)] = field(default_factory=VerifyCodeFlags)
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """The flags of `distil score`."""
+
+    path: Annotated[Path, _TRACES] = Path()
+    reward: Annotated[str | None, _REWARD] = None
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class FormFlags:
+    """What the rows of an export are like."""
+
+    reasoning: Annotated[
+        str,
+        Flag(
+            "the teacher's: as plain text, left out, or within <think> (default: {default})",
+            choices=Thoughts,
+        ),
+    ] = Thoughts.THINK.value
+    errors: Annotated[
+        str,
+        Flag(
+            "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
+            choices=FailedCalls,
+        ),
+    ] = FailedCalls.MASK.value
+    coordinates: Annotated[
+        str,
+        Flag(
+            "boxes in thousandths of a picture, or in its pixels; then pictures get the sizes that the "
+            "student's processor would give them (default: {default})",
+            choices=(Frame.REL1000, Frame.PIXEL),
+        ),
+    ] = Frame.REL1000.value
+    image_max_pixels: Annotated[
+        int | None, Flag("make larger pictures smaller (default: as the teacher got them)", "N", _positive)
+    ] = None
+    student: Annotated[
+        str,
+        Flag(
+            "the family that learns: how it sizes pictures (default: {default})",
+            choices=Student,
+        ),
+    ] = Student.QWEN3_VL.value
+    call_form: Annotated[
+        str,
+        Flag(
+            "calls as text, which every trainer reads alike, or as its own fields (default: {default})",
+            choices=(ToolMode.TEXT, ToolMode.NATIVE),
+        ),
+    ] = ToolMode.TEXT.value
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """The flags of `distil export`."""
+
+    paths: Annotated[
+        tuple[Path, ...],
+        Flag("runs' folders, or trace files", "DIR", Path, is_positional=True, is_many=True),
+    ] = ()
+    format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
+        ExportFormat.TRL.value
+    )
+    out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
+    where: Annotated[
+        str | None,
+        Flag('of the folders only these traces, as "score > 0.8 AND calls > 0" (default: all)', "SQL"),
+    ] = None
+    limit: Annotated[int | None, Flag("at most so many rows (default: all)", "N", _positive)] = None
+    all: Annotated[
+        bool, Flag("also traces that ended without an answer, or with one that cannot be read")
+    ] = False
+    form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
+    overwrite: Annotated[bool, Flag("replace an export that is there")] = False
+    dataset_path: Annotated[
+        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
+    ] = None
+    max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
+    json: Annotated[bool, _JSON] = False
+    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 
 
 @dataclass(frozen=True)
@@ -599,6 +757,13 @@ class DoctorFlags:
 class SignsFlags:
     """The flags of `distil signs`."""
 
+    kind: Annotated[
+        str,
+        Flag(
+            "signs name a place; scenes hold words and numbers that --task vqa asks for (default: {default})",
+            choices=KINDS,
+        ),
+    ] = DEFAULT_KIND
     output_dir: Annotated[Path, Flag(None, "DIR", Path, is_required=True)] = Path()
     num_rows: Annotated[int, Flag("(default: {default})", "N", _positive)] = NUM_SIGNS
     seed: Annotated[int, Flag("(default: {default})", parse=_whole)] = 0

@@ -65,6 +65,40 @@ class OnChange(StrEnum):
     REDO = "redo"  # make them again
 
 
+class ExportFormat(StrEnum):
+    """Who reads an export."""
+
+    TRL = "trl"
+    VERL = "verl"
+    LLAMAFACTORY = "llamafactory"
+    MS_SWIFT = "ms_swift"
+    OPENAI = "openai"
+    HF = "hf"
+
+
+class Thoughts(StrEnum):
+    """What becomes of a teacher's reasoning in an export."""
+
+    KEEP = "keep"  # plain text in front of the turn's own
+    DROP = "drop"
+    THINK = "think"  # within <think> tags in front of it
+
+
+class FailedCalls(StrEnum):
+    """What becomes in an export of turns with a call that failed."""
+
+    MASK = "mask"  # they are there, and not trained
+    TRAIN = "train"
+    DROP = "drop"  # the call and its result are left out, and a turn of nothing else
+
+
+class Student(StrEnum):
+    """The family of models that learns from an export: how its processor sizes pictures."""
+
+    QWEN3_VL = "qwen3-vl"
+    QWEN25_VL = "qwen2.5-vl"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SampleId:
     """Which sample: its row in the dataset, and which of the row's rollouts it is, counted from 0.
@@ -281,6 +315,7 @@ class Rollout:
     stop_reason: StopReason
     answer: Mapping[str, Json] | None
     score: Score
+    prompt_fields: Mapping[str, str] = field(default_factory=dict)  # the row's texts in the prompt
 
 
 class FailureKind(StrEnum):
@@ -325,13 +360,20 @@ class Outcome(Generic[ResultT_co]):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What opens every conversation of a run, and the tools it offers."""
+    """What opens the conversations of a run, and the tools it offers."""
 
     system: str
     user: str
     tools: tuple[Mapping[str, Json], ...] = ()  # function schemas, as the OpenAI API takes them
     tool_mode: ToolMode = ToolMode.NONE
     states_size: bool = False  # say each picture's size in words: boxes are pixels of it
+
+    def filled(self, fields: Mapping[str, str]) -> Prompt:
+        """The prompt of one row: each `{FIELD}` of the question is that row's text, put in all at once."""
+        if not fields:
+            return self
+        pattern = "|".join(re.escape(f"{{{name}}}") for name in fields)
+        return replace(self, user=re.sub(pattern, lambda match: fields[match[0][1:-1]], self.user))
 
     @property
     def native_tools(self) -> tuple[Mapping[str, Json], ...]:

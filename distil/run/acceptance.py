@@ -14,9 +14,10 @@ from distil.index.guard import TABLE, check_where, limit_values
 from distil.index.trace_row import Cell, TraceRow, trace_row
 from distil.records import Json, Reply, Rollout, Sample, SampleId, SentPicture, StopReason, ToolMode, Turn
 from distil.run.plan import teacher_settings
-from distil.run.settle import chosen_profile, chosen_task, unasked_settings
+from distil.run.settle import Asked, chosen_profile, unasked_settings
 from distil.source.rows import Source as Dataset
 from distil.store.trace_file import RunFacts, trace_json, trace_name, versions_now
+from distil.tasks.base import Task
 
 # What the index knows besides the trace: of the folder, of the row's other traces, or added later.
 _NOT_OF_TRACE = frozenset({"run", "folder", "seconds", "score_without_tools", "tool_gain", "mark", "note"})
@@ -82,27 +83,28 @@ def _dynamic_names(row: TraceRow) -> dict[_Key, str]:
     return names
 
 
-def acceptance(condition: str, flags: RunFlags, dataset: Dataset, rows: Sequence[int]) -> Acceptance:
+def acceptance(
+    condition: str, flags: RunFlags, asked: Asked, dataset: Dataset, rows: Sequence[int]
+) -> Acceptance:
     """What `--accept` says; raises UsageError.
 
     The columns are those of a trace that answers the truth of one of the first rows.
     """
     settings = unasked_settings(
-        flags, "", chosen_profile("", flags.tools), teacher_settings(flags.teacher, "", "")
+        flags, asked, chosen_profile("", flags.tools), teacher_settings(flags.teacher, "", "")
     )
     facts = RunFacts(dataset.identity, settings, versions_now())
     for row in islice(rows, _LOOKED_INTO):
         try:
-            rollout = _right_answer(dataset.load(SampleId(row)))
+            rollout = _right_answer(dataset.load(SampleId(row)), asked.task)
         except SampleError:
             continue
         return Acceptance(condition, trace_row("", trace_json(rollout, facts)))
     raise UsageError("--accept: the columns are not known, as none of the first rows can be used")
 
 
-def _right_answer(sample: Sample) -> Rollout:
+def _right_answer(sample: Sample, task: Task) -> Rollout:
     """A rollout that answers a row's truth at once; raises SampleError where there is none."""
-    task = chosen_task()
     truth = task.truth({**sample.data, **sample.fields})
     sent = SentPicture("", (1, 1), b"", 0, "")
     reply = Reply("", None, None, "stop", (), ToolMode.NONE, None)

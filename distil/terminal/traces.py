@@ -21,6 +21,7 @@ from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
 from distil.records import Json
+from distil.rewards import reward_fields
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
     Totals,
@@ -38,7 +39,7 @@ from distil.store.summary import (
 )
 from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
-from distil.tasks import task_of
+from distil.tasks import task_to_show
 from distil.tasks.base import Metric
 from distil.terminal.documents import totals_document, trace_document
 from distil.terminal.terminal import Terminal
@@ -48,7 +49,7 @@ _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
 def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: str = "") -> int:
-    """Show a trace file or a folder of them; returns 1 where a file was broken, else 0.
+    """Show a trace file or a folder of them; returns 1 where one is broken or of no known task, else 0.
 
     Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
     show.
@@ -57,13 +58,7 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
     if path.is_file():
         if where:
             raise UsageError("--where chooses from a folder of traces; this is one trace")
-        trace = _load(path)
-        if terminal.gives_json:
-            terminal.give(_trace_document(path, trace))
-        else:
-            show = partial(pictures.show, path) if pictures is not None else _show_none
-            _show_trace(trace, verbose, terminal, show)
-        return 0
+        return _view_trace(path, verbose, terminal)
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
     files = find_trace_files(path)
@@ -94,6 +89,20 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
     return 1 if broken else 0
 
 
+def _view_trace(path: Path, verbose: bool, terminal: Terminal) -> int:
+    trace = load_json(path)
+    _, note = task_to_show(trace)
+    if note is not None:
+        terminal.say(f"{path}: {note}", "red")
+    if terminal.gives_json:
+        terminal.give(_trace_document(path, trace))
+    else:
+        pictures = terminal.pictures
+        show = partial(pictures.show, path) if pictures is not None else _show_none
+        _show_trace(trace, verbose, terminal, show)
+    return 0 if note is None else 1
+
+
 def _chosen(folder: Path, where: str) -> list[Path]:
     """The trace files that an expression is true of; raises UsageError where there is none."""
     with tqdm(unit="trace", desc="index", leave=False, delay=1) as bar:
@@ -113,27 +122,27 @@ def _chosen(folder: Path, where: str) -> list[Path]:
 def _trace_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
     """One trace's figures, with truth and answer."""
     own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
-    return trace_document(path, read_summary(trace)) | own
+    return trace_document(path, read_summary(trace, task_to_show(trace)[0])) | own
 
 
 def _load_facts(files: Sequence[Path]) -> tuple[dict[Path, TraceSummary], list[str]]:
+    """The figures of each trace, of a task that nobody has as stated; and what is wrong with which."""
     facts, broken = {}, []
+    unknown: dict[str, list[Path]] = {}  # by what is said of their tasks
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts[file] = read_summary(_load(file))
+            trace = load_json(file)
         except TraceError as error:
             broken.append(str(error))
+            continue
+        task, note = task_to_show(trace)
+        facts[file] = read_summary(trace, task)
+        if note is not None:
+            unknown.setdefault(note, []).append(file)
+    for note, those in unknown.items():
+        more = f" and {len(those) - 1} more" if those[1:] else ""
+        broken.append(f"{those[0]}{more}: {note}")
     return facts, broken
-
-
-def _load(path: Path) -> dict[str, Json]:
-    """A trace whose task is known; raises TraceError naming the file."""
-    trace = load_json(path)
-    try:
-        task_of(trace)
-    except TraceError as error:
-        raise TraceError(f"{path}: {error}") from None
-    return trace
 
 
 def _added_up(facts: Iterable[TraceSummary]) -> Totals:
@@ -210,7 +219,7 @@ def _show_trace(
     trace: Mapping[str, Json], verbose: bool, terminal: Terminal, show_picture: Callable[[int], None]
 ) -> None:
     """A trace turn by turn; `show_picture` gets 0 for the photo, or a call's number, from 1."""
-    facts = read_summary(trace)
+    facts = read_summary(trace, task_to_show(trace)[0])
     table = _sample_table(trace, facts)
     terminal.show(Panel(table, title=f"sample {facts.sample_id}", title_align="left"))
     show_picture(0)
@@ -321,7 +330,7 @@ def _call_not_run_line(call: Json) -> Text:
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
-    table, task = _plain_table(), task_of(trace)
+    table, (task, _) = _plain_table(), task_to_show(trace)
     table.add_row("truth", _text(task.text(trace_truth(trace))))
     answer = task.text(trace_answer(trace))
     table.add_row("answer", _text(answer if facts.parse_success else "none that can be read"))
@@ -329,6 +338,8 @@ def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
         for metric in task.metrics:
             table.add_row(metric.label, metric.text.format(facts.metrics[metric.name]))
     table.add_row("score", task.reward_text(facts.score))
+    for name, value in reward_fields(mapping_of(trace.get("reward_score"))).items():
+        table.add_row(_text(name), _text(short(value if isinstance(value, str) else json.dumps(value))))
     table.add_row("turns", f"{facts.turns}, ended by {facts.stop_reason or 'a reason not stated'}")
     failed = sum(facts.failed_calls.values())
     table.add_row("tool calls", f"{sum(facts.calls.values())}, {failed} failed")

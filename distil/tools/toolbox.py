@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
-from distil.records import SUCCESS_MESSAGE, CropFrom, Json, Observation, RawCall, SentPicture, ToolCall
+from distil.records import SUCCESS_MESSAGE, CropFrom, Json, Observation, RawCall, SentPicture, Size, ToolCall
 from distil.tools.base import BoxFrame, Scene, SeenSizes, Tool
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
@@ -20,11 +21,38 @@ TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
 )
 
 _MAX_QUOTED_CHARS = 200
+_own: dict[str, Tool] = {}  # those of the user's own files, by name
+
+
+@contextmanager
+def with_own_tools(tools: Sequence[Tool]) -> Iterator[None]:
+    """Have further tools beside those of `TOOLS`; raises UsageError where a name is taken already."""
+    for tool in tools:
+        taken = {*dict(_makers()), *(each.name for each in all_tools())}
+        if tool.name in taken:
+            _forget(tools)
+            raise UsageError(f"--tool_module: there is a tool called {tool.name!r} already; rename one")
+        _own[tool.name] = tool
+    try:
+        yield
+    finally:
+        _forget(tools)
+
+
+def _forget(tools: Sequence[Tool]) -> None:
+    for tool in tools:
+        if _own.get(tool.name) is tool:
+            del _own[tool.name]
+
+
+def _makers() -> tuple[tuple[str, Callable[[Executor | None], Tool]], ...]:
+    """The tools of `TOOLS`, and the user's own by their full names."""
+    return (*TOOLS, *((name, lambda _, tool=tool: tool) for name, tool in _own.items()))
 
 
 def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
     """Every tool there is; the code tool runs code in `executor`."""
-    return tuple(make(executor) for _, make in TOOLS)
+    return tuple(make(executor) for _, make in _makers())
 
 
 def find_tool(name: str, executor: Executor | None = None) -> Tool | None:
@@ -40,13 +68,20 @@ def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if wanted == ["none"]:
         return ()
-    known = dict(TOOLS)
+    known = dict(_makers())
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise UsageError(f"--tools {names!r}: known tools are {', '.join(known)} (or none)")
     if len(set(wanted)) < len(wanted):
         raise UsageError(f"--tools {names!r} names a tool twice")
     return tuple(known[name](executor) for name in wanted)
+
+
+def success_message(size: Size | None) -> str:
+    """What a call that worked tells the teacher; it states the picture's size as sent where there is one."""
+    if size is None:
+        return SUCCESS_MESSAGE
+    return f"{SUCCESS_MESSAGE}. The image is now {size[0]}×{size[1]} pixels (width × height)."
 
 
 @dataclass(frozen=True)
@@ -106,9 +141,7 @@ class Toolbox:
         except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
             message = f"the result cannot be shown: {error}"
             raise ToolError(message, applied.stdout) from None
-        message = SUCCESS_MESSAGE
-        if self.states_size:
-            message += f". The image is now {sent.size[0]}×{sent.size[1]} pixels (width × height)."
+        message = success_message(sent.size if self.states_size else None)
         return Observation(True, message, picture_facts(picture), sent, applied.stdout), applied.scene
 
     def _find(self, name: str) -> Tool:
