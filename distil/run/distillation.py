@@ -9,8 +9,8 @@ from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags
 from distil.process import reuse_memory
 from distil.run.schedule import Rollouts, WithoutTools
-from distil.run.settle import settle, what_is_asked
-from distil.run.solver import RolloutSolver, open_acceptance, open_rows, open_sandbox, open_teacher
+from distil.run.settle import open_acceptance, settle, what_is_asked
+from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
 from distil.run.without_tools import WithAndWithout
 from distil.run.work import Work, check_rollouts

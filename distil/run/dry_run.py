@@ -18,12 +18,13 @@ from distil.run.settle import (
     PROBED,
     Asked,
     chosen_profile,
+    open_acceptance,
     settle_folder,
     told_tool_mode,
     unasked_settings,
     what_is_asked,
 )
-from distil.run.solver import open_acceptance, open_budget, open_rows, open_sandbox, rollout_settings
+from distil.run.solver import open_budget, open_rows, open_sandbox, rollout_settings
 from distil.store.folder import Claim
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import trace_name

@@ -14,7 +14,7 @@ from distil.flags import AUTO, RunFlags, ToolFlags
 from distil.own_code import OwnCode, own_code
 from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
-from distil.run.solver import dataset_path, open_budget
+from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
 from distil.store.folder import Claim, first_free
@@ -77,6 +77,15 @@ def read_user_prompt(path: str | None, task: Task) -> str:
             f"--user_prompt_file {path}: it has no {missing[0]}, where each row's own text stands"
         )
     return text
+
+
+def open_acceptance(flags: RunFlags, asked: Asked, source: Source, rows: Sequence[int]) -> Accept | None:
+    """What `--accept` says, None where it says nothing; raises UsageError."""
+    if flags.rollouts.accept is None:
+        return None
+    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
+
+    return acceptance(flags.rollouts.accept, flags, asked, source, rows)
 
 
 def settle(

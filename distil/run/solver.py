@@ -18,7 +18,6 @@ from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
 from distil.run.plan import Plan, code_limits
-from distil.run.settle import Asked
 from distil.run.suspicion import Tally
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
@@ -187,15 +186,6 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
                 f"distil signs{kind} --output_dir DIR --num_rows N"
             )
     return source, indices
-
-
-def open_acceptance(flags: RunFlags, asked: Asked, source: Source, rows: Sequence[int]) -> Accept | None:
-    """What `--accept` says, None where it says nothing; raises UsageError."""
-    if flags.rollouts.accept is None:
-        return None
-    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
-
-    return acceptance(flags.rollouts.accept, flags, asked, source, rows)
 
 
 def _refuse_columns_of_other_tasks(flags: SampleFlags, task: Task) -> None:
