@@ -248,6 +248,8 @@ def test_scripts_in_every_field_do_nothing(traces: Path, tmp_path: Path, open_tr
     assert "alert(1)" in page.locator("#trace").inner_text()
     assert "\u202e" not in page.locator("#trace").inner_text()
     assert SCRIPT.startswith("<script>"), "what is looked for above"
+    page.set_viewport_size({"width": NARROW_PX, "height": 800})
+    assert overflow_px(page) == 0
 
 
 def test_a_dataset_that_is_gone_is_said_without_an_error(

@@ -52,7 +52,7 @@ from distil.sandbox.exchange import ExecResult
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
-from distil.store.claim import read_runs
+from distil.store.claim import RUN_RECORD, read_runs
 from distil.store.summary import call_name, call_succeeded, mapping_of, trace_calls, trace_turns
 from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
@@ -373,7 +373,7 @@ class Pictures:
 
     def _check_is_recorded(self, path: Path, stated: Mapping[str, Json]) -> None:
         """Raise SourceError where no run into the trace's folder was one on this dataset."""
-        runs = read_runs(path.parent)
+        runs = read_runs(path.parent) if (path.parent / RUN_RECORD).is_file() else []  # a pipe never ends
         recorded = [mapping_of(run.get("dataset")) for run in runs]
         if not any(all(block.get(name) == stated[name] for name in stated) for block in recorded):
             shown = stated.get("source") or stated.get("path")

@@ -209,9 +209,10 @@ def _sample_of(trace: Mapping[str, Json], part: str) -> Fields:
 def _timings(path: Path, trace: Mapping[str, Json]) -> Timings:
     """What the folder says of how long the sample took: its last line counts."""
     index, rollout = trace.get("sample_index"), trace.get("rollout", 0)
-    if type(index) is not int:
+    file = path.parent / TIMINGS
+    if type(index) is not int or not file.is_file():
         return Timings()
-    file, needle = path.parent / TIMINGS, b'"sample_index": %d' % index
+    needle = b'"sample_index": %d' % index
     found: Mapping[str, Json] | None = None
     try:
         with file.open("rb") as lines:

@@ -57,6 +57,7 @@ async function readMarks(article) {
   const { run, part } = article.dataset;
   const counts = { matched: 0, differs: 0, unstated: 0, missing: 0 };
   const pill = article.querySelector("[data-verified]");
+  const told = new Set();
   try {
     const response = await fetch(`/api/pictures/${run}/${encodeURIComponent(part)}`);
     if (!response.ok) throw new Error(`the viewer answered with ${response.status}`);
@@ -64,8 +65,12 @@ async function readMarks(article) {
       const mark = JSON.parse(line);
       if (mark.error) throw new Error(mark.error);
       counts[mark.match] += 1;
+      if (mark.match === "missing") {
+        if (mark.number === 0) sayDataset(article, mark.detail);
+        if (told.has(mark.detail)) mark.detail = "cannot be made, for the same reason";
+        told.add(mark.detail);
+      }
       showPicture(article, mark);
-      if (mark.number === 0 && mark.match === "missing") sayDataset(article, mark.detail);
     }
   } catch (error) {
     sayDataset(article, error.message);
@@ -340,7 +345,7 @@ function showMessages(body, sent, url) {
   const ends = new Map(sent.requests.map((request) => [request.num_messages, request]));
   const nodes = [element("p", { className: "muted small" },
     "A request carries all messages above its line. ", element("a", { href: `${url}?whole=1`, textContent: "All of it as JSON", target: "_blank", rel: "noopener" })),
-  element("pre", { className: "words", textContent: JSON.stringify(sent.body, null, 1) })];
+  element("details", { className: "fold" }, element("summary", { textContent: "The other fields of each request" }), put(element("pre", { className: "words" }), JSON.stringify(sent.body, null, 1)))];
   sent.messages.forEach((message, position) => {
     nodes.push(oneMessage(message));
     const request = ends.get(position + 1);
