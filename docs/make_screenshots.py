@@ -117,16 +117,8 @@ def list_page(pages: Browser, address: str) -> Image.Image:
     return seen(pages, f"{address}/traces?photos=1&sort=score", "#rows img")
 
 
-def list_page_dark(pages: Browser, address: str) -> Image.Image:
-    return seen(pages, f"{address}/traces?f=score%3C0.5&sort=score", "#rows tr", theme="dark")
-
-
 def trace_page(pages: Browser, address: str) -> Image.Image:
     return seen(pages, address + CALL, "#turn-1 .pic img[src]")
-
-
-def trace_page_dark(pages: Browser, address: str) -> Image.Image:
-    return seen(pages, address + CALL, "#turn-1 .pic img[src]", theme="dark")
 
 
 def compare_page(pages: Browser, address: str) -> Image.Image:
@@ -172,9 +164,7 @@ PICTURES: dict[str, Callable[[Browser, str], Image.Image]] = {
     "run": run_page,
     "map": map_of_runs,
     "list": list_page,
-    "list-dark": list_page_dark,
     "trace": trace_page,
-    "trace-dark": trace_page_dark,
     "compare": compare_page,
     "narrow": narrow,
 }

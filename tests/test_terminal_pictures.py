@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PACKAGE, RunDoor
+from conftest import PACKAGE, RunDoor, photo_bytes
 from numpy.typing import NDArray
 from PIL import Image
 from run_folders import distil_photos
@@ -232,3 +232,8 @@ def test_where_the_dataset_is_gone_a_line_says_so_once(run: Path, run_door: RunD
         result = run_door(VIEWER, *arguments, "--pictures", "iterm")
         assert result.returncode == 0 and "\x1b" not in result.stdout
         assert result.stdout.count("No picture") == 1 and "--dataset_path" in result.stdout
+    torn = base64.b64encode(photo_bytes(1)[:2000]).decode()
+    trace["tool_calls_log"][0]["picture"] = f"data:image/jpeg;base64,{torn}"  # a kept one, cut off
+    (tmp_path / "trace_00000.json").write_text(json.dumps(trace))
+    result = run_door(VIEWER, tmp_path / "trace_00000.json", "--pictures", "iterm")
+    assert result.returncode == 0 and "truncated" in result.stdout

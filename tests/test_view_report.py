@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser, overflow_px, serious_violations
-from conftest import RunDoor
+from conftest import RunDoor, photo_bytes
 from PIL import Image
 from playwright.sync_api import Page
 from run_folders import distil_photos
@@ -198,6 +198,8 @@ def test_a_dataset_that_is_gone_leaves_the_rest(
     folder.mkdir()
     trace = json.loads((run / "trace_00000.json").read_text())
     trace["dataset_path"] = trace["dataset"]["source"] = str(tmp_path / "gone")
+    torn = base64.b64encode(photo_bytes(1)[:2000]).decode()  # a picture that the trace keeps, cut off
+    trace["tool_calls_log"][0]["picture"] = f"data:image/jpeg;base64,{torn}"
     (folder / "trace_00000.json").write_text(json.dumps(trace))
     result = run_door(VIEWER, folder, "--html", tmp_path / "moved.html")
     assert result.returncode == 0 and "--dataset_path" in result.stdout.replace("\n", " ")

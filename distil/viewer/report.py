@@ -12,7 +12,9 @@ import io
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from distil.index.columns import Column
 from distil.index.query import Query
 from distil.pictures import to_rgb_or_grey
 from distil.records import Json
+from distil.replay.recipe import FAILURES
 from distil.viewer.build_map import LAND_FILE
 from distil.viewer.charts import charts
 from distil.viewer.map import pairs, task_with_map
@@ -45,6 +48,7 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULT
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
 _IF_TOLD = ("rollout", "mark", "note")
 _THEN = ("answer", "truth", "turns", "calls", "failed_calls", "tools", "stop_reason")
+_AT_ONCE = 4  # traces whose pictures are made: most of that leaves the interpreter to others
 _PAGE = 500  # rows of the index at once
 
 
@@ -155,7 +159,7 @@ def trace_id(row: Mapping[str, Json]) -> str:
 
 
 class _Entries:
-    """The traces one by one, as the template asks for them: no more than one is held."""
+    """The traces one by one, as the template asks for them: a few are made ahead, no more are held."""
 
     def __init__(
         self,
@@ -169,13 +173,17 @@ class _Entries:
         self.num_without_picture = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for done, row in enumerate(self._rows, start=1):
-            run, part = row["run"], trace_id(row).partition("/")[2]
-            path = self._viewer.folders[run] / row["file"]
-            embedded = self._embedded(path)
-            self.num_without_picture += not any("data" in each for each in embedded.values())
-            yield {"id": trace_id(row), "c": column_of(self._viewer, run, part), "pictures": embedded}
-            self._tell_progress(done, len(self._rows))
+        with ThreadPoolExecutor(_AT_ONCE, "distil-report") as workers:
+            ahead: deque[Future[dict[str, Json]]] = deque()
+            paths = [self._viewer.folders[row["run"]] / row["file"] for row in self._rows]
+            for done, row in enumerate(self._rows, start=1):
+                for path in paths[done - 1 + len(ahead) : done - 1 + 2 * _AT_ONCE]:
+                    ahead.append(workers.submit(self._embedded, path))
+                embedded = ahead.popleft().result()
+                self.num_without_picture += not any("data" in each for each in embedded.values())
+                column = column_of(self._viewer, row["run"], trace_id(row).partition("/")[2])
+                yield {"id": trace_id(row), "c": column, "pictures": embedded}
+                self._tell_progress(done, len(self._rows))
 
     def _embedded(self, path: Path) -> dict[str, Json]:
         """The pictures of a trace by their numbers, each with its data URL or why there is none."""
@@ -184,13 +192,20 @@ class _Entries:
             for shown in self._pictures.marks(path):
                 found[str(shown.number)] = {"match": shown.match.value, "detail": shown.detail}
                 if shown.match is not Match.MISSING:
-                    file = self._pictures.file(path, shown.number, View.SENT)
-                    found[str(shown.number)]["data"] = small_data_url(file.data)
-        except NoPicture as error:
-            found.setdefault("0", {"match": Match.MISSING.value, "detail": str(error)})
-        except DistilError as error:  # of a file that is no trace any more
-            found["0"] = {"match": Match.MISSING.value, "detail": str(error)}
+                    found[str(shown.number)] |= self._small(path, shown.number)
+        except DistilError as error:
+            found.setdefault("0", _missing(str(error)))
         return found
+
+    def _small(self, path: Path, number: int) -> dict[str, Json]:
+        try:
+            return {"data": small_data_url(self._pictures.file(path, number, View.SENT).data)}
+        except (NoPicture, *FAILURES) as error:  # a trace may keep half a file
+            return _missing(error_text(error))
+
+
+def _missing(detail: str) -> dict[str, Json]:
+    return {"match": Match.MISSING.value, "detail": detail}
 
 
 def small_data_url(data: bytes) -> str:
