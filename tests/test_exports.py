@@ -317,6 +317,11 @@ def test_a_picture_has_the_size_that_the_students_processor_leaves_as_it_is() ->
         assert picture_tokens(size, options) == size[0] * size[1] // 1024 + 2
 
 
+def test_a_small_limit_makes_no_row_shorter_than_a_processor_does() -> None:
+    options = ExportOptions(ExportFormat.TRL, image_max_pixels=10_000)
+    assert picture_tokens(student_size((640, 480), options), options) >= 64  # 65,536 pixels at the least
+
+
 def test_thousandths_leave_pictures_as_sent_but_for_those_above_the_limit(tmp_path: Path) -> None:
     traces = run(tmp_path, zooms([0, 0, 250, 250]))
     found = conversation(traces / "trace_00000.json", image_max_pixels=100_000)
