@@ -305,6 +305,35 @@ class SampleFlags:
 
 
 @dataclass(frozen=True)
+class RolloutFlags:
+    """How often a row is asked, and when it has been asked often enough."""
+
+    rollouts_per_sample: Annotated[
+        int, Flag("how often each row is asked, with seeds of its own (default: {default})", "K", _positive)
+    ] = 1
+    accept: Annotated[
+        str | None,
+        Flag('which traces are accepted: SQL over a trace\'s columns, as "score > 0.8"', "CONDITION"),
+    ] = None
+    accepted_per_sample: Annotated[
+        int | None,
+        Flag("a row with N accepted traces is asked no more (default: all K are made)", "N", _positive),
+    ] = None
+    target_accepted: Annotated[
+        int | None,
+        Flag("nothing more is asked once DIR has N accepted traces (default: no end)", "N", _positive),
+    ] = None
+    also_without_tools: Annotated[
+        bool, Flag("ask each row once more in one turn without tools, into DIR/without_tools")
+    ] = False
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether what comes of some rollouts decides on others."""
+        return self.accepted_per_sample is not None or self.target_accepted is not None
+
+
+@dataclass(frozen=True)
 class TeacherFlags:
     """Who is asked, for what, and how long is waited."""
 
@@ -445,6 +474,7 @@ class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
     samples: Annotated[SampleFlags, Group("samples")] = field(default_factory=SampleFlags)
+    rollouts: Annotated[RolloutFlags, Group("rollouts of a sample")] = field(default_factory=RolloutFlags)
     teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
     tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
     code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)

@@ -85,7 +85,7 @@ class Bodies:
         )
 
     @contextmanager
-    def asking(self, *_: Deadline) -> Iterator[Any]:
+    def asking(self, *_: Deadline, offers_tools: bool = True) -> Iterator[Any]:
         yield self
 
     def close(self) -> None:

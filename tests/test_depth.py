@@ -197,3 +197,11 @@ def test_a_request_in_flight_counts_for_how_far_a_sample_has_come() -> None:
     assert not depth.must_wait(1, 8)
     depth.count(2, is_billed=False)
     assert not depth.must_wait(1, 3)
+
+
+def test_samples_of_one_turn_say_nothing_of_those_of_many() -> None:
+    budget = Budget(Limits(max_calls=3 + 12 + 2), None, 100)
+    assert solved(budget, 3, 10)
+    assert solve_all(budget, [1] * 12, 3, max_turns=1) == [True] * 12
+    assert not solved(budget, 3, 10) and budget.spent.calls == 15, "not begun: two do not finish it"
+    assert solve_all(budget, [1] * 2, 3, max_turns=1) == [True] * 2

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-import distil.run.distillation
 from distil.cli import main
 from distil.messages.read import parse_reply
 from distil.records import Reply, SampleId
@@ -82,7 +81,9 @@ def _reply() -> Reply:
     return parse_reply(json.dumps(says("yes")).encode())
 
 
-# --- a run of two rollouts a row: all that it takes is the list of its samples
+# --- a run of two rollouts a row
+
+TWICE = ("--rollouts_per_sample", "2")
 
 
 def teacher(request: dict[str, Any]) -> Any:
@@ -94,22 +95,20 @@ def teacher(request: dict[str, Any]) -> Any:
     return says(f"It is \\boxed{{{request['seed'] % 90}, 2.35}}")
 
 
-@pytest.fixture(autouse=True)
-def two_rollouts_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = distil.run.distillation._sample_ids
-    monkeypatch.setattr(
-        distil.run.distillation,
-        "_sample_ids",
-        lambda run: [SampleId(each.index, rollout) for each in rows(run) for rollout in (0, 1)],
-    )
-
-
 def test_several_rollouts_of_a_row_run_resume_verify_and_are_shown(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     with ScriptedTeacher(teacher) as server:
-        flags = ["--api_base", server.api_base, "--dataset_path", str(photos), "--output_dir", str(folder)]
+        flags = [
+            "--api_base",
+            server.api_base,
+            "--dataset_path",
+            str(photos),
+            "--output_dir",
+            str(folder),
+            *TWICE,
+        ]
         assert main(["run", *flags, "--num_samples", "2"]) == 1
         num_asked = len(server.requests)
         assert main(["run", *flags, "--num_samples", "2"]) == 1
@@ -147,7 +146,15 @@ def test_a_rollout_under_anothers_name_is_found_out(
 ) -> None:
     folder = tmp_path / "out"
     with ScriptedTeacher(teacher) as server:
-        flags = ["--api_base", server.api_base, "--dataset_path", str(photos), "--output_dir", str(folder)]
+        flags = [
+            "--api_base",
+            server.api_base,
+            "--dataset_path",
+            str(photos),
+            "--output_dir",
+            str(folder),
+            *TWICE,
+        ]
         assert main(["run", *flags, "--num_samples", "1"]) == 0
         (folder / "trace_00000.json").write_bytes((folder / "trace_00000_r1.json").read_bytes())
         assert main(["verify", str(folder)]) == 1

@@ -21,9 +21,9 @@ from distil.errors import SampleError
 from distil.records import CropFrom, Frame, Outcome, SampleId
 from distil.run.boxes import BoxTally
 from distil.run.distillation import _solve
+from distil.run.schedule import Rollouts
 from distil.run.solver import RolloutSolver, open_budget
-from distil.spending.budget import Spent
-from distil.spending.estimate import Measured
+from distil.run.work import Work
 from distil.store.run_totals import RunTotals
 from distil.store.summary import Totals, TraceSummary, ZoomBox, read_summary
 from distil.tasks.geolocation import DISTANCE
@@ -145,30 +145,30 @@ def num_kept() -> int:
     return sum(type(item) in (Outcome, TraceSummary) for item in gc.get_objects())
 
 
-def run_of(bench: Bench, num_samples: int) -> tuple[RunTotals, int]:
+def run_of(bench: Bench, num_samples: int, num_each: int = 1) -> tuple[RunTotals, int]:
     """What so many samples come to, and how many bytes of memory are held when the last has ended."""
     run = bench.run_with("--keep_going")
-    todo = [SampleId(index) for index in range(num_samples)]
     with quick_teacher(run) as teacher:
-        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.slots.state())
         solver = Trivial(run.plan, run.source, run.folder, teacher)
+        work = Work.of(solver, Rollouts(range(num_samples // num_each), num_each))
         num_before = num_kept()
         tracemalloc.start()
-        _solve(todo, solver, totals, quiet())
+        _solve(work, quiet())
         gc.collect()
         held_bytes, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert num_kept() == num_before
-    return totals, held_bytes
+    return work.main.totals, held_bytes
 
 
-def test_a_run_keeps_no_sample_however_many_there_are(bench: Bench) -> None:
-    run_of(bench, 200)
-    few, held_by_few = run_of(bench, 200)
-    many, held_by_many = run_of(bench, 4000)
+@pytest.mark.parametrize("num_each", [1, 8])
+def test_a_run_keeps_no_sample_however_many_there_are(bench: Bench, num_each: int) -> None:
+    run_of(bench, 200, num_each)
+    few, held_by_few = run_of(bench, 200, num_each)
+    many, held_by_many = run_of(bench, 4000, num_each)
     assert (few.traces.num_traces, many.traces.num_traces) == (200, 4000)
     assert (many.measured.num_finished, many.measured.sample_costs_usd.number) == (4000, 4000)
-    assert many.measured.sample_tokens.mean == pytest.approx(1000 + 3999 / 2)
+    assert many.measured.sample_tokens.mean == pytest.approx(1000 + (4000 / num_each - 1) / 2)
     assert (held_by_many - held_by_few) / 3800 < 16, "a distance of 8 bytes; an object takes 50 at the least"
 
 
@@ -181,9 +181,9 @@ def test_a_run_counts_what_failed_and_why_it_stopped(bench: Bench) -> None:
 
     run = bench.run_with()
     with quick_teacher(run) as teacher:
-        totals = RunTotals(run.folder.path, 0, Measured(Spent(), Spent()), teacher.slots.state())
-        solver = Failing(run.plan, run.source, run.folder, teacher)
-        _solve([SampleId(index) for index in range(11)], solver, totals, quiet())
+        work = Work.of(Failing(run.plan, run.source, run.folder, teacher), Rollouts(range(11)))
+        _solve(work, quiet())
+    totals = work.main.totals
     totals.stopped_by = "a limit"
     assert (totals.measured.num_finished, totals.measured.num_failed, totals.measured.num_ended) == (6, 5, 11)
     record = totals.as_dict()

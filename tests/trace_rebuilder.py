@@ -528,14 +528,15 @@ def request_fields(trace: Mapping[str, Json], turn: int) -> Json:
     if settings["temperature"] is not None:
         fields["temperature"] = settings["temperature"]
     if settings["sends_seed"]:
-        fields["seed"] = turn_seed(settings["seed"], trace["sample_index"], turn)
+        of_row = f"_r{trace['rollout']}" if "rollout" in trace else ""
+        fields["seed"] = turn_seed(settings["seed"], f"{trace['sample_index']}{of_row}", turn)
     if settings["tool_mode"] == "native":
         fields["tools"] = settings["tool_schemas"]
     return fields
 
 
-def turn_seed(run_seed: int, sample_index: int, turn: int) -> int:
-    digest = hashlib.sha256(f"{run_seed}:{sample_index}:{turn}".encode()).digest()
+def turn_seed(run_seed: int, sample: str, turn: int) -> int:
+    digest = hashlib.sha256(f"{run_seed}:{sample}:{turn}".encode()).digest()
     return int.from_bytes(digest[:4], "big") // 2
 
 

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from distil.errors import UsageError
 from distil.flags import RunFlags
-from distil.records import Json, OnChange, SampleId, ToolMode
+from distil.records import Json, OnChange, ToolMode
 from distil.rollout import Conversation, turn_seed
 from distil.run.plan import teacher_settings, urls_text
+from distil.run.schedule import Rollouts
 from distil.run.settle import (
     PROBED,
     Asked,
@@ -22,7 +23,7 @@ from distil.run.settle import (
     unasked_settings,
     what_is_asked,
 )
-from distil.run.solver import open_budget, open_rows, open_sandbox, rollout_settings
+from distil.run.solver import open_acceptance, open_budget, open_rows, open_sandbox, rollout_settings
 from distil.store.folder import Claim
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import trace_name
@@ -42,6 +43,7 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     address = find_teacher(flags.teacher.api_base)
     with what_is_asked(flags, tell) as asked, open_sandbox(flags, tell):
         source, indices = open_rows(flags.samples, asked.task, tell)
+        open_acceptance(flags, asked, source, indices)
         folder = Path(flags.samples.output_dir)
         claim = _claimed(folder)
         model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
@@ -53,16 +55,16 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
             claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
             folder = claim.path
         open_budget(flags.budget, teacher, SpendingFile(folder))
-        done = sum((folder / trace_name(SampleId(index))).exists() for index in indices)
-        first = next((each for each in indices if not (folder / trace_name(SampleId(each))).exists()), None)
+        wanted = Rollouts(indices, flags.rollouts.rollouts_per_sample)
+        is_left = [not (folder / trace_name(each)).exists() for each in wanted]
         tell(
-            f"Dry run: nothing is sent. {len(indices)} samples are selected, {done} of them have a trace in "
-            f"{folder}."
+            f"Dry run: nothing is sent. {_wanted_text(wanted)} are selected, {is_left.count(False)} of them "
+            f"have a trace in {folder}."
         )
-        if first is None:
+        if True not in is_left:
             tell("Nothing is left to ask.")
             return
-        sample_id = SampleId(first)
+        sample_id = wanted[is_left.index(True)]
         sample = source.read(sample_id)(None)
         conversation = Conversation.start(sample, rollout_settings(settings, None))
     tools = settings.prompt().native_tools
@@ -72,6 +74,12 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     tell(f"The first request, of sample {sample_id} to {urls}, {len(body):,} bytes:")
     for line in _pretty(body, conversation.sent.size).splitlines():
         tell(line)
+
+
+def _wanted_text(wanted: Rollouts) -> str:
+    """How many samples are selected, and of how many rows where those have several."""
+    of_rows = f" ({len(wanted.rows)} rows, each up to {wanted.num_each} times)" if wanted.num_each > 1 else ""
+    return f"{len(wanted)} samples{of_rows}"
 
 
 def _expected(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from distil.embedded.launch import DEFAULT_KIND, NAMES_OF_DATA, drawn_data
 from distil.errors import RunHalted, UsageError
@@ -37,6 +38,11 @@ from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import load_tools
 
+if TYPE_CHECKING:  # it imports this module
+    from distil.run.settle import Asked
+
+Accept = Callable[[Mapping[str, Json]], bool]  # a finished trace to whether it is accepted
+
 
 class RolloutSolver:
     """Solves one row at a time, in any thread, and writes its trace."""
@@ -51,6 +57,7 @@ class RolloutSolver:
     ) -> None:
         self.plan, self.source, self.folder = plan, source, folder
         self.teacher, self.sandbox = teacher, sandbox
+        self.accept: Accept | None = None  # set where it is asked which traces are accepted
         self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
         settings = plan.settings
@@ -72,7 +79,8 @@ class RolloutSolver:
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
         deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
-        with self.teacher.asking(deadline) as teacher:
+        offers_tools = bool(self.plan.settings.tool_schemas)
+        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -89,7 +97,8 @@ class RolloutSolver:
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
-        summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
+        is_accepted = None if self.accept is None else self.accept(trace)
+        summary = replace(summary, seconds=seconds, is_resumed=is_resumed, is_accepted=is_accepted)
         self.tally.add(summary)
         return summary
 
@@ -189,6 +198,15 @@ def _refuse_columns_of_other_tasks(flags: SampleFlags, task: Task) -> None:
         raise UsageError(
             f"--{field}_column says nothing to the task {task.name}: leave it out, or see --task"
         )
+
+
+def open_acceptance(flags: RunFlags, asked: Asked, source: Source, rows: Sequence[int]) -> Accept | None:
+    """What `--accept` says, None where it says nothing; raises UsageError."""
+    if flags.rollouts.accept is None:
+        return None
+    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
+
+    return acceptance(flags.rollouts.accept, flags, asked, source, rows)
 
 
 def _asked_columns(flags: SampleFlags, fields: Sequence[str]) -> dict[str, str]:

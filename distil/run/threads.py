@@ -60,9 +60,12 @@ class Solver(Protocol[ResultT_co]):
 
 
 def run_samples(
-    sample_ids: Iterable[SampleId], solver: Solver[ResultT_co], max_workers: int
+    sample_ids: Iterable[SampleId | None], solver: Solver[ResultT_co], max_workers: int
 ) -> Generator[Outcome[ResultT_co], None, None]:
     """Solve every sample with up to `max_workers` threads; yield each outcome as it ends.
+
+    Where there is None in place of a sample, the next one is asked for when another has ended, and it is the
+    end where none is in flight.
 
     Nothing is kept of what was yielded, and no more samples are submitted than can be worked on: memory does
     not grow with their number. An exception in one sample is its failure; BudgetExceeded and RunHalted end
@@ -83,7 +86,10 @@ def run_samples(
 
 
 def _completed(
-    pool: ThreadPoolExecutor, sample_ids: Iterable[SampleId], solver: Solver[ResultT_co], max_workers: int
+    pool: ThreadPoolExecutor,
+    sample_ids: Iterable[SampleId | None],
+    solver: Solver[ResultT_co],
+    max_workers: int,
 ) -> Generator[Outcome[ResultT_co], None, None]:
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
     waiting = iter(sample_ids)
@@ -93,7 +99,7 @@ def _completed(
     with interruptible(wake=lambda: ended.put(None)) as interruption:
         while True:
             for sample_id in waiting:
-                if interruption.is_set:
+                if interruption.is_set or sample_id is None:
                     break
                 pool.submit(_attempt, sample_id, solver).add_done_callback(ended.put)
                 num_in_flight += 1

@@ -211,9 +211,10 @@ class Budget:
             depth.queue(thread, max_turns)
             while not depth.may_begin(thread, num_paid, self._num_left()):
                 if depth.has_no_chance(thread):
-                    depth.leave_queue(thread)
+                    told = self._passed_limit() or self._too_little_left()
+                    depth.leave_queue()
                     self._sample_ended.notify_all()
-                    raise BudgetExceeded(self._passed_limit() or self._too_little_left())
+                    raise BudgetExceeded(told)
                 self._sample_ended.wait()
             depth.begin(thread, num_paid)
             self._sample_ended.notify_all()  # the next one may fit too
@@ -271,7 +272,7 @@ class Budget:
 
     def _too_little_left(self) -> str:
         """Why no other sample is begun though a request would fit, in words."""
-        limits, mean = self._limits, self._depth.mean or 0.0
+        limits, mean = self._limits, self._depth.next_mean or 0.0
         stated = {
             "--max_calls": limits.max_calls,
             "--max_total_tokens": limits.max_total_tokens,

@@ -56,6 +56,7 @@ class Selection:
     num_samples: int
     num_without_trace: int
     max_workers: int
+    notes: tuple[str, ...] = ()  # what the estimate is to be read with
 
 
 @dataclass

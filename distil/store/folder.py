@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from distil.store.trace_settings import TraceSettings, short_json
 
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
+WITHOUT_TOOLS = "without_tools"  # a folder in the run's: its rows asked once more, without tools
 _TRACE_FILES = "trace_*.json"
 _TRACES_A_SYNC = 32  # one sync of the folder for all of them
 
@@ -46,8 +47,11 @@ class Claim:
     Raises UsageError where it cannot be written or another run writes to it, or its record cannot be read.
     """
 
-    def __init__(self, path: Path, number: int = 1) -> None:
-        """`number` is from 2 for the folders beside it, `PATH-2`, `PATH-3` …"""
+    def __init__(self, path: Path, number: int = 1, spending: SpendingFile | None = None) -> None:
+        """`number` is from 2 for the folders beside it, `PATH-2`, `PATH-3` …
+
+        `spending` is where what it takes is counted, where that is not in the folder itself.
+        """
         self._first_path, self._number = path, number
         self.path = path = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
@@ -56,7 +60,7 @@ class Claim:
             self.num_leftovers = remove_leftovers(path)
         except OSError as error:
             raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
-        self.spending = SpendingFile(path)
+        self.spending = spending or SpendingFile(path)
         self.earlier_runs = read_runs(path)
 
     @property
@@ -147,6 +151,8 @@ class RunFolder:
         """
         names = (path.stem.removeprefix("trace_") for path in self.path.glob(_TRACE_FILES))
         there = set(map(SampleId.from_file_part, names))  # one listing: a look for each sample takes seconds
+        if not there:
+            return set()
         kept = {each for each in sample_ids if each in there and self._is_kept(each, show)}
         for other in there.difference(sample_ids):
             if other is not None:
@@ -154,7 +160,7 @@ class RunFolder:
                     show(load_json(self.trace_path(other)))
         return kept
 
-    def resume_notes(self, left: Collection[SampleId]) -> list[str]:
+    def resume_notes(self, left: Iterable[SampleId]) -> list[str]:
         """What earlier runs left of the samples that are left to do, in lines for the user."""
         unfinished = self.journal.unfinished()
         there = [each for each in left if each in unfinished] if unfinished else []

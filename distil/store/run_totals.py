@@ -13,6 +13,35 @@ from distil.teacher.climber import LevelState
 
 
 @dataclass
+class RowTotals:
+    """What the rollouts of a run's rows came to, over all runs into the folder."""
+
+    num_rows: int
+    num_each: int  # rollouts that a row may have
+    num_done: int  # rollouts that have their trace
+    enough: int  # accepted traces that a row is to have
+    target: int | None  # accepted traces that the run is to have
+    condition: str | None  # which are accepted
+    num_accepted: int = 0
+    num_rows_enough: int = 0
+    num_not_needed: int = 0  # rollouts that are not asked, as enough are accepted
+
+    @property
+    def misses_target(self) -> bool:
+        """Whether there are fewer accepted traces than there were to be."""
+        return self.target is not None and self.num_accepted < self.target
+
+    def as_dict(self) -> dict[str, Json]:
+        """As the run record keeps them."""
+        accepted = {"num_accepted": self.num_accepted, "num_rows_enough": self.num_rows_enough}
+        return {
+            "num_rows": self.num_rows,
+            **(accepted if self.condition is not None else {}),
+            "num_not_needed": self.num_not_needed,
+        }
+
+
+@dataclass
 class RunTotals:
     """What a run came to; memory does not grow with its samples but by 16 bytes each (see `Totals`)."""
 
@@ -25,6 +54,8 @@ class RunTotals:
     stopped_by: str | None = None  # the limit, or the worthless samples, that ended the run early
     models: Mapping[str, int] = field(default_factory=dict)  # replies by the name that they give their model
     warnings: Sequence[str] = ()  # what is suspicious
+    rows: RowTotals | None = None  # where a row may have several rollouts, or some are accepted
+    without_tools: RunTotals | None = None  # what the rows that are asked without tools too came to
 
     def add(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended."""
@@ -46,4 +77,5 @@ class RunTotals:
             "requests_at_once": self.level.as_dict(),
             "models": dict(self.models),
             "warnings": list(self.warnings),
+            **(self.rows.as_dict() if self.rows is not None else {}),
         }

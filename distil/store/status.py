@@ -15,7 +15,7 @@ from distil.records import Json, SampleId
 from distil.spending.budget import RequestState, Spent
 from distil.spending.prices import Tokens, stored_tokens
 from distil.store.claim import LOCK, RUN_RECORD, read_runs
-from distil.store.folder import FAILED_SAMPLES, TIMINGS, read_failures
+from distil.store.folder import FAILED_SAMPLES, TIMINGS, WITHOUT_TOOLS, read_failures
 from distil.store.journal import unfinished_samples
 from distil.store.spending import SPENDING, SpendingFile
 
@@ -30,12 +30,15 @@ class FolderStatus:
     folder: str
     state: str  # running, ended, stopped or broken off
     stopped_by: str | None
-    num_samples: int | None  # that the last run was to have
+    num_samples: int | None  # that the last run was to have, or fewer where some were not needed
+    num_rows: int | None  # that these are of, where a row may have several or some are accepted
+    num_accepted: int | None  # as of the end of the last run that said which are
     num_done: int  # traces in the folder
+    num_without_tools: int  # traces of rows that were asked without tools too
     failed: Mapping[str, int]  # samples without a trace, by the kind of their failure
     num_unfinished: int  # samples that have paid turns and no trace
     num_in_flight: int  # requests that have not ended; those of a process that was killed never do
-    num_left: int | None  # samples that neither have a trace nor failed
+    num_left: int | None  # samples that neither have a trace nor failed, perhaps not all of them needed
     rate_per_minute: float | None  # traces of the last run
     seconds_left: float | None  # at that rate, while it runs
     seconds_since_change: float | None
@@ -68,6 +71,8 @@ def _read(folder: Path) -> FolderStatus:
     ]
     num_samples = last.get("num_samples")
     num_left = None if num_samples is None else max(0, num_samples - len(made) - len(failures))
+    if num_left is not None and "num_not_needed" in last:
+        num_left = max(0, num_left - last["num_not_needed"])
     rate = _rate_per_minute(last, made)
     spent, num_in_flight = _spending(folder)
     return FolderStatus(
@@ -75,7 +80,10 @@ def _read(folder: Path) -> FolderStatus:
         state=_state(last, is_running),
         stopped_by=None if is_running else last.get("stopped_by"),
         num_samples=num_samples,
+        num_rows=last.get("num_rows"),
+        num_accepted=last.get("num_accepted"),
         num_done=len(made),
+        num_without_tools=len(_made_at(folder / WITHOUT_TOOLS)) if (folder / WITHOUT_TOOLS).is_dir() else 0,
         failed=dict(Counter(failure.kind.value for failure in failures)),
         num_unfinished=sum(each not in made for each in unfinished_samples(folder)),
         num_in_flight=num_in_flight,

@@ -57,6 +57,7 @@ class TraceSummary:
     billed_tokens: int | None = None  # with reasoning that a server counts in its total alone
     cost_usd: float | None = None
     is_resumed: bool = False  # it went on from turns of an earlier run
+    is_accepted: bool | None = None  # None where nobody says which traces are
     boxes: tuple[ZoomBox, ...] = ()
     first_failure: str | None = None  # what the teacher was told of its first failed call
     reports_tokens: bool = False  # of every turn

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import NamedTuple
 
 import openai
 
@@ -30,6 +31,7 @@ from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
+_NO_TOOLS = "[]"
 NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
 _UNAUTHORIZED = 401
 OPENAI_URL = "https://api.openai.com/v1"
@@ -73,7 +75,7 @@ class TeacherSettings:
             request["temperature"] = self.temperature
         if self.sends_seed:
             request["seed"] = seed
-        tools = "" if tools_text == "[]" else f', "tools": {tools_text}'  # vLLM refuses an empty list
+        tools = "" if tools_text == _NO_TOOLS else f', "tools": {tools_text}'  # vLLM refuses an empty list
         return f'{json.dumps(request)[:-1]}{tools}, "messages": ['.encode()
 
     def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
@@ -90,6 +92,14 @@ class TeacherSettings:
         if "seed" in text and self.sends_seed:
             return replace(self, sends_seed=False)
         return None
+
+
+class _Question(NamedTuple):
+    """What a turn asks: encoded messages, a seed, and the tools that are offered, as JSON."""
+
+    messages: Sequence[bytes]
+    seed: int
+    tools_text: str
 
 
 class Teacher:
@@ -167,11 +177,11 @@ class Teacher:
         self._watchdog.close()
 
     @contextmanager
-    def asking(self, *deadlines: Deadline) -> Iterator[SampleTeacher]:
+    def asking(self, *deadlines: Deadline, offers_tools: bool = True) -> Iterator[SampleTeacher]:
         """What asks for one sample, until the deadlines; raises RunGivenUp where nothing more is asked."""
         self._availability.check_open()
         with closing(SampleReplica(self._replicas)) as replica:
-            yield SampleTeacher(self, replica, deadlines)
+            yield SampleTeacher(self, replica, deadlines, self._tools_text if offers_tools else _NO_TOOLS)
 
     def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
         """Ask once, as for a sample of its own; raises as `SampleTeacher.ask` does."""
@@ -196,7 +206,7 @@ class Teacher:
         limits = (settings.retry, settings.timeout_seconds)
         return Attempts(*limits, availability, replica, deadlines, availability.sleep)
 
-    def _attempt(self, attempts: Attempts, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
+    def _attempt(self, attempts: Attempts, question: _Question, seconds: float) -> Reply:
         """One attempt, as soon as the budget has room for it and a slot is free."""
         asked = time.monotonic()
         with self.budget.request() as request, self.slots.slot() as slot:
@@ -204,7 +214,7 @@ class Teacher:
             request.sent()
             sent = time.monotonic()
             try:
-                return self._answered(attempts.replica.url, messages, seed, seconds, request)
+                return self._answered(attempts.replica.url, question, seconds, request)
             except AttemptFailed as failed:
                 failed.seconds = time.monotonic() - sent
                 if failed.sign is Sign.NO_CONNECTION:
@@ -213,14 +223,13 @@ class Teacher:
                     slot.refused()
                 raise
 
-    def _answered(
-        self, url: str, messages: Sequence[bytes], seed: int, seconds: float, request: Request
-    ) -> Reply:
+    def _answered(self, url: str, question: _Question, seconds: float, request: Request) -> Reply:
         """The reply; where it may adapt, asked for again at once without each field that is refused."""
         until = time.monotonic() + seconds
         for _ in range(4):
             settings = self.settings
-            pieces = _pieces(settings.opening(self._tools_text, seed), messages)
+            opening = settings.opening(question.tools_text, question.seed)
+            pieces = _pieces(opening, question.messages)
             try:
                 reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
             except openai.APIStatusError as error:
@@ -335,6 +344,7 @@ class SampleTeacher:
     _teacher: Teacher
     _replica: SampleReplica
     _deadlines: tuple[Deadline, ...]
+    _tools_text: str
     turn_seconds: list[float] = field(default_factory=list, init=False)
 
     def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
@@ -345,9 +355,10 @@ class SampleTeacher:
         """
         started = time.perf_counter()
         attempts = self._teacher._attempts(self._replica, self._deadlines)
+        question = _Question(messages, seed, self._tools_text)
         while True:
             with attempts as seconds:
-                reply = self._teacher._attempt(attempts, messages, seed, seconds)
+                reply = self._teacher._attempt(attempts, question, seconds)
                 self.turn_seconds.append(round(time.perf_counter() - started, 4))
                 return reply
 

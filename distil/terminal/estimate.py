@@ -100,7 +100,7 @@ def _notes(measured: Measured, selection: Selection) -> list[str]:
         notes.append("The budget cut samples off, and what they took is counted: all will take less.")
     if measured.num_without_tokens and measured.tokens is not None:
         notes.append(f"Not counted: {measured.num_without_tokens} requests that report no tokens.")
-    return notes
+    return [*notes, *selection.notes]
 
 
 def _nothing_measured(measured: Measured, num_left: int) -> str:

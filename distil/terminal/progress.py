@@ -35,7 +35,7 @@ class Progress:
             disable=terminal.is_quiet,
         )
         self._started = time.monotonic()
-        self._finished = self._failed = self._calls = self._tokens = 0
+        self._finished = self._num_scores = self._failed = self._calls = self._tokens = 0
         self._sum_scores = 0.0
 
     def __enter__(self) -> Progress:
@@ -49,8 +49,17 @@ class Progress:
         """Write a line above the bar, from any thread."""
         self._terminal.say_above(partial(self._bar.write, file=self._terminal.file), line)
 
-    def count(self, outcome: Outcome[TraceSummary]) -> None:
-        """Count a sample that ended."""
+    def leave_out(self, num_samples: int) -> None:
+        """So many samples are not to be done after all."""
+        self._bar.total -= num_samples
+
+    def end_here(self) -> None:
+        """Nothing more is to be done."""
+        self._bar.total = self._bar.n
+        self._bar.refresh()
+
+    def count(self, outcome: Outcome[TraceSummary], is_scored: bool = True) -> None:
+        """Count a sample that ended; where it is not scored, its score is not in the mean."""
         if outcome.result is None:
             self._failed += 1
             if outcome.failure is not None and self._failed <= _SHOWN_FAILURES:
@@ -58,7 +67,8 @@ class Progress:
         else:
             summary = outcome.result
             self._finished += 1
-            self._sum_scores += summary.score
+            self._num_scores += is_scored
+            self._sum_scores += summary.score * is_scored
             self._calls += sum(summary.calls.values())
             self._tokens += (summary.prompt_tokens or 0) + (summary.completion_tokens or 0)
         self._show(refresh=False)  # update() draws: the bar and its figures must not disagree
@@ -66,7 +76,7 @@ class Progress:
 
     def _show(self, refresh: bool = True) -> None:
         minutes = (time.monotonic() - self._started) / 60
-        score = f"{self._sum_scores / self._finished:.3f}" if self._finished else "–"
+        score = f"{self._sum_scores / self._num_scores:.3f}" if self._num_scores else "–"
         rate = f"{(self._finished + self._failed) / minutes:.0f}/min" if minutes > 0.01 else "–"
         made = f"score {score}, {self._calls} calls, {_tokens_text(self._tokens)} tokens"
         going = f"{self._failed} failed, {rate}, {level_text(self._slots.state())}"

@@ -41,6 +41,13 @@ def _state_text(status: FolderStatus) -> str:
 def _rows(status: FolderStatus) -> list[tuple[str, str]]:
     wanted = "" if status.num_samples is None else f" (the last run was to have {status.num_samples:,})"
     rows = [("done", f"{status.num_done:,}{wanted}")]
+    if status.num_rows is not None:
+        accepted = "" if status.num_accepted is None else f"; accepted {status.num_accepted:,}"
+        rows.append(("rows", f"{status.num_rows:,}{accepted}"))
+    if status.num_without_tools:
+        rows.append(
+            ("no tools", f"{number(status.num_without_tools, 'trace')} of rows asked without tools too")
+        )
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(status.failed.items()))
     rows.append(("failed", f"{sum(status.failed.values()):,}" + (f" ({kinds})" if kinds else "")))
     rows.append(("unfinished", f"{number(status.num_unfinished, 'sample')} with paid turns"))

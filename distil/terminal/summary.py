@@ -10,7 +10,7 @@ from distil.teacher.climber import LevelState
 from distil.terminal.level import level_text
 from distil.terminal.terminal import Terminal
 from distil.terminal.traces import totals_table
-from distil.terminal.words import NOT_REPORTED, figure, number
+from distil.terminal.words import NOT_REPORTED, figure, number, one_line
 
 
 def print_summary(totals: RunTotals, terminal: Terminal) -> None:
@@ -29,6 +29,8 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
     if measured.num_failed:
         path = totals.folder / "failed_samples.jsonl"
         terminal.say(f"Failed samples, with their reasons: {path}")
+    for line in _row_lines(totals):
+        terminal.say(line)
     terminal.say(_level_text(totals.level))
     for line in spent_lines(measured.spent_after):
         terminal.say(line)
@@ -41,6 +43,38 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         folder = shlex.quote(str(totals.folder))
         terminal.say(f"Look at them: distil view {folder} --batch")
         terminal.say(f"Check them:   distil verify {folder}")
+
+
+def _row_lines(totals: RunTotals) -> list[str]:
+    """What the rows' rollouts came to, where a row may have several."""
+    rows, without = totals.rows, totals.without_tools
+    lines = []
+    if rows is not None:
+        unneeded = f", {rows.num_not_needed:,} were not needed" if rows.num_not_needed else ""
+        each = number(rows.num_each, "rollout")
+        lines.append(
+            f"{number(rows.num_rows, 'row')} of up to {each}: {rows.num_done:,} have a trace{unneeded}"
+        )
+    if rows is not None and rows.condition is not None:
+        rate = f" ({rows.num_accepted / rows.num_done:.0%})" if rows.num_done else ""
+        accepted = f"{rows.num_accepted:,} of {rows.num_done:,} traces{rate}"
+        enough = f"{rows.num_rows_enough:,} of {rows.num_rows:,}"
+        lines.append(
+            f"Accepted ({one_line(rows.condition)}): {accepted}; rows with at least {rows.enough}: {enough}"
+        )
+    if rows is not None and rows.misses_target:
+        lines.append(f"Not reached: --target_accepted {rows.target} (there are {rows.num_accepted})")
+    if without is not None and without.measured.num_failed:
+        lines.append(
+            f"Without tools, {without.measured.num_failed} failed: {without.folder / 'failed_samples.jsonl'}"
+        )
+    if without is not None and without.whole.num_traces:
+        beside = f", with tools {totals.whole.mean_score:.3f}" if totals.whole.num_traces else ""
+        lines.append(
+            f"Without tools: {number(without.whole.num_traces, 'trace')}, mean score "
+            f"{without.whole.mean_score:.3f}{beside}: {without.folder}"
+        )
+    return lines
 
 
 def _level_text(state: LevelState) -> str:
