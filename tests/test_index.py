@@ -165,7 +165,7 @@ def test_the_columns_are_told_with_their_kinds_headings_and_sources(geo: TraceIn
 def test_a_rows_columns_with_names_of_ours_or_of_any_form_can_be_asked_for(tmp_path: Path) -> None:
     data = {
         "score": 3, "Turns": 4, "answer_lat": 5, "place name": "a", 'q"x': 1, "a": {"b": {"c": 7}, "list": [1]},
-        "order": 8, "天": 9, "": 10, "rowid": 11, "_id": 12, "x": 13, "X": 14, "a.b.c ": 15, "\ud800": 16,
+        "order": 8, "天": 9, "Ünite": 17, "": 10, "rowid": 11, "_id": 12, "x": 13, "X": 14, "a.b.c ": 15, "\ud800": 16,
     }  # fmt: skip
     write(tmp_path, 0, sample_data=data)
     index = TraceIndex.open([tmp_path])
@@ -177,7 +177,14 @@ def test_a_rows_columns_with_names_of_ours_or_of_any_form_can_be_asked_for(tmp_p
     assert {name: row.get(name) for name in expected} == expected
     assert (row["score"], row["turns"], row["answer_lat"]) == (0.5, 2, 1)
     assert [column.name for column in index.columns if "list" in column.name] == []
-    for where in ('"place name" = \'a\' AND "a.b.c" = 7', '"q""x" = 1', "[order] = 8", "`天` = 9", "天 = 9"):
+    for where in (
+        '"place name" = \'a\' AND "a.b.c" = 7',
+        '"q""x" = 1',
+        "[order] = 8",
+        "`天` = 9",
+        "天 = 9",
+        "Ünite = 17",
+    ):
         assert index.count(Query(where=where)) == 1
     assert index.count(Query((Filter('q"x', "=", 1), Filter("PLACE NAME", "contains", "A")))) == 1
 
