@@ -351,7 +351,14 @@ def test_a_run_can_go_on_until_a_reward_of_its_own_accepts(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reward = reward_file(tmp_path, "return extra_info['index'] / 2 + extra_info['rollout']")
-    flags = ("--rollouts_per_sample", 2, "--accept", "reward_compute_score >= 0.5", "--accepted_per_sample", 1)
+    flags = (
+        "--rollouts_per_sample",
+        2,
+        "--accept",
+        "reward_compute_score >= 0.5",
+        "--accepted_per_sample",
+        1,
+    )
     assert run_into(tmp_path / "t", photos, "--reward", reward, *flags, "--max_workers", 1) == 0
     made = sorted(path.name for path in (tmp_path / "t").glob("trace_*.json"))
     assert made == ["trace_00000.json", "trace_00000_r1.json", "trace_00001.json", "trace_00002.json"]
