@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import math
@@ -58,6 +57,8 @@ class Reward:
                 extra_info=_extra_info(trace),
             )
             if inspect.isawaitable(value):
+                import asyncio  # noqa: PLC0415 - for the few that need it
+
                 value = asyncio.run(_awaited(value))
             return _scored(value)
         return Scored(None, error=caught.text(self.file))

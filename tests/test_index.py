@@ -213,7 +213,6 @@ def test_a_column_whose_values_differ_in_kind_is_text_and_of_numbers_and_flags_a
     "content",
     [
         b"", b"{", b"[]", b"\xff\xfe", b'{"format": 1}', b'{"sample_index": 1' + b', "a": [' * 5000,
-        b'{"sample_index": 1, "settings": {"task": "chess"}}',
         b'{"sample_index": 1, "metadata": {"truth": {"lat": 1' + b"0" * 400 + b', "lon": 2}}}',
     ],
 )  # fmt: skip

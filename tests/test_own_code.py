@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 import distil.tasks
 from distil.cli import main
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.own_code import own_code
 from distil.replay import processes
 from distil.replay.replay import Sources, replay
@@ -191,6 +194,18 @@ def test_the_view_shows_them_with_the_task_and_without_says_which_flag_helps(
     assert main(["view", str(made), "--batch"]) == 1
     text = said(capsys)
     assert "and 3 more: there is no task 'which_city'" in text and "mean score 0.250" in text
+
+
+def test_the_index_has_traces_of_an_own_task_whether_or_not_it_is_at_hand(
+    traces: Path, own_flags: list[str]
+) -> None:
+    names = ["score", "truth_city", "answer", "reward_compute_score"]
+    values = (0.0, "city 0", '{"city": "City 1"}', -0.03)
+    with closing(TraceIndex.open([traces])) as index:
+        assert next(index.rows(Query(), names)) == values and index.broken == []
+    (traces / "index.sqlite").unlink()
+    with own_code(own_flags[1], None, None), closing(TraceIndex.open([traces])) as index:
+        assert next(index.rows(Query(), names)) == values
 
 
 def test_verify_without_the_files_says_which_flag_helps(
@@ -434,6 +449,16 @@ def test_a_tool_that_two_files_have_is_refused_and_the_first_is_not_left_behind(
     assert "a tool called 'contrast_tool' already" in refused(
         capsys, "--tool_module", f"{files / TOOL},{other}"
     )
+    assert find_tool("contrast_tool") is None
+
+
+def test_of_a_file_with_a_tool_that_is_refused_no_other_is_left_behind(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (files / TOOL).read_text()
+    second = text.replace("class ContrastTool", "class ZoomToo").replace('"contrast_tool"', '"zoom"')
+    path = written(tmp_path, TOOL, text + second)
+    assert "there is a tool called 'zoom' already" in refused(capsys, "--tool_module", path)
     assert find_tool("contrast_tool") is None
 
 

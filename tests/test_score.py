@@ -12,6 +12,8 @@ import pytest
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 
 from distil.cli import main
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.rewards import Reward
 from distil.store.scores import read_scores
 from distil.store.trace_file import solution_text
@@ -302,3 +304,61 @@ def test_a_reward_that_is_not_there_is_told(
 def test_a_folder_without_traces_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(tmp_path), "--reward", str(reward_file(tmp_path, "return 1"))]) == 2
     assert "is no trace file and holds no trace_*.json" in capsys.readouterr().err
+
+
+# --- in the index
+
+
+def column_of(folder: Path, name: str, index: TraceIndex | None = None) -> list[Any]:
+    """The values of a column, in the order of the samples."""
+    found = TraceIndex.open([folder]) if index is None else index
+    return [value for (value,) in found.rows(Query(), [name])]
+
+
+def test_the_index_has_a_column_for_a_reward_of_the_run_and_of_a_later_scoring(
+    photos: Path, tmp_path: Path
+) -> None:
+    reward = reward_file(tmp_path, "return {'score': extra_info['index'] / 4, 'acc': 1, 'text': 'x'}")
+    assert run_into(tmp_path / "t", photos, "--reward", reward) == 0
+    assert column_of(tmp_path / "t", "reward_compute_score") == [0.0, 0.25, 0.5]
+    assert column_of(tmp_path / "t", "reward_compute_score_acc") == [1, 1, 1]
+    later = reward_file(
+        tmp_path, "return 1 / extra_info['index'] if extra_info['index'] else [][0]", name="later"
+    )
+    assert main(["score", str(tmp_path / "t"), "--reward", f"{later}:later"]) == 1
+    assert column_of(tmp_path / "t", "reward_later") == [None, 1.0, 0.5]
+    assert column_of(tmp_path / "t", "reward_compute_score") == [0.0, 0.25, 0.5]
+
+
+def test_the_index_follows_what_is_added_to_and_taken_from_the_scores(traces: Path, tmp_path: Path) -> None:
+    index = TraceIndex.open([traces])
+    for value in (1, 2):
+        assert main(["score", str(traces), "--reward", str(reward_file(tmp_path, f"return {value}"))]) == 0
+        index.update()
+        assert column_of(traces, "reward_compute_score", index) == [value] * NUM_SAMPLES
+    assert index.count(Query(where="reward_compute_score > 1.5")) == NUM_SAMPLES
+    trace = (traces / "trace_00001.json").read_bytes()
+    (traces / "trace_00001.json").write_bytes(trace + b"\n")  # read again: it keeps its score
+    index.update()
+    assert column_of(traces, "reward_compute_score", index) == [2] * NUM_SAMPLES
+    (traces / "scores.jsonl").unlink()
+    index.update()
+    assert column_of(traces, "reward_compute_score", index) == [None] * NUM_SAMPLES
+    assert column_of(traces, "sample_index", index) == [0, 1, 2]
+
+
+def test_a_run_can_go_on_until_a_reward_of_its_own_accepts(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = reward_file(tmp_path, "return extra_info['index'] / 2 + extra_info['rollout']")
+    flags = (
+        "--rollouts_per_sample",
+        2,
+        "--accept",
+        "reward_compute_score >= 0.5",
+        "--accepted_per_sample",
+        1,
+    )
+    assert run_into(tmp_path / "t", photos, "--reward", reward, *flags, "--max_workers", 1) == 0
+    made = sorted(path.name for path in (tmp_path / "t").glob("trace_*.json"))
+    assert made == ["trace_00000.json", "trace_00000_r1.json", "trace_00001.json", "trace_00002.json"]

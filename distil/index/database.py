@@ -19,15 +19,16 @@ from typing import NamedTuple
 
 from distil.errors import FolderError, TraceError, UsageError
 from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
-from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, storable
+from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, score_cells, storable
 from distil.records import Json, SampleId
 from distil.store.folder import TIMINGS, WITHOUT_TOOLS
 from distil.store.json_lines import parse_line
 from distil.store.marks import MARKS, Mark, marked_sample
+from distil.store.scores import SCORES
 
 INDEX = "index.sqlite"
 _OLDEST_SQLITE = (3, 35)
-SCHEMA_VERSION = 2  # another in the file: it is made anew
+SCHEMA_VERSION = 3  # another in the file: it is made anew
 _APPLICATION = 0x64697374  # "dist": whose file it is
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_BYTES = slice(68, 72)  # where a SQLite file says whose it is
@@ -54,6 +55,9 @@ CREATE INDEX by_score ON trace_rows (score);
 CREATE TABLE line_files (name TEXT PRIMARY KEY, end_bytes INTEGER, last_bytes BLOB);
 CREATE TABLE marks (sample_index, rollout, mark, note, PRIMARY KEY (sample_index, rollout)) WITHOUT ROWID;
 CREATE TABLE timings (sample_index, rollout, seconds, PRIMARY KEY (sample_index, rollout)) WITHOUT ROWID;
+CREATE TABLE scores (
+    sample_index, rollout, name, value, PRIMARY KEY (sample_index, rollout, name)
+) WITHOUT ROWID;
 CREATE VIRTUAL TABLE texts USING fts5(
     text, content='', columnsize=0, tokenize="unicode61 remove_diacritics 2"
 );
@@ -357,6 +361,7 @@ def _write_row(connection: sqlite3.Connection, columns: _Columns, number: int | 
     mark = connection.execute(f"SELECT mark, note FROM marks {_OF_SAMPLE}", sample).fetchone()
     cells["seconds"] = timing[0] if timing else None
     cells["mark"], cells["note"] = mark or (None, None)
+    cells |= dict(connection.execute(f"SELECT name, value FROM scores {_OF_SAMPLE}", sample).fetchall())
     names, places = ", ".join(map(quoted, cells)), ", ".join("?" * len(cells))
     connection.execute(f"INSERT INTO trace_rows ({names}) VALUES ({places})", tuple(cells.values()))
     connection.execute("INSERT INTO texts (rowid, text) VALUES (?, ?)", (number, row.text))
@@ -411,7 +416,7 @@ class _Columns:
 
 def _read_lines(connection: sqlite3.Connection, folder: Path) -> None:
     """Take over what was added to the files of marks and of seconds, or all of a file that is another now."""
-    for name, table, take in ((MARKS, "marks", _take_mark), (TIMINGS, "timings", _take_timing)):
+    for name, table, take in _LINE_FILES:
         path = folder / name
         stored = connection.execute("SELECT end_bytes, last_bytes FROM line_files WHERE name = ?", (name,))
         end_bytes, last_bytes = stored.fetchone() or (0, b"")
@@ -447,9 +452,8 @@ def _read_lines(connection: sqlite3.Connection, folder: Path) -> None:
 
 def _forget(connection: sqlite3.Connection, name: str, table: str) -> None:
     """Drop what a file of lines said that is gone, or is another file now."""
-    fields = "mark = NULL, note = NULL" if table == "marks" else "seconds = NULL"
     connection.execute(f"DELETE FROM {table}")
-    connection.execute(f"UPDATE trace_rows SET {fields}")
+    connection.execute(_FORGET[table])
     connection.execute("DELETE FROM line_files WHERE name = ?", (name,))
     _count_change(connection)
 
@@ -463,9 +467,34 @@ def _take_mark(connection: sqlite3.Connection, sample_id: SampleId, line: Mappin
     connection.execute(f"UPDATE trace_rows SET mark = ?, note = ? {_OF_SAMPLE}", (mark.mark, note, *sample))
 
 
+def _take_score(connection: sqlite3.Connection, sample_id: SampleId, line: Mapping[str, Json]) -> None:
+    sample, columns = (sample_id.index, sample_id.rollout), _Columns(connection)
+    for item in score_cells(line):
+        name = columns.name_of(item)
+        if name is not None:
+            connection.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", (*sample, name, item.value)
+            )
+            connection.execute(
+                f"UPDATE trace_rows SET {quoted(name)} = ? {_OF_SAMPLE}", (item.value, *sample)
+            )
+
+
 def _take_timing(connection: sqlite3.Connection, sample_id: SampleId, line: Mapping[str, Json]) -> None:
     seconds = line.get("seconds")
     if isinstance(seconds, int | float):
         sample = (sample_id.index, sample_id.rollout)
         connection.execute("INSERT OR REPLACE INTO timings VALUES (?, ?, ?)", (*sample, float(seconds)))
         connection.execute(f"UPDATE trace_rows SET seconds = ? {_OF_SAMPLE}", (float(seconds), *sample))
+
+
+_LINE_FILES = (
+    (MARKS, "marks", _take_mark),
+    (TIMINGS, "timings", _take_timing),
+    (SCORES, "scores", _take_score),
+)
+_FORGET = {  # what follows where the file of a table is gone, or another
+    "marks": "UPDATE trace_rows SET mark = NULL, note = NULL",
+    "timings": "UPDATE trace_rows SET seconds = NULL",
+    "scores": "UPDATE files SET mtime_ns = NULL",  # the traces may state the same: all are read again
+}

@@ -13,6 +13,7 @@ from distil.errors import TraceError
 from distil.index.columns import Kind, Source
 from distil.messages.tags import split_thinking
 from distil.records import Json, SampleId, ToolMode
+from distil.rewards import Scored
 from distil.store.summary import (
     call_succeeded,
     mapping_of,
@@ -24,7 +25,7 @@ from distil.store.summary import (
     turn_text,
 )
 from distil.store.trace_file import load_json
-from distil.tasks import task_of
+from distil.tasks import task_to_show
 from distil.tasks.base import Task
 
 Cell = str | int | float | bool | None
@@ -68,8 +69,9 @@ def read_row(path: Path) -> TraceRow:
 
 
 def trace_row(file_name: str, trace: Mapping[str, Json]) -> TraceRow:
-    """The row of a trace; raises TraceError where its task is not known."""
-    summary, task = read_summary(trace), task_of(trace)
+    """The row of a trace, of a task that is not known as far as it states it."""
+    task, _ = task_to_show(trace)
+    summary = read_summary(trace, task)
     metadata, reward = mapping_of(trace.get("metadata")), mapping_of(trace.get("reward_score"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
     dataset = mapping_of(trace.get("dataset"))
@@ -118,6 +120,21 @@ def trace_row(file_name: str, trace: Mapping[str, Json]) -> TraceRow:
     )
 
 
+def score_cells(line: Mapping[str, Json]) -> list[DynamicCell]:
+    """What a line of `scores.jsonl` says, for the columns that a run's own reward of that name has.
+
+    None of a line of another form.
+    """
+    name, details = line.get("reward"), line.get("details")
+    if not isinstance(name, str) or not isinstance(details, dict):
+        return []
+    fields = Scored(line.get("score"), details).fields(name)
+    numbers = {key: value for key, value in fields.items() if value is None or _is_number(value)}
+    return [
+        DynamicCell("metric", storable(key), storable(key), _cell(value)) for key, value in numbers.items()
+    ]
+
+
 def kind_of(value: Cell) -> Kind:
     """What a value that is not null is."""
     if isinstance(value, bool):
@@ -160,9 +177,12 @@ def _metric_cells(
         if metric.metadata_name in metadata and metric.metadata_name is not None
     }
     for key, value in {**elsewhere, **reward}.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and key != "score":
+        if _is_number(value) and key != "score":
             yield DynamicCell("metric", storable(key), headings.get(key, storable(key)), _cell(value))
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _scalars(
