@@ -343,7 +343,7 @@ def _sent_messages(trace: StoredTrace) -> Fields:
         _stated_picture(entry["result"]) if entry.get("result") else None
         for entry in trace.json["tool_calls_log"]
     ]
-    sent = opening_messages(settings.prompt(), photo)
+    sent = opening_messages(trace.prompt, photo)
     requests = []
     turns = turns_of(trace, pictures)
     for turn in turns:
@@ -357,7 +357,7 @@ def _sent_messages(trace: StoredTrace) -> Fields:
         "model": settings.model,
         settings.token_field: settings.max_tokens,
         "temperature": settings.temperature,
-        "tools": list(settings.prompt().native_tools),
+        "tools": list(trace.prompt.native_tools),
     }
     return {
         "body": {name: value for name, value in body.items() if value not in (None, [])},

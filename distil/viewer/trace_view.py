@@ -64,7 +64,7 @@ def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
         "profile": _line(settings.get("profile"), ""),
         "is_edited": _is_edited(trace),
         "format": _line(trace.get("format"), "another program's"),
-        "prompts": _prompts(settings),
+        "prompts": _prompts(settings, metadata),
         "tools": _offered(settings),
         "turns": turns,
         "num_left_out": num_left_out,
@@ -104,13 +104,20 @@ def _task(trace: Mapping[str, Json]) -> Task | None:
 # --- the conversation
 
 
-def _prompts(settings: Mapping[str, Json]) -> list[Fields]:
+def _prompts(settings: Mapping[str, Json], metadata: Mapping[str, Json]) -> list[Fields]:
+    """The prompts of the run, and what the row put in place of each `{FIELD}`."""
     names = {"system_prompt": "System prompt", "user_prompt": "User prompt"}
-    return [
+    of_run = [
         {"title": title, "text": shown(settings[name], pointer_to("settings", name))}
         for name, title in names.items()
         if isinstance(settings.get(name), str)
     ]
+    of_row = [
+        {"title": _line(f"{{{name}}}"), "text": shown(text, pointer_to("metadata", "prompt_fields", name))}
+        for name, text in _items(metadata.get("prompt_fields"))
+        if isinstance(text, str)
+    ]
+    return of_run + of_row
 
 
 def _offered(settings: Mapping[str, Json]) -> Fields:
