@@ -29,6 +29,7 @@ import slow_teacher
 import start
 import tables
 import trace_index
+import viewer
 import workers
 from measure import MAX_ERROR_CHARS, Bench, Tree, machine, say
 from targets import judge
@@ -42,6 +43,7 @@ SECTIONS = {
     "sandbox": sandbox,
     "replay": replay,
     "index": trace_index,
+    "viewer": viewer,
     "start": start,
     "signs": signs,
 }

@@ -14,6 +14,16 @@ Target = dict[str, Any]
 OPENAI_RATIO, HELP_SECONDS = 1.5, 0.2
 
 
+def _viewer(sections: Sections, label: Label) -> Iterator[Target]:
+    for row in _rows(sections, "viewer", contestant=label("viewer"), traces=10_000):
+        yield _most("10. 10,000 traces: seconds to the first page, once indexed", row["first_seconds"], 1)
+    for row in _rows(sections, "viewer", contestant=label("viewer"), traces=100_000):
+        yield _most("10. 100,000 traces: ms of a filtered page", row["filter_ms"], 100)
+        yield _most(
+            "10. 100,000 traces: MB after 200 requests by those before", row["mb_after"] / row["mb"], 1.2
+        )
+
+
 def judge(sections: Sections, bench: Bench) -> list[Target]:
     """Each target that can be judged of what was measured, for every tree; `is_met` says whether it holds."""
     found = []
@@ -29,6 +39,7 @@ def judge(sections: Sections, bench: Bench) -> list[Target]:
             _replay,
             _sandbox,
             _index,
+            _viewer,
         ):
             found += [
                 {"tree": tree.name, **target}

@@ -182,7 +182,7 @@ class FolderIndex:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA cache_size = -16000")  # KiB
+        connection.execute("PRAGMA cache_size = -4000")  # KiB
         return connection
 
     def _remove(self) -> None:

@@ -98,7 +98,7 @@ def _floats(values: Sequence[Json]) -> Floats:
 def _is_share(values: Floats) -> bool:
     """Whether a metric that some trace has only says yes or no."""
     known = values[~np.isnan(values)]
-    return bool(len(known) and np.isin(known, (0.0, 1.0)).all())
+    return len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all())
 
 
 def _is_score_too(data: _Columns, name: str) -> bool:
