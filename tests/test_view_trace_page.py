@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from browser import Serve
 from builders import file_bytes, noise, row, same_pixels, saved
 from conftest import RunDoor
 from PIL import Image
-from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 
 import distil.viewer.pictures
 from distil.index.index import TraceIndex
@@ -432,6 +433,29 @@ def test_the_messages_are_those_that_were_sent(run_folder: Path, show: Show) -> 
     assert [picture["number"] for picture in pictures] == [0, 1, 3, 4]
 
 
+def test_the_messages_of_text_calls_too(photos: Path, tmp_path: Path, run_door: RunDoor, show: Show) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request) or num_turns(request):
+            return says("\\boxed{1, 2}")
+        calls_made = [("image_rotate_tool", {"angle": 90}), ("image_rotate_tool", {"angle": "x"})]
+        return says("I turn it.\n" + "\n".join(text_call(*call) for call in calls_made))
+
+    with ScriptedTeacher(script) as server:
+        result = run_door(
+            "demo_concurrent.py", "--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 1,
+            "--output_dir", tmp_path / "run", "--tool_mode", "text",
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    site = show(tmp_path / "run")
+    sent = json.loads(site.text("/api/messages/0/00000"))
+    last = server.requests[-1]["messages"]
+    assert [texts_of(message) for message in sent["messages"][: len(last)]] == [
+        texts_of(each) for each in last
+    ]
+    page = site.text("/trace/0/00000")
+    assert "As it was written" in page and '<div class="words said" dir="auto">I turn it.</div>' in page
+
+
 def is_picture(part: Any) -> bool:
     return isinstance(part, dict) and part["type"] in ("picture", "image_url")
 
@@ -656,6 +680,18 @@ def test_no_name_leads_out_of_the_folder(part: str, run_folder: Path, show: Show
     ):
         assert site.get(path.format(part))[0] in (404, 307)
     assert site.get("/trace/9/00000")[0] == 404
+
+
+def test_the_name_of_a_file_is_text_too(copied: Path, show: Show) -> None:
+    name = "trace_a\"'<b>\u202e&amp;%2f#?.json"
+    shutil.copy(copied / "trace_00000.json", copied / name)
+    site = show(copied)
+    part = urllib.parse.quote(name.removeprefix("trace_").removesuffix(".json"), safe="")
+    page = site.text(f"/trace/0/{part}")
+    assert "<b>" not in page and "\u202e" not in page
+    assert f'data-raw="/raw/0/{part}"' in page
+    assert site.get(f"/raw/0/{part}")[0] == 200
+    assert site.marks(f"/0/{part}")[0]["match"] == "matched"
 
 
 def test_a_link_out_of_the_folder_and_a_pipe_are_not_followed(

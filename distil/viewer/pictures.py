@@ -21,6 +21,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+import PIL
 from PIL import Image
 
 from distil.bare_file import without_metadata
@@ -49,7 +50,7 @@ from distil.replay.recipe import FAILURES
 from distil.replay.replay import Sources
 from distil.sandbox.bounds import MEMORY_BYTES
 from distil.sandbox.exchange import ExecResult
-from distil.sandbox.sandbox import Sandbox
+from distil.sandbox.sandbox import REMEDY, Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
 from distil.store.claim import RUN_RECORD, read_runs
@@ -560,13 +561,19 @@ def _compared(made: _Made, trace: Mapping[str, Json]) -> tuple[ShownPicture, Enc
     stored = _stored_facts(trace, made.number)
     sent = _as_sent(kept, made.sent.size) if kept else made.sent
     pixels, stated_sent = stored.get("pixel_sha256"), mapping_of(stored.get("sent")).get("sha256")
-    where = "as kept in the trace" if kept else "replayed"
+    where, note = "as kept in the trace" if kept else "replayed", _versions_note(trace)
     if not isinstance(pixels, str) and not isinstance(stated_sent, str):
         match, detail = Match.UNSTATED, f"{where}; the trace keeps no hash to compare with"
     elif isinstance(pixels, str) and pixels != made.facts.pixel_sha256:
-        match, detail = Match.DIFFERS, f"{where}, but its pixels are others than the trace says"
+        match, detail = (
+            Match.DIFFERS,
+            f"{where}, but its pixels are others than the trace says{note}",
+        )
     elif isinstance(stated_sent, str) and stated_sent != sent.sha256:
-        match, detail = Match.DIFFERS, "the same pixels, but the teacher was sent another file of them"
+        match, detail = (
+            Match.DIFFERS,
+            f"the same pixels, but the teacher was sent another file{note}",
+        )
     else:
         match, detail = Match.MATCHED, f"{where}: pixels and sent file are those of the trace"
     shown = ShownPicture(
@@ -580,6 +587,14 @@ def _compared(made: _Made, trace: Mapping[str, Json]) -> tuple[ShownPicture, Enc
         kept is not None,
     )
     return shown, Encoded(sent.data, sent.media_type)
+
+
+def _versions_note(trace: Mapping[str, Json]) -> str:
+    """Which Pillow made the trace, where another one reads it: that may be all."""
+    made_with = mapping_of(mapping_of(trace.get("metadata")).get("versions")).get("pillow")
+    return (
+        "" if made_with == PIL.__version__ else f"; made with Pillow {made_with}, this is {PIL.__version__}"
+    )
 
 
 def _left_out(number: int, reason: str, trace: Mapping[str, Json]) -> tuple[ShownPicture, Encoded | None]:
@@ -697,10 +712,13 @@ def _no_such(number: int) -> str:
 
 
 def _call_problem(number: int, name: str, error: BaseException, trace: StoredTrace | None = None) -> str:
+    what = f"call {number} ({name[:80]}) cannot be made again"
+    if isinstance(error, SandboxUnavailable):
+        why = str(error).removesuffix(REMEDY).strip()
+        return f"{what}: its code is run in a sandbox alone, and there is none here. {why}"
     code = trace.settings.code if trace is not None else None
-    ran_free = code is not None and code.unsafe_exec and not isinstance(error, SandboxUnavailable)
-    note = " (this code ran without a sandbox, and is shown only what one gives)" if ran_free else ""
-    return f"call {number} ({name[:80]}) cannot be made again: {_reason(error)}{note}"
+    note = " (it ran without a sandbox, and is run in one now)" if code and code.unsafe_exec else ""
+    return f"{what}: {_reason(error)}{note}"
 
 
 def _reason(error: BaseException) -> str:

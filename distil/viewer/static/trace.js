@@ -59,7 +59,7 @@ async function readMarks(article) {
   const pill = article.querySelector("[data-verified]");
   const told = new Set();
   try {
-    const response = await fetch(`/api/pictures/${run}/${encodeURIComponent(part)}`);
+    const response = await fetch(`/api/pictures/${run}/${part}`);
     if (!response.ok) throw new Error(`the viewer answered with ${response.status}`);
     for await (const line of linesOf(response.body)) {
       const mark = JSON.parse(line);
@@ -425,7 +425,7 @@ function marking(article) {
   if (!panel) return null;
   const note = panel.querySelector("textarea");
   let kept = note.value;
-  const about = { run: Number(article.dataset.run), file: article.dataset.file };
+  const about = { run: Number(article.dataset.run), file: `trace_${decodeURIComponent(article.dataset.part)}.json` };
 
   async function send(change) {
     try {
