@@ -298,7 +298,9 @@ def run_warm(line: str, folder: Path) -> str:
 @pytest.mark.parametrize("page", [path for path in DOCS if commands(path)], ids=lambda path: path.name)
 def test_the_commands_of_a_page_work(page: Path, clone: Path, photos: Path) -> None:
     with ScriptedTeacher(zoom_once) as server:
-        ending = [line for line in commands(page) if "--serve" not in line]  # until Ctrl-C: test_view_server.py
+        ending = [
+            line for line in commands(page) if "--serve" not in line
+        ]  # until Ctrl-C: test_view_server.py
         lines = [for_a_test(line, server.api_base, photos) for line in ending]
         printed = {line: run_warm(line, clone) for line in lines}
     for folder in {name for line in lines for name in re.findall(r"--output_dir (\S+)", line)}:

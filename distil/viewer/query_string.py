@@ -48,7 +48,7 @@ def _filter(text: str) -> Filter:
         if text.endswith(ending):
             return Filter(text.removesuffix(ending), operator)
     match = _FILTER.fullmatch(text)
-    if match is None:
+    if match is None or not match["column"].strip():
         raise UsageError(
             f"{text!r} is no condition: use COLUMN=VALUE, COLUMN>=VALUE, COLUMN~TEXT, COLUMN:null …"
         )
