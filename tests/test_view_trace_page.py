@@ -540,6 +540,14 @@ def test_two_hundred_turns_are_shown(copied: Path, show: Show) -> None:
     assert len(site.marks("/0/00000")) == 201
 
 
+def test_a_trace_that_was_edited_is_said_to_be(copied: Path, show: Show) -> None:
+    path = copied / "trace_00000.json"
+    path.write_text(path.read_text().replace("I say 0.", "I said 0."))
+    site = show(copied)
+    assert "edited since it was written" in site.text("/trace/0/00000")
+    assert "edited since it was written" not in site.text("/trace/0/00001")
+
+
 # --- anything readable
 
 

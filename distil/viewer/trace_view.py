@@ -17,7 +17,7 @@ from distil.messages.tags import split_thinking, text_outside
 from distil.records import CropFrom, Frame, Json, Size
 from distil.store.summary import call_name, call_succeeded, mapping_of, trace_answer, trace_calls, trace_truth
 from distil.store.trace_file import raw_arguments
-from distil.store.trace_settings import teacher_lines
+from distil.store.trace_settings import json_sha256, teacher_lines
 from distil.tasks import task_of
 from distil.tasks.base import Task
 from distil.tools.base import Tool
@@ -62,6 +62,7 @@ def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
         "task_is_known": task is not None,
         "teacher": [_line(line) for line in teacher_lines(settings)],
         "profile": _line(settings.get("profile"), ""),
+        "is_edited": _is_edited(trace),
         "format": _line(trace.get("format"), "another program's"),
         "prompts": _prompts(settings),
         "tools": _offered(settings),
@@ -80,6 +81,17 @@ def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
         "num_calls": len(trace_calls(trace)),
         "num_failed": sum(not call_succeeded(call) for call in trace_calls(trace)),
     }
+
+
+def _is_edited(trace: Mapping[str, Json]) -> bool:
+    """Whether a trace has a checksum that its content does not fit."""
+    if "integrity_sha256" not in trace:
+        return False
+    unsigned = {name: value for name, value in trace.items() if name != "integrity_sha256"}
+    try:
+        return bool(trace["integrity_sha256"] != json_sha256(unsigned))
+    except RecursionError:
+        return True
 
 
 def _task(trace: Mapping[str, Json]) -> Task | None:
