@@ -130,6 +130,15 @@ def test_bins_hold_all_values_and_are_few(values: list[float]) -> None:
     assert 2 <= len(edges) <= 45
 
 
+def test_rewards_have_equal_bins_and_what_differs_by_orders_has_growing_ones() -> None:
+    rewards = bin_edges(np.asarray([1e-6, 1e-5, 1e-4, 1.0]))
+    assert rewards == pytest.approx(np.linspace(0, 1, 21))
+    assert bin_edges(np.asarray([0.0, 0.5, 3.0, 40.0, 9000.0])) == pytest.approx(
+        [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+    )
+    assert bin_edges(np.asarray([3.0, 40.0, 90.0])) == pytest.approx(np.arange(0, 96, 5))
+
+
 # --- the map's pairs
 
 

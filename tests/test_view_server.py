@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from conftest import PACKAGE
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
@@ -430,6 +430,7 @@ def test_a_query_is_the_same_after_a_url() -> None:
 
 
 @given(st.text(max_size=60))
+@example(" ~")
 def test_any_condition_of_a_url_is_read_or_refused(text: str) -> None:
     try:
         query = read_query(QueryParams([("f", text)]))

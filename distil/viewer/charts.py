@@ -96,7 +96,7 @@ def _floats(values: Sequence[Json]) -> Floats:
 
 
 def _is_share(values: Floats) -> bool:
-    """Whether a metric only says yes or no."""
+    """Whether a metric that some trace has only says yes or no."""
     known = values[~np.isnan(values)]
     return len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all())
 
@@ -137,13 +137,16 @@ def _histogram(data: _Columns, name: str, title: str, values: Floats) -> Chart |
 
 
 def bin_edges(values: Floats) -> list[float]:
-    """Round edges of bins that hold all values: equal steps, or 1, 2, 5, 10 … where they differ by orders."""
+    """Round edges of bins that hold all values.
+
+    Equal steps, from 0 to 1 for what lies there, as rewards do; 1, 2, 5, 10 … where values differ by orders.
+    """
     low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        return [round(bin_number / _NUM_BINS, 6) for bin_number in range(_NUM_BINS + 1)]
     positive = values[values > 0]
     if low >= 0 and len(positive) and high > _LOG_RANGE * (small := float(np.quantile(positive, 0.1))):
         return [0.0, *_log_steps(max(small, high / 1e6), high)]
-    if low >= 0 and high <= 1:
-        return [round(bin_number / _NUM_BINS, 6) for bin_number in range(_NUM_BINS + 1)]
     step = _round_step(max((high - low) / _NUM_BINS, max(abs(low), abs(high)) * 1e-9) or 1.0)
     edges = [number * step for number in range(math.floor(low / step), math.floor(high / step) + 2)]
     return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]

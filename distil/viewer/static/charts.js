@@ -19,7 +19,7 @@ export function short(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${trimmed(value / 1e6)}M`;
   if (size >= 1e4) return `${trimmed(value / 1e3)}k`;
-  if (size >= 1000) return whole.format(value);
+  if (size >= 1000) return whole.format(Math.round(value));
   return trimmed(value);
 }
 
@@ -100,7 +100,7 @@ function drawHistogram(chart, width) {
   series.forEach((each, index) => {
     if (each.median === null) return;
     const place = x(positionOf(each.median, edges));
-    plot.svg.append(node("line", { class: `median s${index}`, x1: place, x2: place, y1: MARGIN.top, y2: plot.bottom }));
+    plot.svg.append(node("line", { class: `median s${index}${series.length > 1 ? " many" : ""}`, x1: place, x2: place, y1: MARGIN.top, y2: plot.bottom }));
   });
   const rows = edges.slice(1).map((edge, bin) => [
     `${short(edges[bin])} to ${short(edge)}`, ...series.map((each) => whole.format(each.counts[bin])),
