@@ -343,6 +343,7 @@ def test_a_run_that_goes_on_grows_on_the_page_without_a_reload(
         make_traces(tmp_path, 7)
         runs.get_by_text("7 of 9").wait_for()
         runs.locator(".tile", has_text="traces").locator("dd", has_text="7").first.wait_for()
+        runs.locator("[data-map]", has_text="7 with both").wait_for()
         shows_total(listed, "7 traces")
         assert runs.evaluate("window.isSamePage")
     runs.get_by_text(

@@ -4,6 +4,7 @@ import { bindKeys, element, fetchJson } from "./base.js";
 import { drawCharts } from "./charts.js";
 
 const POLL_MS = 2000;
+const MAP_MS = 10000; // at least, between two drawings of the map
 const READING_MS = 400; // until the first look at the folders has come back
 
 const WORDS = {
@@ -16,6 +17,8 @@ const WORDS = {
 let now = JSON.parse(document.getElementById("now").textContent);
 let shownGeneration = now.generation;
 let timer = 0;
+let mapDrawn = -Infinity;
+let isMapStale = false;
 
 function duration(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -77,8 +80,23 @@ async function refreshFigures() {
   if (freshCharts && charts.textContent !== freshCharts.textContent) {
     charts.textContent = freshCharts.textContent;
     drawCharts(document.querySelector("[data-charts]"), JSON.parse(charts.textContent));
-    dispatchEvent(new CustomEvent("traceschange"));
+    isMapStale = true;
   }
+}
+
+// The map anew, unless somebody is at it: it would jump back under their hands.
+async function refreshMap() {
+  const old = document.querySelector("[data-map]");
+  if (!isMapStale || !old || performance.now() - mapDrawn < MAP_MS || old.matches(":hover, :focus-within")) return;
+  mapDrawn = performance.now();
+  isMapStale = false;
+  const [outlines, data, { drawMap }] = await Promise.all([fetchJson(old.dataset.land), fetchJson(old.dataset.map), import("./map.js")]);
+  if (!data.pairs.length) return;
+  const figure = element("figure", { dataset: { ...old.dataset } });
+  figure.style.minHeight = `${old.offsetHeight}px`; // what is below stays where it is
+  old.replaceWith(figure);
+  drawMap(figure, outlines, data);
+  figure.style.minHeight = "";
 }
 
 async function poll() {
@@ -94,6 +112,7 @@ async function poll() {
       await refreshFigures();
       pause = Math.max(pause, 5 * (performance.now() - began));
     }
+    await refreshMap();
   } catch (error) {
     document.getElementById("problem").hidden = false;
     document.getElementById("problem").textContent = error.message;
@@ -105,7 +124,7 @@ async function poll() {
 
 function plan(pause) {
   if (!now.is_read) timer = setTimeout(poll, READING_MS);
-  else if (now.is_live) timer = setTimeout(poll, pause);
+  else if (now.is_live || isMapStale) timer = setTimeout(poll, pause);
 }
 
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
