@@ -1,0 +1,46 @@
+"""LLaMA-Factory's own data code on an export: converter, template, multimodal plugin and collator.
+
+See seen.py for jobs and answers. A job's `settings` are those of the YAML file that starts a training.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from typing import Any
+
+from seen import Job, Row, prepare_imports, row_seen, serve
+
+prepare_imports()
+
+from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
+
+
+def load(job: Job) -> list[Row]:
+    here: dict[str, Any] = {
+        "model_name_or_path": job["student"],
+        "output_dir": tempfile.mkdtemp(),
+        "overwrite_cache": True,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "preprocessing_num_workers": 1,
+        "dataloader_num_workers": 0,
+    }
+    model_args, data_args, training_args, _, _ = get_train_args(job["settings"] | here)
+    parts = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
+    rows = get_dataset(template, model_args, data_args, training_args, stage="sft", **parts)["train_dataset"]
+    collator = SFTDataCollatorWith4DAttentionMask(template=template, model=None, label_pad_token_id=-100, **parts)
+    seen = []
+    for row in rows:
+        batch = collator([{name: row[name] for name in row}])
+        is_trained = batch["labels"][0] != -100
+        seen.append(row_seen("", parts["processor"], batch["input_ids"][0], is_trained, batch))
+    return seen
+
+
+if __name__ == "__main__":
+    serve(load)
