@@ -1,0 +1,102 @@
+"""What holds of an export in every trainer: a class that each trainer's tests are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from broken_exports import MUTATIONS, broken
+from expected_rows import Expected, expected_of, problems
+from exported_runs import CODE_ROWS, TOOL_ROWS, make_run
+from trainer_process import LoaderFailed, Row, TrainerProcess
+
+from distil.cli import main
+
+
+class ExportTests:
+    """An export read by one trainer's own data code."""
+
+    name: ClassVar[str]
+    by_turn = False  # whether a trace with a masked turn is a row for each turn that is trained
+
+    def job(self, folder: Path) -> dict[str, Any]:
+        """How the trainer is started on an export, as the export's own files say."""
+        raise NotImplementedError
+
+    # --- what there is
+
+    @pytest.fixture(scope="class")
+    def trainer(self) -> Iterator[TrainerProcess]:
+        with TrainerProcess(self.name) as process:
+            yield process
+
+    @pytest.fixture(scope="class")
+    def tools_run(self, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OPENAI_API_KEY", "EMPTY")
+            return make_run(tmp_path_factory.mktemp("tools"), TOOL_ROWS)
+
+    @pytest.fixture(scope="class")
+    def code_run(self, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OPENAI_API_KEY", "EMPTY")
+            return make_run(tmp_path_factory.mktemp("code"), CODE_ROWS, "--tools", "python_code")
+
+    @pytest.fixture(scope="class")
+    def export(self, tools_run: Path) -> Path:
+        return self.exported(tools_run, tools_run.parent / "export")
+
+    @pytest.fixture(scope="class")
+    def expected(self, tools_run: Path) -> list[Expected]:
+        return expected_of(tools_run)
+
+    def exported(self, run: Path, out: Path, *flags: str) -> Path:
+        assert main(["export", str(run), "--format", self.name, "--out", str(out), *flags]) == 0
+        return out
+
+    def rows(self, trainer: TrainerProcess, folder: Path, **settings: Any) -> list[Row]:
+        """What the trainer makes of an export, with some of its settings changed."""
+        job = self.job(folder)
+        job["settings"] = {name: value for name, value in (job["settings"] | settings).items() if value is not ...}
+        return trainer.rows(**job)
+
+    # --- what holds
+
+    def test_text_calls_pictures_and_loss_are_those_of_the_traces(
+        self, trainer: TrainerProcess, export: Path, expected: list[Expected]
+    ) -> None:
+        assert problems(self.rows(trainer, export), expected, self.by_turn) == []
+
+    @pytest.mark.parametrize("mutation", MUTATIONS)
+    def test_a_broken_export_is_noticed(
+        self, trainer: TrainerProcess, export: Path, expected: list[Expected], tmp_path: Path, mutation: str
+    ) -> None:
+        folder = broken(export, tmp_path / "broken", MUTATIONS[mutation])
+        try:
+            found = problems(self.rows(trainer, folder), expected, self.by_turn)
+        except LoaderFailed as error:
+            found = [str(error)]
+        assert found
+
+    @pytest.mark.parametrize("errors", ["train", "drop"])
+    def test_turns_that_failed_are_trained_or_gone_where_that_is_asked_for(
+        self, trainer: TrainerProcess, tools_run: Path, tmp_path: Path, errors: str
+    ) -> None:
+        folder = self.exported(tools_run, tmp_path / "export", "--errors", errors)
+        assert problems(self.rows(trainer, folder), expected_of(tools_run, errors=errors)) == []
+
+    @pytest.mark.parametrize("thoughts", ["keep", "drop"])
+    def test_thoughts_are_kept_or_dropped_where_that_is_asked_for(
+        self, trainer: TrainerProcess, tools_run: Path, tmp_path: Path, thoughts: str
+    ) -> None:
+        folder = self.exported(tools_run, tmp_path / "export", "--reasoning", thoughts)
+        expected = expected_of(tools_run, thoughts=thoughts)
+        assert problems(self.rows(trainer, folder), expected, self.by_turn) == []
+
+    def test_code_with_its_output_and_its_errors_is_text(
+        self, trainer: TrainerProcess, code_run: Path, tmp_path: Path
+    ) -> None:
+        folder = self.exported(code_run, tmp_path / "export")
+        assert problems(self.rows(trainer, folder), expected_of(code_run), self.by_turn) == []
