@@ -18,6 +18,7 @@ from distil.flags import (
     CompletionFlags,
     DoctorFlags,
     EstimateFlags,
+    ExportFlags,
     RunFlags,
     SampleFlags,
     SignsFlags,
@@ -26,13 +27,16 @@ from distil.flags import (
     VerifyFlags,
     ViewFlags,
     add_flags,
+    command_text,
     read_flags,
     stated_flags,
 )
+from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
+_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json")
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
@@ -68,6 +72,37 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
 
     terminal = Terminal(gives_json=flags.json)
     return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+
+
+def _export(flags: ExportFlags) -> Callable[[], int]:
+    from distil.exports.export import Job  # noqa: PLC0415
+    from distil.exports.options import ExportOptions  # noqa: PLC0415
+    from distil.exports.selection import find_picks  # noqa: PLC0415
+    from distil.replay.processes import Workers  # noqa: PLC0415
+    from distil.terminal.exporting import export  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    form = flags.form
+    options = ExportOptions(
+        format=ExportFormat(flags.format),
+        coordinates=Frame(form.coordinates),
+        image_max_pixels=form.image_max_pixels,
+        thoughts=Thoughts(form.reasoning),
+        failed_calls=FailedCalls(form.errors),
+        call_form=ToolMode(form.call_form),
+        student=Student(form.student),
+        takes_all=flags.all,
+    )
+    job = Job(
+        out=flags.out,
+        command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
+        dataset_path=flags.dataset_path,
+        limit=flags.limit,
+        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
+        overwrites=flags.overwrite,
+    )
+    terminal = Terminal(gives_json=flags.json)
+    return lambda: export(find_picks(flags.paths, flags.where), options, job, terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -228,6 +263,17 @@ COMMANDS: tuple[Command, ...] = (
         _verify,
         ("traces_concurrent", "traces_concurrent --dataset_path /moved/photos"),
         takes_config=True,
+    ),
+    Command(
+        "export",
+        None,
+        "Write traces as training data: for TRL, verl, LLaMA-Factory, ms-swift, chat APIs or the hub.",
+        ExportFlags(),
+        _export,
+        (
+            "traces_concurrent --format trl --out sft_trl",
+            "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
+        ),
     ),
     Command(
         "doctor",

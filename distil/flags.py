@@ -10,13 +10,24 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from distil.embedded.launch import NUM_SIGNS
-from distil.records import CropFrom, Frame, Json, OnChange, ToolMode
+from distil.records import (
+    CropFrom,
+    ExportFormat,
+    FailedCalls,
+    Frame,
+    Json,
+    OnChange,
+    Student,
+    Thoughts,
+    ToolMode,
+)
 from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
@@ -41,6 +52,7 @@ class Flag:
     from_json: Callable[[Json], object] = lambda value: value
     is_positional: bool = False
     is_required: bool = False
+    is_many: bool = False  # a positional that may be given several times: its value is a tuple
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
 
 def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
+    if flag.is_many:
+        kept["nargs"] = "+"
     parser.add_argument(
         name if flag.is_positional else f"--{name}",
         type=flag.parse,
@@ -91,6 +105,18 @@ def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, An
             yield from stated_flags(value, stated.title)
         else:
             yield name, stated, value, title
+
+
+def command_text(command: str, flags: object, defaults: object, left_out: Collection[str] = ()) -> str:
+    """The command line of these flags, those that have their defaults left out."""
+    usual = {name: value for name, _, value, _ in stated_flags(defaults)}
+    words = [command]
+    for name, flag, value, _ in stated_flags(flags):
+        if flag.is_positional:
+            words += [shlex.quote(str(each)) for each in (value if flag.is_many else [value])]
+        elif name not in left_out and (flag.is_required or value != usual[name]):
+            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
@@ -445,6 +471,80 @@ class VerifyFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class FormFlags:
+    """What the rows of an export are like."""
+
+    reasoning: Annotated[
+        str,
+        Flag(
+            "the teacher's: as plain text, left out, or within <think> (default: {default})",
+            choices=Thoughts,
+        ),
+    ] = Thoughts.THINK.value
+    errors: Annotated[
+        str,
+        Flag(
+            "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
+            choices=FailedCalls,
+        ),
+    ] = FailedCalls.MASK.value
+    coordinates: Annotated[
+        str,
+        Flag(
+            "boxes in thousandths of a picture, or in its pixels; then pictures get the sizes that the "
+            "student's processor would give them (default: {default})",
+            choices=(Frame.REL1000, Frame.PIXEL),
+        ),
+    ] = Frame.REL1000.value
+    image_max_pixels: Annotated[
+        int | None, Flag("make larger pictures smaller (default: as the teacher got them)", "N", _positive)
+    ] = None
+    student: Annotated[
+        str,
+        Flag(
+            "the family that learns: how it sizes pictures (default: {default})",
+            choices=Student,
+        ),
+    ] = Student.QWEN3_VL.value
+    call_form: Annotated[
+        str,
+        Flag(
+            "calls as text, which every trainer reads alike, or as its own fields (default: {default})",
+            choices=(ToolMode.TEXT, ToolMode.NATIVE),
+        ),
+    ] = ToolMode.TEXT.value
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """The flags of `distil export`."""
+
+    paths: Annotated[
+        tuple[Path, ...],
+        Flag("runs' folders, or trace files", "DIR", Path, is_positional=True, is_many=True),
+    ] = ()
+    format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
+        ExportFormat.TRL.value
+    )
+    out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
+    where: Annotated[
+        str | None,
+        Flag('of the folders only these traces, as "score > 0.8 AND calls > 0" (default: all)', "SQL"),
+    ] = None
+    limit: Annotated[int | None, Flag("at most so many rows (default: all)", "N", _positive)] = None
+    all: Annotated[
+        bool, Flag("also traces that ended without an answer, or with one that cannot be read")
+    ] = False
+    form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
+    overwrite: Annotated[bool, Flag("replace an export that is there")] = False
+    dataset_path: Annotated[
+        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
+    ] = None
+    max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
 
 

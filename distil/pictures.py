@@ -203,6 +203,11 @@ def encode_sent(
         bare = without_metadata(stored.file_format, stored.data)
         if bare is not None:
             return _sent(_SENT_AS_STORED[stored.file_format], size, bare)
+    return encode_at(image, size, grey_range)
+
+
+def encode_at(image: Image.Image, size: Size, grey_range: GreyRange | None = None) -> SentPicture:
+    """Encode a picture anew at this size; deep grey is scaled as in `encode_sent`."""
     shown_range = (grey_range or find_grey_range(image)) if is_deep_grey(image) else None
     flat = to_rgb_or_grey(image, shown_range)
     if size != flat.size:
@@ -296,6 +301,36 @@ def box_to_pixels(box: Sequence[float], frame: Frame, sent: Size, size: Size) ->
     if left >= right or top >= bottom:
         raise ToolError(f"the box lies outside the image: {describe_range(frame, sent)}, got {list(box)}")
     return (left, top, right, bottom), clamped_x or clamped_y
+
+
+def pixels_to_box(box: Box, frame: Frame, sent: Size, size: Size) -> tuple[int, int, int, int]:
+    """The whole numbers that say a box of pixels in a frame: the inverse of `box_to_pixels`.
+
+    They map back to the same pixels where whole numbers of the frame can say them, else to the nearest.
+    Raises ValueError for a frame of fractions.
+    """
+    if frame is Frame.REL1:
+        raise ValueError("whole numbers cannot say a box in fractions")
+    units = sent if frame is Frame.PIXEL else (1000, 1000)
+    x1, x2 = _pixels_to_axis(box[0], box[2], units[0], size[0])
+    y1, y2 = _pixels_to_axis(box[1], box[3], units[1], size[1])
+    return (y1, x1, y2, x2) if frame is Frame.REL1000_YX else (x1, y1, x2, y2)
+
+
+def _pixels_to_axis(start: int, stop: int, units: int, length_px: int) -> tuple[int, int]:
+    low, high = (
+        -(-start * units // length_px),
+        stop * units // length_px,
+    )  # rounded inward: mapping rounds outward
+    low = low if low * length_px // units == start else _nearest(start * units, length_px)
+    high = high if -(-high * length_px // units) == stop else _nearest(stop * units, length_px)
+    if low < high:
+        return low, high
+    return (low, low + 1) if low < units else (units - 1, units)
+
+
+def _nearest(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def _axes(frame: Frame) -> str:

@@ -65,6 +65,40 @@ class OnChange(StrEnum):
     REDO = "redo"  # make them again
 
 
+class ExportFormat(StrEnum):
+    """Who reads an export."""
+
+    TRL = "trl"
+    VERL = "verl"
+    LLAMAFACTORY = "llamafactory"
+    MS_SWIFT = "ms_swift"
+    OPENAI = "openai"
+    HF = "hf"
+
+
+class Thoughts(StrEnum):
+    """What becomes of a teacher's reasoning in an export."""
+
+    KEEP = "keep"  # plain text in front of the turn's own
+    DROP = "drop"
+    THINK = "think"  # within <think> tags in front of it
+
+
+class FailedCalls(StrEnum):
+    """What becomes in an export of turns with a call that failed."""
+
+    MASK = "mask"  # they are there, and not trained
+    TRAIN = "train"
+    DROP = "drop"  # the call and its result are left out, and a turn of nothing else
+
+
+class Student(StrEnum):
+    """The family of models that learns from an export: how its processor sizes pictures."""
+
+    QWEN3_VL = "qwen3-vl"
+    QWEN25_VL = "qwen2.5-vl"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SampleId:
     """Which sample: its row in the dataset, and which of the row's rollouts it is, counted from 0.

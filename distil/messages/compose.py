@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from distil.pictures import data_url
-from distil.records import Json, Observation, Prompt, RawCall, SentPicture, ToolCall, ToolMode, Turn
+from distil.records import Json, Observation, Prompt, RawCall, SentPicture, Size, ToolCall, ToolMode, Turn
 
 Message = dict[str, Json]
 _EMPTY_PICTURE = '"image_url": {"url": ""}'
@@ -39,11 +39,16 @@ def opening_messages(prompt: Prompt, sent: SentPicture) -> list[Message]:
     """The system message and the user message with the picture in front of the question."""
     question = prompt.user
     if prompt.states_size:
-        question += f"\n\nThe image is {sent.size[0]}×{sent.size[1]} pixels (width × height)."
+        question += f"\n\n{size_sentence(sent.size)}"
     return [
         {"role": "system", "content": system_text(prompt)},
         {"role": "user", "content": [_picture_part(sent), _text_part(question)]},
     ]
+
+
+def size_sentence(size: Size) -> str:
+    """What states the photo's size, in pixels as sent."""
+    return f"The image is {size[0]}×{size[1]} pixels (width × height)."
 
 
 def encoded(message: Message) -> bytes:

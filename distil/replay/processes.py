@@ -1,4 +1,4 @@
-"""Many traces verified: by one process, or by several that each open what they need themselves."""
+"""Much work on many traces: by one process, or by several that each open what they need themselves."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import TypeVar
 
 from distil import interrupts
 from distil.errors import DistilError
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verification, verify_trace
 
-_TRACES_A_PROCESS = 25  # fewer are verified before another process would be ready for them
-_BATCH_TRACES = 8
-_BATCHES_AHEAD = 4  # a process: so many verdicts may wait for one before them
+_TRACES_A_PROCESS = 25  # fewer are done before another process would be ready for them
+_BATCHES_AHEAD = 4  # a process: so many results may wait for one before them
 
+FoundT = TypeVar("FoundT")
 _Batch = Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many processes share the work at most; `batch_traces` bounds what waits to be taken from each."""
+
+    max_processes: int
+    batch_traces: int = 8
+
+
+_Work = Callable[[Path, Sources, Executors], FoundT]  # on one trace; a function that pickles
 
 
 def verify_traces(
@@ -32,33 +45,48 @@ def verify_traces(
     max_workers: int,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[Verification, None, None]:
-    """Verify every trace by at most `max_workers` processes; verdicts come in the order of `paths`.
+    """Verify every trace by at most `max_workers` processes; as `each_trace` does."""
+    return each_trace(verify_trace, paths, Workers(max_workers), dataset_path, tell)
+
+
+def each_trace(
+    work: _Work[FoundT],
+    paths: Sequence[Path],
+    workers: Workers,
+    dataset_path: str | None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Generator[FoundT, None, None]:
+    """What `work` finds in every trace, by at most so many processes, in the order of `paths`.
 
     `tell` gets a line where a process was ended from outside. Raises DistilError where even one that is alone
     was, SandboxUnavailable where there is code but nothing to run it in.
     """
-    processes = min(max_workers, len(paths) // _TRACES_A_PROCESS)
+    processes, size = min(workers.max_processes, len(paths) // _TRACES_A_PROCESS), workers.batch_traces
     if processes > 1 and _can_fork():
-        batches = [paths[start : start + _BATCH_TRACES] for start in range(0, len(paths), _BATCH_TRACES)]
-        yield from _by_processes(batches, dataset_path, processes, tell)
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+        yield from _by_processes(work, batches, dataset_path, processes, tell)
         return
     sources = Sources(dataset_path)
     with Executors() as executors:
         for path in paths:
-            yield verify_trace(path, sources, executors)
+            yield work(path, sources, executors)
 
 
 def _by_processes(
-    batches: Sequence[_Batch], dataset_path: str | None, processes: int, tell: Callable[[str], None]
-) -> Generator[Verification, None, None]:
+    work: _Work[FoundT],
+    batches: Sequence[_Batch],
+    dataset_path: str | None,
+    processes: int,
+    tell: Callable[[str], None],
+) -> Generator[FoundT, None, None]:
     """By a pool; where that breaks, what is left by one of half as many: memory was perhaps too short."""
     done = 0
     while True:
         try:
-            with closing(_by_pool(batches[done:], dataset_path, processes)) as found:
-                for verifications in found:
+            with closing(_by_pool(work, batches[done:], dataset_path, processes)) as found:
+                for results in found:
                     done += 1
-                    yield from verifications
+                    yield from results
             return
         except BrokenProcessPool:
             what = "a verifying process was ended from outside (is the machine out of memory?)"
@@ -71,15 +99,15 @@ def _by_processes(
 
 
 def _by_pool(
-    batches: Sequence[_Batch], dataset_path: str | None, processes: int
-) -> Generator[list[Verification], None, None]:
-    """The verdicts of each batch, in order; raises BrokenProcessPool."""
+    work: _Work[FoundT], batches: Sequence[_Batch], dataset_path: str | None, processes: int
+) -> Generator[list[FoundT], None, None]:
+    """The results of each batch, in order; raises BrokenProcessPool."""
     pool = ProcessPoolExecutor(processes, get_context("fork"), _begin)
-    waiting: deque[Future[list[Verification]]] = deque()
+    waiting: deque[Future[list[FoundT]]] = deque()
     try:
         for batch in batches:
             with interrupts.held_back():  # a process that starts now takes no signal for its own
-                waiting.append(pool.submit(_verify_batch, batch, dataset_path))
+                waiting.append(pool.submit(_work_on, work, batch, dataset_path))
             if len(waiting) == processes * _BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -109,9 +137,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _verify_batch(paths: _Batch, dataset_path: str | None) -> list[Verification]:
+def _work_on(work: _Work[FoundT], paths: _Batch, dataset_path: str | None) -> list[FoundT]:
     sources, executors = _opened(dataset_path)
-    return [verify_trace(path, sources, executors) for path in paths]
+    return [work(path, sources, executors) for path in paths]
 
 
 @cache

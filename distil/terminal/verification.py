@@ -7,22 +7,15 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from distil.errors import UsageError
 from distil.replay.processes import verify_traces
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
+from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.documents import verification_document
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
-
-
-class _Bar(tqdm):  # type: ignore[misc]
-    """A bar without tqdm's own thread, beside which no process could fork."""
-
-    monitor_interval = 0
 
 
 def verify(
@@ -45,8 +38,8 @@ def verify(
     shown: list[Verification] = []  # the first bad ones, so that nothing grows with the traces; as JSON all
     recipe_not_run = False
     with (
-        _Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
-        closing(verify_traces(files, dataset_path, max_workers, partial(_say_above_bar, terminal))) as found,
+        Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
+        closing(verify_traces(files, dataset_path, max_workers, partial(say_above_bar, terminal))) as found,
     ):
         for result in found:
             counts[result.verdict] += 1
@@ -55,7 +48,7 @@ def verify(
                 if verbose or result.verdict is not Verdict.MATCHED:
                     shown.append(result)
             elif verbose:
-                _say_above_bar(terminal, *_line(result))
+                say_above_bar(terminal, *_line(result))
             elif result.verdict is not Verdict.MATCHED and len(shown) < _SHOWN:
                 shown.append(result)
             bar.update()
@@ -71,11 +64,6 @@ def verify(
     if recipe_not_run:
         terminal.say(f"Matched, but {RECIPE_NOT_RUN}")
     return 1 if bad else 0
-
-
-def _say_above_bar(terminal: Terminal, line: str, style: str = "") -> None:
-    with _Bar.external_write_mode():
-        terminal.say(line, style)
 
 
 def _line(result: Verification) -> tuple[str, str]:

@@ -165,6 +165,13 @@ class Tool(Protocol):
         """Apply stored arguments: sampling and replay both call this."""
         ...
 
+    def restate(self, arguments: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
+        """Stored arguments as a teacher that sees these sizes would write them: the inverse of `resolve`.
+
+        Raises ToolError where they cannot be said.
+        """
+        return arguments
+
     def box_of(self, raw: Json) -> tuple[float, ...] | None:
         """The box as the teacher wrote it, None where there is none."""
         return None

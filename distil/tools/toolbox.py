@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
-from distil.records import SUCCESS_MESSAGE, CropFrom, Json, Observation, RawCall, SentPicture, ToolCall
+from distil.records import SUCCESS_MESSAGE, CropFrom, Json, Observation, RawCall, SentPicture, Size, ToolCall
 from distil.tools.base import BoxFrame, Scene, SeenSizes, Tool
 from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
@@ -47,6 +47,13 @@ def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]
     if len(set(wanted)) < len(wanted):
         raise UsageError(f"--tools {names!r} names a tool twice")
     return tuple(known[name](executor) for name in wanted)
+
+
+def success_message(size: Size | None) -> str:
+    """What a call that worked tells the teacher; it states the picture's size as sent where there is one."""
+    if size is None:
+        return SUCCESS_MESSAGE
+    return f"{SUCCESS_MESSAGE}. The image is now {size[0]}×{size[1]} pixels (width × height)."
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,7 @@ class Toolbox:
         except (SampleError, ValueError) as error:  # too long for JPEG, or a mode that has no way to RGB
             message = f"the result cannot be shown: {error}"
             raise ToolError(message, applied.stdout) from None
-        message = SUCCESS_MESSAGE
-        if self.states_size:
-            message += f". The image is now {sent.size[0]}×{sent.size[1]} pixels (width × height)."
+        message = success_message(sent.size if self.states_size else None)
         return Observation(True, message, picture_facts(picture), sent, applied.stdout), applied.scene
 
     def _find(self, name: str) -> Tool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from distil.errors import ToolError
-from distil.pictures import MAX_ASPECT_RATIO, box_to_pixels
+from distil.pictures import MAX_ASPECT_RATIO, box_to_pixels, pixels_to_box
 from distil.records import Box, CropFrom, Frame, Json
 from distil.tools.base import (
     Applied,
@@ -78,6 +78,24 @@ class ZoomTool(Tool):
         from_original = arguments.get("crop_from") == CropFrom.ORIGINAL.value
         box = (x1, y1, x2, y2)
         return Applied(scene.recropped(box) if from_original else scene.cropped(box))
+
+    def restate(self, arguments: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
+        """`bbox_2d` in the frame's own numbers, of the picture that `boxes` says they refer to."""
+        x1, y1, x2, y2 = arguments[BOX_ARGUMENT]
+        box, scene = (x1, y1, x2, y2), seen.scene
+        is_of_photo = arguments.get("crop_from") == CropFrom.ORIGINAL.value
+        if boxes.crop_from is CropFrom.ORIGINAL:
+            if not is_of_photo:
+                if scene.corner is None:
+                    raise ToolError("its box is of a picture whose place in the original is not known")
+                x, y = scene.corner
+                box = (x1 + x, y1 + y, x2 + x, y2 + y)
+            stated = pixels_to_box(box, boxes.frame, seen.original_sent, scene.photo.size)
+        elif is_of_photo:
+            raise ToolError("its box is of the original, not of the current picture")
+        else:
+            stated = pixels_to_box(box, boxes.frame, seen.current_sent, scene.picture.size)
+        return {BOX_ARGUMENT: list(stated)}
 
     def box_of(self, raw: Json) -> tuple[float, ...] | None:
         box = raw.get(BOX_ARGUMENT) if isinstance(raw, dict) else None

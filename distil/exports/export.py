@@ -1,0 +1,305 @@
+"""Picked traces → a folder that a trainer reads: replayed by many processes, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from distil import __version__
+from distil.errors import SourceError, ToolError, TraceError, UsageError
+from distil.exports.conversation import Conversation, check_roles, conversation_of
+from distil.exports.form import Facts, Form, Target
+from distil.exports.formats import FORMATS
+from distil.exports.options import ExportOptions
+from distil.exports.pictures import shown
+from distil.exports.selection import Pick
+from distil.exports.to_hf import card_head
+from distil.exports.tokens import Lengths, row_tokens
+from distil.records import ExportFormat, Frame, Json, StopReason
+from distil.replay.processes import Workers, each_trace
+from distil.replay.replay import Executors, Sources
+from distil.store.atomic import folder_errors, json_bytes
+from distil.store.trace_file import StoredTrace, read_trace, trace_name
+
+MANIFEST = "export.json"
+FORMAT = "distil-export/1"
+_MIN_PIXEL_FRAME_PX = (
+    65_536  # the students' processors make smaller pictures larger, and boxes would not follow
+)
+NOTHING_TO_TRAIN = "nothing in it is left to train"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A trace that must not be exported: it is edited, or its pictures are not what the teacher saw."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A sound trace that is left out."""
+
+    path: Path
+    reason: str
+
+
+Found = Conversation | Refused | LeftOut
+
+
+@dataclass
+class Report:
+    """What became of the picked traces."""
+
+    num_picked: int = 0
+    num_rows: Counter[str] = field(default_factory=Counter)  # by split
+    left_out: Counter[str] = field(default_factory=Counter)  # by reason
+    num_refused: int = 0
+    num_pictures: int = 0
+    num_turns: int = 0
+    num_masked_turns: int = 0
+    lengths: Lengths = field(default_factory=Lengths)
+
+    def as_json(self) -> dict[str, Json]:
+        """As the manifest has it."""
+        return {
+            "picked": self.num_picked,
+            "rows": dict(self.num_rows),
+            "left_out": dict(sorted(self.left_out.items())),
+            "refused": self.num_refused,
+            "pictures": self.num_pictures,
+            "turns": self.num_turns,
+            "masked_turns": self.num_masked_turns,
+            "tokens": self.lengths.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """How an export is done; `workers` and `overwrites` show in nothing that it writes."""
+
+    out: Path
+    command: str  # that makes the same export again
+    dataset_path: str | None = None  # where the dataset is now
+    limit: int | None = None  # of rows
+    workers: Workers = field(default_factory=lambda: Workers(1))
+    overwrites: bool = False
+
+
+def export_traces(
+    picks: Sequence[Pick],
+    options: ExportOptions,
+    job: Job,
+    look: Callable[[Found], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Write the rows of picked traces, in their order, and what a trainer needs beside them.
+
+    `look` gets what became of each trace, `tell` a line where a process was ended from outside. Raises
+    UsageError where the options do not go together, something else is at `job.out`, or no row is left.
+    """
+    _check_options(options)
+    _check_free(job)
+    work = partial(conversation_at, options=options)
+    with _whole_or_nothing(job.out) as folder:
+        target = Target(folder, job.out.absolute())
+        form = FORMATS[options.format](target, options)
+        traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
+        with closing(traces) as found, closing(form):
+            report = _add_rows(form, zip(picks, _looked_at(found, look), strict=False), options, job.limit)
+        if not report.num_rows:
+            raise UsageError(f"no trace is left to export: {_why_none(report)}")
+        _write_beside(form, target, job, options, report)
+    return report
+
+
+def _check_options(options: ExportOptions) -> None:
+    form = FORMATS[options.format]
+    if options.call_form not in form.call_forms:
+        raise UsageError(
+            f"--call_form {options.call_form.value}: the format {options.format.value} has no such form"
+        )
+    limit = options.image_max_pixels
+    if options.coordinates is Frame.PIXEL and limit is not None and limit < _MIN_PIXEL_FRAME_PX:
+        raise UsageError(
+            f"--image_max_pixels {limit} with --coordinates pixel: the student makes pictures of less than "
+            f"{_MIN_PIXEL_FRAME_PX} pixels larger, and the boxes would be wrong"
+        )
+
+
+def _looked_at(found: Iterable[Found], look: Callable[[Found], None]) -> Iterator[Found]:
+    for result in found:
+        look(result)
+        yield result
+
+
+def _add_rows(
+    form: Form, found: Iterable[tuple[Pick, Found]], options: ExportOptions, limit: int | None
+) -> Report:
+    report = Report()
+    for pick, result in found:
+        report.num_picked += 1
+        if isinstance(result, Refused):
+            report.num_refused += 1
+        elif isinstance(result, LeftOut):
+            report.left_out[result.reason] += 1
+        else:
+            form.add(result, pick.split)
+            _count(report, result, pick.split, options)
+            if sum(report.num_rows.values()) == limit:
+                break
+    return report
+
+
+def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> None:
+    """What a trainer needs beside the rows, the page that says so, and the manifest."""
+    facts = Facts(dict(report.num_rows), report.lengths.to_set, report.num_masked_turns > 0)
+    head = card_head(facts) if options.format is ExportFormat.HF else ""
+    text = head + _readme(job, options, report, form.guide(facts))
+    (target.folder / "README.md").write_text(text, encoding="utf-8")
+    (target.folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, target.folder)))
+
+
+def _count(report: Report, conversation: Conversation, split: str, options: ExportOptions) -> None:
+    report.num_rows[split] += 1
+    report.num_pictures += len(conversation.pictures())
+    report.num_turns += len(conversation.turns)
+    report.num_masked_turns += sum(not turn.is_trained for turn in conversation.turns)
+    report.lengths.counts.append(row_tokens(conversation.messages(), options))
+
+
+def conversation_at(path: Path, sources: Sources, executors: Executors, options: ExportOptions) -> Found:
+    """The conversation of one trace file, or why there is none."""
+    try:
+        trace = read_trace(path)
+        reason = None if options.takes_all else _reason_to_leave_out(trace)
+        if reason is not None:
+            return LeftOut(path, reason)
+        return _conversation(trace, sources, executors, options)
+    except (TraceError, SourceError, ToolError) as error:
+        return Refused(path, str(error))
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        return Refused(path, f"a field cannot be read: {error!r}")
+
+
+def _conversation(
+    trace: StoredTrace, sources: Sources, executors: Executors, options: ExportOptions
+) -> Found:
+    if not trace.is_unedited:
+        raise TraceError("its content does not fit its integrity_sha256: it was edited")
+    name = trace_name(trace.sample_id)
+    if trace.path.name != name:
+        raise TraceError(f"it is of row {trace.sample_id}, whose file is {name}")
+    pictures = shown(trace, sources.of(trace), executors.of(trace), options)
+    conversation = conversation_of(trace, pictures, options)
+    if conversation is None:
+        return LeftOut(trace.path, NOTHING_TO_TRAIN)
+    check_roles(conversation.messages())
+    return conversation
+
+
+def _reason_to_leave_out(trace: StoredTrace) -> str | None:
+    """Why a trace is no example to learn from unless it is asked for; None for one that is."""
+    metadata = trace.json["metadata"]
+    if metadata["stop_reason"] != StopReason.ANSWERED:
+        return f"it ended without an answer ({metadata['stop_reason']})"
+    return None if metadata["parse_success"] else "its answer cannot be read"
+
+
+def _why_none(report: Report) -> str:
+    reasons = [f"{count} left out, {reason}" for reason, count in sorted(report.left_out.items())]
+    return "; ".join([*reasons, *([f"{report.num_refused} refused"] if report.num_refused else [])])
+
+
+def _readme(job: Job, options: ExportOptions, report: Report, guide: str) -> str:
+    num_rows = ", ".join(f"{count:,} {split}" for split, count in report.num_rows.items())
+    tokens = report.lengths.as_json()
+    return f"""\
+# Traces for {options.format.value}
+
+{num_rows} rows with {report.num_pictures:,} pictures, made by distil {__version__}:
+
+```bash
+{job.command}
+```
+
+A row has about {tokens["median"]:,} tokens, the longest {tokens["longest"]:,}, estimated rather too high:
+the length to set is **{tokens["to_set"]:,}**. Boxes are {_frame_text(options)}.
+`id` is the file of a row's trace, `trace_sha256` its `integrity_sha256`.
+
+## Start
+
+{guide}
+"""
+
+
+def _frame_text(options: ExportOptions) -> str:
+    if options.coordinates is Frame.PIXEL:
+        return "pixels of the pictures as they lie here"
+    return "thousandths of a picture's width and height"
+
+
+def _manifest(options: ExportOptions, job: Job, report: Report, folder: Path) -> dict[str, Json]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files += sorted(path for path in (folder / "data").glob("*") if path.is_file())
+    return {
+        "format": FORMAT,
+        "distil": __version__,
+        "command": job.command,
+        "options": options.as_json(),
+        "counts": report.as_json(),
+        "files": {str(path.relative_to(folder)): _file_sha256(path) for path in files},
+    }
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_free(job: Job) -> None:
+    """Raise UsageError where something is at the place that must stay."""
+    if not job.out.exists() and not job.out.is_symlink():
+        return
+    if not job.overwrites:
+        raise UsageError(f"--out {job.out} exists already; --overwrite replaces an export")
+    if job.out.is_symlink() or not _is_export(job.out):
+        raise UsageError(f"--out {job.out} is no export of distil: it is not replaced")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        manifest: Mapping[str, Json] = json.loads((folder / MANIFEST).read_bytes())
+        return bool(manifest["format"] == FORMAT)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `out` afterwards; where the block raises, nothing has changed."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with folder_errors(out):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    try:
+        with folder_errors(out):
+            yield folder
+            replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
+            if out.exists():
+                out.rename(replaced)
+            folder.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,120 @@
+"""A trace replayed for an export: every picture made again, checked, and sized for the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from distil.errors import ToolError, TraceError
+from distil.exports.options import ExportOptions
+from distil.pictures import ResizeRule, encode_at, encode_sent, sent_size
+from distil.records import Frame, Json, PictureFacts, SentPicture, Size
+from distil.source.rows import Source
+from distil.store.trace_file import StoredCall, StoredTrace
+from distil.tools.base import BoxFrame, Scene, SeenSizes
+from distil.tools.python_code import Executor
+from distil.tools.toolbox import find_tool
+
+MAX_STUDENT_RATIO = 200  # of a picture's sides: the processors refuse more
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCall:
+    """A call of a trace as the student is shown it.
+
+    `arguments` are None for a call that failed before it had any, `sizes` None where no picture came of it.
+    """
+
+    stored: StoredCall
+    arguments: Mapping[str, Json] | None
+    picture: SentPicture | None = field(default=None, repr=False)
+    sent_size: Size | None = None  # what the teacher saw of the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """All pictures of a trace as the student is shown them, with what its calls say of them."""
+
+    photo: SentPicture = field(repr=False)
+    photo_sent_size: Size
+    calls: tuple[ShownCall, ...]
+
+
+def box_frame(trace: StoredTrace, options: ExportOptions) -> BoxFrame:
+    """How the student states boxes: of the same picture as the teacher did."""
+    return BoxFrame(options.coordinates, trace.settings.crop_from)
+
+
+def shown(trace: StoredTrace, source: Source, executor: Executor | None, options: ExportOptions) -> Shown:
+    """Replay a trace; raises TraceError where a picture is not the one that the teacher saw.
+
+    Raises SourceError where the row cannot be read, SandboxUnavailable where there is code but nothing to run
+    it in.
+    """
+    sample, toolbox = source.load(trace.sample_id), trace.settings.toolbox(executor)
+    if sample.picture.file_sha256 != trace.file_sha256:
+        raise TraceError("its row holds another picture file now")
+    _check_facts(sample.picture.facts, trace.facts, "the photo")
+    scene = Scene.start(sample.picture.picture)
+    sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
+    if trace.sent_sha256 not in (sent.sha256, trace.file_sha256):  # once the file went with all its metadata
+        raise TraceError("the photo encodes to other bytes than the teacher got")
+    photo = current = _sized(scene, sent, options)
+    calls = []
+    for number, call in enumerate(trace.calls, start=1):
+        boxes, seen = box_frame(trace, options), SeenSizes(scene, photo.size, current.size)
+        if not call.success:
+            calls.append(ShownCall(call, _restated(call, seen, boxes) if call.arguments else None))
+            continue
+        try:
+            observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
+            arguments = _restated(call, seen, boxes)
+        except ToolError as error:
+            raise TraceError(f"call {number} cannot be replayed: {error}") from None
+        _check_facts(observation.facts, call.facts, f"the picture of call {number}")
+        if observation.sent is None or observation.sent.sha256 != call.sent_sha256:
+            raise TraceError(f"the picture of call {number} encodes to other bytes than the teacher got")
+        current = _sized(scene, observation.sent, options)
+        scene.let_go()
+        calls.append(ShownCall(call, arguments, current, observation.sent.size))
+    return Shown(photo, sent.size, tuple(calls))
+
+
+def _check_facts(found: PictureFacts | None, stored: PictureFacts | None, what: str) -> None:
+    if found != stored:
+        raise TraceError(f"{what} has other pixels than the teacher saw")
+
+
+def _restated(call: StoredCall, seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
+    tool = find_tool(call.raw.name)
+    return call.arguments if tool is None else tool.restate(call.arguments, seen, boxes)
+
+
+def _sized(scene: Scene, sent: SentPicture, options: ExportOptions) -> SentPicture:
+    """The scene's current picture for the student: as sent, where it may stay so."""
+    size = student_size(sent.size, options)
+    if max(size) >= MAX_STUDENT_RATIO * min(size):
+        raise TraceError(
+            f"a picture of {size[0]}×{size[1]} pixels: the students' processors refuse sides of "
+            f"{MAX_STUDENT_RATIO}:1 and more"
+        )
+    return sent if size == sent.size else encode_at(scene.current, size, scene.grey_range)
+
+
+def student_size(sent: Size, options: ExportOptions) -> Size:
+    """The size of an exported picture, given that of the sent one.
+
+    Boxes in pixels need the very size that the student's processor would make of it; for boxes in thousandths
+    only what is too large is made smaller.
+    """
+    limit = options.image_max_pixels
+    if options.coordinates is not Frame.PIXEL and (limit is None or sent[0] * sent[1] <= limit):
+        return sent
+    return sent_size(sent, with_limit(options.student_rule, limit))
+
+
+def with_limit(rule: ResizeRule, limit: int | None) -> ResizeRule:
+    """The rule with no more pixels than `limit`."""
+    if limit is None or rule.max_area_px is None:
+        return rule
+    return replace(rule, max_area_px=min(rule.max_area_px, limit), min_area_px=min(rule.min_area_px, limit))

@@ -1,0 +1,370 @@
+"""Folders of traces as one table: counted, filtered, sorted and searched without opening a trace."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from distil.errors import FolderError, UsageError
+from distil.index.columns import FIXED, ROW_ID, STORED, Column, Kind, quoted
+from distil.index.database import FolderIndex, stored_columns
+from distil.index.guard import TABLE, limit_values, unknown_column, where_error
+from distil.index.query import Condition, Query, condition, order_by, select
+from distil.records import Json
+
+PAGE_SECONDS = 2.0  # an answer that someone waits for
+STREAM_SECONDS = 60.0  # until the next rows of many come
+_MAX_FOLDERS = 10  # that SQLite opens at once, as it is built nearly everywhere
+_FOLDER_BITS = 40  # a trace's number is its folder's position above these and its number in the folder
+_STEPS_A_LOOK = 5_000  # of SQLite, between two looks at the clock
+_ROWS_AT_ONCE = 500
+_KEPT_ORDERS = 8
+
+
+class TraceKey(NamedTuple):
+    """Which trace: the position of its folder among those given, and its file's name."""
+
+    run: int
+    file: str
+
+
+class Neighbours(NamedTuple):
+    """What comes before and after a trace in a list, None where nothing does, and its position, from 0.
+
+    All three are None for a trace that the list does not hold.
+    """
+
+    previous: TraceKey | None
+    next: TraceKey | None
+    position: int | None
+
+
+class Broken(NamedTuple):
+    """A trace file that cannot be read, and why."""
+
+    file: Path
+    message: str
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a connection is made for: the columns as they are, and which files hold them."""
+
+    columns: tuple[Column, ...]
+    of_folders: tuple[tuple[Column, ...], ...]
+    files: tuple[tuple[int, int] | None, ...]
+
+    @property
+    def by_name(self) -> dict[str, Column]:
+        """The columns by their names in lower case, as SQL does not tell them apart."""
+        return {column.name.lower(): column for column in self.columns}
+
+
+@dataclass
+class _Reader:
+    """A connection that only reads, with the time that its statement may take."""
+
+    connection: sqlite3.Connection
+    shape: _Shape
+    deadline: float = field(default=0.0)
+
+    def allow(self, seconds: float) -> None:
+        """Let what runs next take so long."""
+        self.deadline = time.monotonic() + seconds
+
+    def is_late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+class TraceIndex:
+    """One or several run folders as one table that is only read; may be used by many threads.
+
+    Opened by `open`. What a query gives is as of the last `update`, of this process or another one.
+    """
+
+    def __init__(self, folders: Sequence[FolderIndex]) -> None:
+        """Of folders whose indexes are there: `open` makes them."""
+        self._folders = tuple(folders)
+        self._idle: deque[_Reader] = deque()
+        self._orders: OrderedDict[tuple[Query, tuple[int, ...]], array[int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shape = self._look()
+
+    @classmethod
+    def open(
+        cls, folders: Sequence[Path], tell_progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> TraceIndex:
+        """Make or update the indexes of these folders; `tell_progress` gets the files read, and of how many.
+
+        Raises UsageError where one is no folder or there are too many, FolderError where an index can be
+        written nowhere.
+        """
+        if not folders:
+            raise UsageError("there is no folder to index")
+        if len(folders) > _MAX_FOLDERS:
+            raise UsageError(
+                f"at most {_MAX_FOLDERS} folders at once (SQLite opens no more), not {len(folders)}"
+            )
+        found = [FolderIndex.of(folder) for folder in folders]
+        for each in found:
+            each.update(tell_progress, retries_broken=True)
+        return cls(found)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders, in the order of `run`."""
+        return tuple(each.folder for each in self._folders)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns: those of every trace, then those of metrics, answers and rows, as they were met."""
+        return self._shape.columns
+
+    @property
+    def broken(self) -> list[Broken]:
+        """The trace files that cannot be read."""
+        with self._reading() as reader:
+            reader.allow(PAGE_SECONDS)
+            return [
+                Broken(each.folder / name, problem)
+                for run, each in enumerate(self._folders)
+                for name, problem in reader.connection.execute(
+                    f"SELECT name, problem FROM f{run}.files WHERE problem IS NOT NULL ORDER BY name"
+                )
+            ]
+
+    def update(self) -> int:
+        """Take in what has changed in the folders; returns how many trace files were read.
+
+        Raises UsageError where a folder is gone, FolderError where an index cannot be written.
+        """
+        num_read = sum(each.update(lambda done, of: None) for each in self._folders)
+        shape = self._look()
+        if shape != self._shape:
+            self._shape = shape  # connections of the other shape are closed as they come back
+            self._orders.clear()
+        return num_read
+
+    def count(self, query: Query, seconds: float = PAGE_SECONDS) -> int:
+        """How many traces a query gives; raises UsageError for a query that cannot be, or takes too long."""
+        with self._reading() as reader:
+            chosen = self._chosen(query, reader)
+            (number,) = next(self._run(reader, select("count(*)", chosen), chosen, seconds))
+            return int(number)
+
+    def page(
+        self, query: Query, limit: int, offset: int = 0, seconds: float = PAGE_SECONDS
+    ) -> list[dict[str, Json]]:
+        """Some traces of a query, each as its values by the names of all columns; raises as `count`."""
+        with self._reading() as reader:
+            chosen = self._chosen(query, reader)
+            columns = reader.shape.columns
+            names = ", ".join(quoted(column.name) for column in columns)
+            order = order_by(query, reader.shape.by_name, len(self._folders))
+            statement = select(names, chosen, order, f" LIMIT {int(limit)} OFFSET {int(offset)}")
+            return [_as_json(columns, row) for row in self._run(reader, statement, chosen, seconds)]
+
+    def rows(
+        self, query: Query, names: Sequence[str], seconds: float = STREAM_SECONDS
+    ) -> Iterator[tuple[Json, ...]]:
+        """The values of some columns of all traces of a query, in its order; memory does not grow with them.
+
+        `seconds` are for the next rows of many, however long their use takes. Raises as `count`, also for
+        names that are no column.
+        """
+        with self._reading() as reader:
+            chosen = self._chosen(query, reader)
+            by_name = reader.shape.by_name
+            for name in names:
+                if name.lower() not in by_name:
+                    raise unknown_column(name, [column.name for column in self.columns])
+            columns = tuple(by_name[name.lower()] for name in names)
+            what = ", ".join(quoted(column.name) for column in columns)
+            statement = select(what, chosen, order_by(query, by_name, len(self._folders)))
+            for row in self._run(reader, statement, chosen, seconds):
+                yield tuple(_as_json(columns, row).values())
+
+    def find(self, key: TraceKey) -> dict[str, Json] | None:
+        """One trace's values by the names of all columns, None where it is not in the index."""
+        with self._reading() as reader:
+            where = Condition("run = ? AND file = ?", tuple(key))
+            names = ", ".join(quoted(column.name) for column in reader.shape.columns)
+            row = next(self._run(reader, select(names, where), where, PAGE_SECONDS), None)
+            return None if row is None else _as_json(reader.shape.columns, row)
+
+    def neighbours(self, query: Query, key: TraceKey) -> Neighbours:
+        """What comes before and after a trace in a list; raises as `count`.
+
+        The list's order is kept, 8 bytes a trace, for the next question about it.
+        """
+        with self._reading() as reader:
+            numbers = self._order(query, reader)
+            where = Condition("run = ? AND file = ?", tuple(key))
+            found = next(self._run(reader, select(ROW_ID, where), where, PAGE_SECONDS), None)
+            try:
+                position = numbers.index(found[0] if found else -1)
+            except ValueError:
+                return Neighbours(None, None, None)
+            before = numbers[position - 1] if position else None
+            after = numbers[position + 1] if position + 1 < len(numbers) else None
+            return Neighbours(self._key(reader, before), self._key(reader, after), position)
+
+    def close(self) -> None:
+        """Close what is open and not in use."""
+        while self._idle:
+            self._idle.pop().connection.close()
+
+    def _key(self, reader: _Reader, number: int | None) -> TraceKey | None:
+        if number is None:
+            return None
+        where = Condition(f"{ROW_ID} = ?", (number,))
+        row = next(self._run(reader, select("run, file", where), where, PAGE_SECONDS), None)
+        return None if row is None else TraceKey(*row)
+
+    def _order(self, query: Query, reader: _Reader) -> array[int]:
+        """The numbers of a query's traces in its order, as of what the indexes hold now."""
+        stamp = tuple(
+            reader.connection.execute(f"SELECT value FROM f{run}.facts WHERE name = 'changes'").fetchone()[0]
+            for run in range(len(self._folders))
+        )
+        with self._lock:
+            kept = self._orders.get((query, stamp))
+        if kept is not None:
+            return kept
+        chosen = self._chosen(query, reader)
+        statement = select(ROW_ID, chosen, order_by(query, reader.shape.by_name, len(self._folders)))
+        numbers = array("q", (row[0] for row in self._run(reader, statement, chosen, PAGE_SECONDS)))
+        with self._lock:
+            self._orders[query, stamp] = numbers
+            while len(self._orders) > _KEPT_ORDERS:
+                self._orders.popitem(last=False)
+        return numbers
+
+    def _chosen(self, query: Query, reader: _Reader) -> Condition:
+        texts = [(f"f{run}", run << _FOLDER_BITS) for run in range(len(self._folders))]
+        return condition(query, reader.shape.by_name, texts)
+
+    def _run(
+        self, reader: _Reader, statement: str, chosen: Condition, seconds: float
+    ) -> Iterator[tuple[Json, ...]]:
+        """The rows of a statement; `seconds` are for each piece of them."""
+        reader.allow(seconds)
+        try:
+            with closing(reader.connection.execute(statement, chosen.values)) as cursor:
+                while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+                    yield from rows
+                    reader.allow(seconds)
+        except sqlite3.Error as error:
+            if "interrupted" in str(error):
+                raise UsageError(f"the query takes longer than {seconds:g} seconds: ask for less") from None
+            raise where_error(str(error), [column.name for column in self.columns]) from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Reader]:
+        """A connection for this thread alone."""
+        try:
+            reader = self._idle.pop()
+        except IndexError:
+            reader = self._opened(self._shape)
+        if reader.shape is not self._shape:
+            reader.connection.close()
+            reader = self._opened(self._shape)
+        try:
+            yield reader
+        finally:
+            self._idle.append(reader)
+
+    def _look(self) -> _Shape:
+        """The columns of all folders as they are now."""
+        of_folders, files = [], []
+        for each in self._folders:
+            with closing(_connect(each)) as connection:
+                of_folders.append(tuple(stored_columns(connection, "main")))
+            facts = each.path.stat()
+            files.append((facts.st_dev, facts.st_ino))
+        return _Shape(_all_columns(of_folders), tuple(of_folders), tuple(files))
+
+    def _opened(self, shape: _Shape) -> _Reader:
+        connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None, uri=True)
+        reader = _Reader(connection, shape)
+        try:
+            for run, each in enumerate(self._folders):
+                connection.execute(f"ATTACH ? AS f{run}", (_address(each),))
+                connection.execute(f"PRAGMA f{run}.cache_size = -8000")  # KiB
+            connection.execute(f"CREATE TEMP VIEW {TABLE} AS {self._view(shape)}")
+            connection.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            connection.close()
+            raise FolderError(f"the index cannot be read: {error}") from None
+        limit_values(connection)
+        connection.set_progress_handler(reader.is_late, _STEPS_A_LOOK)
+        return reader
+
+    def _view(self, shape: _Shape) -> str:
+        return " UNION ALL ".join(
+            f"SELECT {', '.join(self._expressions(shape, run))} FROM f{run}.trace_rows"
+            for run in range(len(self._folders))
+        )
+
+    def _expressions(self, shape: _Shape, run: int) -> Iterator[str]:
+        """What a folder has for each column of the table."""
+        first, folder = run << _FOLDER_BITS, str(self._folders[run].folder)
+        own = {column.name.lower(): column for column in (*STORED, *shape.of_folders[run])}
+        yield f"{f'{first} + ' if first else ''}id AS {ROW_ID}"
+        for column in shape.columns:
+            name = quoted(column.name)
+            here = own.get(column.name.lower())
+            if column.name == "run":
+                yield f"{run} AS {name}"
+            elif column.name == "folder":
+                yield f"{_literal(folder)} AS {name}"
+            elif here is None:
+                yield f"NULL AS {name}"
+            else:
+                is_cast = column.kind == "text" != here.kind
+                yield f"{f'CAST({quoted(here.name)} AS TEXT)' if is_cast else quoted(here.name)} AS {name}"
+
+
+def _address(index: FolderIndex) -> str:
+    return f"{index.path.resolve().as_uri()}?mode=ro"
+
+
+def _connect(index: FolderIndex) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(_address(index), uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise FolderError(f"the index {index.path} cannot be read: {error}") from None
+
+
+def _literal(text: str) -> str:
+    return "'" + text.encode("utf-8", "replace").decode().replace("'", "''") + "'"
+
+
+def _all_columns(of_folders: Sequence[Sequence[Column]]) -> tuple[Column, ...]:
+    """The columns of several folders as one table has them; of two kinds they are texts."""
+    merged: dict[str, Column] = {}
+    for column in (column for columns in of_folders for column in columns):
+        name = column.name.lower()
+        before = merged.setdefault(name, column)
+        if before.kind != column.kind:
+            kind: Kind = "text" if "text" in (before.kind, column.kind) else "number"
+            merged[name] = Column(before.name, kind, before.heading, before.source)
+    by_source = ("metric", "trace", "row", "mark")
+    dynamic = sorted(merged.values(), key=lambda column: by_source.index(column.source))
+    return (*FIXED, *dynamic)
+
+
+def _as_json(columns: Sequence[Column], row: Sequence[Json]) -> dict[str, Json]:
+    """A row by its columns' names, flags as flags."""
+    return {
+        column.name: bool(value) if column.kind == "flag" and value is not None else value
+        for column, value in zip(columns, row, strict=True)
+    }
