@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def expected_of(run: Path, thoughts: str = "think", errors: str = "mask") -> lis
 
 def _expected(row_id: str, replayed: Replay, thoughts: str, errors: str) -> Expected:
     trace, pieces, turns = replayed.trace, [_opening(replayed)], []
-    photo = (replayed.sample.picture.facts.size, replayed.sent.size)
+    photo = (replayed.sample.picture.picture.size, replayed.sent.size)
     assert photo[0] == photo[1], "boxes are compared for pictures that were sent as they are"
     pictures, cropped, current = [replayed.sent], [], photo[0]
     for turn in replayed.turns():
@@ -120,7 +121,10 @@ def _opening(replayed: Replay) -> str:
 class _NoPicture:
     """Stands where opening messages want the photo."""
 
-    media_type, data, size = "image/png", b"", (0, 0)
+    size = (0, 0)
+
+    def url(self) -> str:
+        return ""
 
 
 def _call_text(call: Any) -> str:
@@ -172,11 +176,16 @@ def _of_rows(rows: Sequence[Row], wanted: Expected, by_turn: bool) -> list[str]:
     for row in rows:
         text = in_pixels(row["text"], wanted.cropped_sizes)
         if not (wanted.text.startswith(text) if by_turn else wanted.text == text):
-            found.append(f"{wanted.row_id}: the text is\n{text}\nand not\n{wanted.text}")
+            found.append(f"{wanted.row_id}: {_difference(text, wanted.text)}")
         if by_turn and not (row["trained"] and row["text"].endswith(row["trained"][-1])):
             found.append(f"{wanted.row_id}: a row does not end with what is trained")
         found += [f"{wanted.row_id}: {problem}" for problem in _of_pictures(row, wanted)]
     return found
+
+
+def _difference(text: str, wanted: str) -> str:
+    at = len(os.path.commonprefix([text, wanted]))
+    return f"after {wanted[max(0, at - 60) : at]!r} stands {text[at : at + 80]!r} and not {wanted[at : at + 80]!r}"
 
 
 def _of_pictures(row: Row, wanted: Expected) -> list[str]:
@@ -209,15 +218,14 @@ def same_shape(seen: Size, size: Size) -> bool:
 
 def in_pixels(text: str, cropped_sizes: Sequence[Size]) -> str:
     """A rendered text with boxes of 0 to 1000 as the pixels that they name; without sizes, as `BOX`."""
-    numbers = iter(range(text.count("<tool_call>") + 1))
+    numbers = iter(range(text.count("<tool_call>")))
 
     def replaced(found: re.Match[str]) -> str:
-        number = next(numbers)
         try:
             call = json.loads(found[1])
-            box = call["arguments"]["bbox_2d"]
-        except (ValueError, KeyError, TypeError):
+        except ValueError:  # the example in the system text, which is no call
             return found[0]
+        number, box = next(numbers), call["arguments"].get("bbox_2d")
         if not isinstance(box, list):
             return found[0]
         if not cropped_sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,12 @@ from exported_runs import CODE_ROWS, TOOL_ROWS, make_run
 from trainer_process import LoaderFailed, Row, TrainerProcess
 
 from distil.cli import main
+
+
+def check(found: list[str]) -> None:
+    """Fail with what was found wrong."""
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 class ExportTests:
@@ -28,32 +35,38 @@ class ExportTests:
     # --- what there is
 
     @pytest.fixture(scope="class")
-    def trainer(self) -> Iterator[TrainerProcess]:
-        with TrainerProcess(self.name) as process:
+    @classmethod
+    def trainer(cls) -> Iterator[TrainerProcess]:
+        with TrainerProcess(cls.name) as process:
             yield process
 
     @pytest.fixture(scope="class")
-    def tools_run(self, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+    @classmethod
+    def tools_run(cls, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPENAI_API_KEY", "EMPTY")
             return make_run(tmp_path_factory.mktemp("tools"), TOOL_ROWS)
 
     @pytest.fixture(scope="class")
-    def code_run(self, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+    @classmethod
+    def code_run(cls, tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPENAI_API_KEY", "EMPTY")
             return make_run(tmp_path_factory.mktemp("code"), CODE_ROWS, "--tools", "python_code")
 
     @pytest.fixture(scope="class")
-    def export(self, tools_run: Path) -> Path:
-        return self.exported(tools_run, tools_run.parent / "export")
+    @classmethod
+    def export(cls, tools_run: Path) -> Path:
+        return cls.exported(tools_run, tools_run.parent / "export")
 
     @pytest.fixture(scope="class")
-    def expected(self, tools_run: Path) -> list[Expected]:
+    @classmethod
+    def expected(cls, tools_run: Path) -> list[Expected]:
         return expected_of(tools_run)
 
-    def exported(self, run: Path, out: Path, *flags: str) -> Path:
-        assert main(["export", str(run), "--format", self.name, "--out", str(out), *flags]) == 0
+    @classmethod
+    def exported(cls, run: Path, out: Path, *flags: str) -> Path:
+        assert main(["export", str(run), "--format", cls.name, "--out", str(out), *flags]) == 0
         return out
 
     def rows(self, trainer: TrainerProcess, folder: Path, **settings: Any) -> list[Row]:
@@ -62,12 +75,19 @@ class ExportTests:
         job["settings"] = {name: value for name, value in (job["settings"] | settings).items() if value is not ...}
         return trainer.rows(**job)
 
+    @staticmethod
+    def with_ids(rows: list[Row], folder: Path) -> list[Row]:
+        """Rows with the ids that a trainer lost on the way, by their order in the file."""
+        lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        ids = [json.loads(line)["id"].partition("#")[0] for line in lines]
+        return [row | {"id": row_id} for row, row_id in zip(rows, ids, strict=True)]
+
     # --- what holds
 
     def test_text_calls_pictures_and_loss_are_those_of_the_traces(
         self, trainer: TrainerProcess, export: Path, expected: list[Expected]
     ) -> None:
-        assert problems(self.rows(trainer, export), expected, self.by_turn) == []
+        check(problems(self.rows(trainer, export), expected, self.by_turn))
 
     @pytest.mark.parametrize("mutation", MUTATIONS)
     def test_a_broken_export_is_noticed(
@@ -85,7 +105,7 @@ class ExportTests:
         self, trainer: TrainerProcess, tools_run: Path, tmp_path: Path, errors: str
     ) -> None:
         folder = self.exported(tools_run, tmp_path / "export", "--errors", errors)
-        assert problems(self.rows(trainer, folder), expected_of(tools_run, errors=errors)) == []
+        check(problems(self.rows(trainer, folder), expected_of(tools_run, errors=errors)))
 
     @pytest.mark.parametrize("thoughts", ["keep", "drop"])
     def test_thoughts_are_kept_or_dropped_where_that_is_asked_for(
@@ -93,10 +113,10 @@ class ExportTests:
     ) -> None:
         folder = self.exported(tools_run, tmp_path / "export", "--reasoning", thoughts)
         expected = expected_of(tools_run, thoughts=thoughts)
-        assert problems(self.rows(trainer, folder), expected, self.by_turn) == []
+        check(problems(self.rows(trainer, folder), expected, self.by_turn))
 
     def test_code_with_its_output_and_its_errors_is_text(
         self, trainer: TrainerProcess, code_run: Path, tmp_path: Path
     ) -> None:
         folder = self.exported(code_run, tmp_path / "export")
-        assert problems(self.rows(trainer, folder), expected_of(code_run), self.by_turn) == []
+        check(problems(self.rows(trainer, folder), expected_of(code_run), self.by_turn))

@@ -1,11 +1,10 @@
 """LLaMA-Factory's own data code on an export: converter, template, multimodal plugin and collator.
 
-See seen.py for jobs and answers. A job's `settings` are those of the YAML file that starts a training.
+See seen.py for jobs and answers. A job's `yaml` is the file that starts a training; `settings` change some of it.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from typing import Any
 
@@ -13,6 +12,7 @@ from seen import Job, Row, prepare_imports, row_seen, serve
 
 prepare_imports()
 
+import yaml
 from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
@@ -29,7 +29,9 @@ def load(job: Job) -> list[Row]:
         "preprocessing_num_workers": 1,
         "dataloader_num_workers": 0,
     }
-    model_args, data_args, training_args, _, _ = get_train_args(job["settings"] | here)
+    with open(job["yaml"], encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    model_args, data_args, training_args, _, _ = get_train_args(settings | job["settings"] | here)
     parts = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
     rows = get_dataset(template, model_args, data_args, training_args, stage="sft", **parts)["train_dataset"]

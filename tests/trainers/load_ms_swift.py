@@ -30,7 +30,7 @@ def seen_of(template: Any, processor: Any, row: dict[str, Any]) -> Row:
     is_trained = [
         label != -100 and (scale is None or scale[at] > 0) for at, label in enumerate(encoded["labels"])
     ]
-    return row_seen(row.get("id") or "", processor, encoded["input_ids"], is_trained, encoded)
+    return row_seen("", processor, encoded["input_ids"], is_trained, encoded)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A loader is a process that reads a job a line and writes an answer a line, both JSON:
 
-    {"student": FOLDER, "files": …}  →  {"rows": [ROW, …], "warnings": TEXT}  or  {"error": "ValueError: …"}
+    {"student": FOLDER, "settings": {…}, …}  →  {"rows": [ROW, …], "warnings": TEXT}  or  {"error": "ValueError: …"}
 
 A ROW has `id`, `text` (decoded, each picture one `<|image_pad|>`), `trained` (decoded spans that the loss is on),
 `num_tokens`, `num_pads` of each picture in the text, and `pictures` with size in pixels and look as the model gets them.

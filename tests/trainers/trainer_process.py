@@ -41,6 +41,7 @@ class TrainerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._process.kill()  # its own end takes seconds
         self._process.communicate()
         self._log.close()
 
