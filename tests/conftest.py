@@ -97,7 +97,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How long, and with which chance, whole conversations are fuzzed."""
     parser.addoption("--fuzz_seconds", type=float, help="how long (default: the same cases in every run)")
     parser.addoption("--fuzz_case", metavar="SEED:NUMBER", help="one case alone, or with SEED: other cases")
-    parser.addoption("--trainers", action="store_true", help="also the tests in the trainers' own environments")
+    parser.addoption(
+        "--trainers", action="store_true", help="also the tests in the trainers' own environments"
+    )
 
 
 LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files

@@ -6,6 +6,7 @@ A mutation changes rows in a neutral form, whatever the format: the parts of eac
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 PLACE = "<image>"
 Row = dict[str, Any]
@@ -67,12 +69,14 @@ def _parts(content: Any) -> list[str | None]:
 def _content(parts: list[str | None], is_typed: bool) -> Any:
     if not is_typed:
         return "".join(PLACE if part is None else part for part in parts)
-    return [{"type": "image", "text": None} if part is None else {"type": "text", "text": part} for part in parts]
+    return [
+        {"type": "image", "text": None} if part is None else {"type": "text", "text": part} for part in parts
+    ]
 
 
 def _of(rows: list[Row], number: int) -> list[Row]:
     """The rows that a trace became."""
-    return [row for row in rows if row["id"].endswith(f"trace_{number:05d}.json")]
+    return [row for row in rows if row["id"].partition("#")[0].endswith(f"trace_{number:05d}.json")]
 
 
 def _assistants(row: Row) -> list[Row]:
@@ -128,7 +132,9 @@ def wrong_turn_trained(rows: list[Row]) -> list[Row]:
         for message in _assistants(row):
             if "loss" in message:
                 message["loss"] = True
-    if not any("loss" in message for row in its for message in row["messages"]):  # a row for each trained turn
+    if not any(
+        "loss" in message for row in its for message in row["messages"]
+    ):  # a row for each trained turn
         longest = copy.deepcopy(its[-1])
         ends = [at for at, message in enumerate(longest["messages"]) if message["role"] == "assistant"]
         del longest["messages"][ends[1] + 1 :]
@@ -153,7 +159,9 @@ def special_word_unescaped(rows: list[Row]) -> list[Row]:
     """What a teacher wrote is a command again."""
     for row in _of(rows, 2):
         for message in row["messages"]:
-            message["parts"] = [part and part.replace("<\N{ZERO WIDTH SPACE}", "<") for part in message["parts"]]
+            message["parts"] = [
+                part and part.replace("<\N{ZERO WIDTH SPACE}", "<") for part in message["parts"]
+            ]
     return rows
 
 
@@ -204,4 +212,22 @@ def broken(export: Path, folder: Path, mutation: Mutation) -> Path:
     rows = mutation(read_rows(export))
     assert rows != before, f"{mutation.__name__} changed nothing"
     write_rows(folder, rows, export)
+    return folder
+
+
+def with_strip(export: Path, folder: Path) -> Path:
+    """A copy of an export in which a picture is a strip of 300:1."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 10), "red").save(buffer, "JPEG")
+
+    def strip(rows: list[Row]) -> list[Row]:
+        for row in _of(rows, 5):
+            if isinstance(row["images"][0], dict):
+                row["images"][0] = {"bytes": buffer.getvalue(), "path": None}
+            else:
+                row["images"][0] = str(folder / "strip.jpg")
+        return rows
+
+    broken(export, folder, strip)
+    (folder / "strip.jpg").write_bytes(buffer.getvalue())
     return folder

@@ -75,12 +75,21 @@ def _made_once(name: str, made_of: list[bytes], make: Callable[[str, Path], None
 def _install(name: str, folder: Path) -> None:
     _run([sys.executable, "-m", "venv", str(folder)], f"the environment {name}")
     for file, options in REQUIREMENTS[name]:
-        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *options, "-r", str(HERE / file)]
+        command = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            *options,
+            "-r",
+            str(HERE / file),
+        ]
         _run(command, f"the environment {name} ({file})")
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=BUILD_SECONDS)
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise CannotBuild(f"{what} cannot be made: {' '.join(command)} ended with {done.returncode}\n{said}")
@@ -89,4 +98,5 @@ def _run(command: list[str], what: str) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:] or REQUIREMENTS:
         print(environment_python(name).parent.parent)
-    print(student_folder("qwen3_vl"))
+    for family in ("qwen3_vl", "qwen2_5_vl"):
+        print(student_folder(family))

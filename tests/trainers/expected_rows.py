@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ PICTURE = f"<|vision_start|>{PAD}<|vision_end|>"
 TURN_END = "<|im_end|>\n"
 SPECIAL = re.compile(r"<(?=\||(?:image|video|audio)>)")
 CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
-LOOK_TOLERANCE = 5.0  # mean difference of colours: resizing and JPEG make 2, another picture of ours 20 and more
-SIDE_FACTOR_PX = 32
+LOOK_TOLERANCE = (
+    5.0  # mean difference of colours: resizing and JPEG make 2, another picture of ours 20 and more
+)
 Size = tuple[int, int]
 Row = dict[str, Any]
 
@@ -50,13 +51,21 @@ class Expected:
     turns: tuple[Turn, ...]
     looks: tuple[Sequence[int], ...]
     sizes: tuple[Size, ...]
-    cropped_sizes: tuple[Size, ...]  # of the picture that each call works on
+    works_on: tuple[int, ...]  # which picture, of each call
+    boxes: tuple[Sequence[int] | None, ...]  # of each call, in pixels of that picture
 
     @property
     def text(self) -> str:
         """Up to the last turn that is trained."""
         last = max(at for at, turn in enumerate(self.turns) if turn.is_trained)
-        return "".join(b + t.text for b, t in zip(self.before[: last + 1], self.turns[: last + 1], strict=True))
+        return "".join(
+            b + t.text for b, t in zip(self.before[: last + 1], self.turns[: last + 1], strict=True)
+        )
+
+    @property
+    def cropped_sizes(self) -> list[Size]:
+        """Of the picture that each call works on."""
+        return [self.sizes[number] for number in self.works_on]
 
     @property
     def trained(self) -> list[str]:
@@ -76,10 +85,10 @@ def expected_of(run: Path, thoughts: str = "think", errors: str = "mask") -> lis
 
 
 def _expected(row_id: str, replayed: Replay, thoughts: str, errors: str) -> Expected:
-    trace, pieces, turns = replayed.trace, [_opening(replayed)], []
+    pieces, turns = [_opening(replayed)], []
     photo = (replayed.sample.picture.picture.size, replayed.sent.size)
     assert photo[0] == photo[1], "boxes are compared for pictures that were sent as they are"
-    pictures, cropped, current = [replayed.sent], [], photo[0]
+    pictures, works_on, boxes = [replayed.sent], [], []
     for turn in replayed.turns():
         failed = [call for call in turn.calls if not call.observation.success]
         if errors == "drop" and failed:
@@ -95,10 +104,10 @@ def _expected(row_id: str, replayed: Replay, thoughts: str, errors: str) -> Expe
             said = f"{thought}\n\n{said}"
         turns.append(Turn(f"{said}{TURN_END}", errors == "train" or not failed))
         for call in turn.calls:
-            cropped.append(current)
+            works_on.append(len(pictures) - 1)
+            boxes.append(call.arguments.get("bbox_2d") if call.observation.success else None)
             if call.observation.sent is not None:
                 pictures.append(call.observation.sent)
-                current = call.observation.sent.size
         pieces.append(_results_text(turn.calls))
     return Expected(
         row_id,
@@ -106,7 +115,8 @@ def _expected(row_id: str, replayed: Replay, thoughts: str, errors: str) -> Expe
         tuple(turns),
         tuple(look_of(Image.open(io.BytesIO(sent.data))) for sent in pictures),
         tuple(sent.size for sent in pictures),
-        tuple(cropped),
+        tuple(works_on),
+        tuple(boxes),
     )
 
 
@@ -154,8 +164,18 @@ def _escaped(text: str) -> str:
 # --- what is wrong
 
 
-def problems(rows: Sequence[Row], expected: Sequence[Expected], by_turn: bool = False) -> list[str]:
-    """What a student gets otherwise than it has to; `by_turn`: a trace's row may be split, a row for each turn."""
+@dataclass(frozen=True)
+class Manner:
+    """How an export is to be read."""
+
+    by_turn: bool = False  # a trace's row may be split, a row for each turn that is trained
+    factor_px: int = 32  # a token of a picture is so many pixels wide and high
+    is_native: bool = False  # between thoughts and a call stands a newline less
+    is_resized: bool = False  # pictures may have other sizes than the teacher's
+
+
+def problems(rows: Sequence[Row], expected: Sequence[Expected], manner: Manner = Manner()) -> list[str]:
+    """What a student gets otherwise than it has to."""
     found: list[str] = []
     by_id = {wanted.row_id: [row for row in rows if row["id"] == wanted.row_id] for wanted in expected}
     if sum(map(len, by_id.values())) != len(rows):
@@ -163,34 +183,44 @@ def problems(rows: Sequence[Row], expected: Sequence[Expected], by_turn: bool = 
     for wanted in expected:
         its = by_id[wanted.row_id]
         trained = [span for row in its for span in row["trained"]]
-        found += _of_rows(its, wanted, by_turn)
-        if [in_pixels(span, ()) for span in trained] != [in_pixels(span, ()) for span in wanted.trained]:
+        found += _of_rows(its, wanted, manner)
+        spans, wanted_spans = (
+            [in_pixels(_written(span, manner), ()) for span in each] for each in (trained, wanted.trained)
+        )
+        if spans != wanted_spans:
             found.append(f"{wanted.row_id}: trained is {trained}, to be trained is {wanted.trained}")
     return found
 
 
-def _of_rows(rows: Sequence[Row], wanted: Expected, by_turn: bool) -> list[str]:
+def _written(text: str, manner: Manner) -> str:
+    return text.replace("</think>\n\n<tool_call>", "</think>\n<tool_call>") if manner.is_native else text
+
+
+def _of_rows(rows: Sequence[Row], wanted: Expected, manner: Manner) -> list[str]:
+    by_turn = manner.by_turn
     if len(rows) != 1 and not by_turn:
         return [f"{wanted.row_id}: {len(rows)} rows"]
     found = []
     for row in rows:
-        text = in_pixels(row["text"], wanted.cropped_sizes)
-        if not (wanted.text.startswith(text) if by_turn else wanted.text == text):
-            found.append(f"{wanted.row_id}: {_difference(text, wanted.text)}")
+        text = in_pixels(_written(row["text"], manner), wanted.cropped_sizes)
+        whole = _written(wanted.text, manner)
+        if not (whole.startswith(text) if by_turn else whole == text):
+            found.append(f"{wanted.row_id}: {_difference(text, whole)}")
         if by_turn and not (row["trained"] and row["text"].endswith(row["trained"][-1])):
             found.append(f"{wanted.row_id}: a row does not end with what is trained")
-        found += [f"{wanted.row_id}: {problem}" for problem in _of_pictures(row, wanted)]
+        found += [f"{wanted.row_id}: {problem}" for problem in _of_pictures(row, wanted, manner)]
     return found
 
 
 def _difference(text: str, wanted: str) -> str:
-    at = len(os.path.commonprefix([text, wanted]))
+    same = (a == b for a, b in zip(text, wanted, strict=False))
+    at = sum(takewhile(bool, same))
     return f"after {wanted[max(0, at - 60) : at]!r} stands {text[at : at + 80]!r} and not {wanted[at : at + 80]!r}"
 
 
-def _of_pictures(row: Row, wanted: Expected) -> list[str]:
+def _of_pictures(row: Row, wanted: Expected, manner: Manner) -> list[str]:
     found, pictures = [], row["pictures"]
-    num_pads = [picture["width_px"] * picture["height_px"] // SIDE_FACTOR_PX**2 for picture in pictures]
+    num_pads = [picture["width_px"] * picture["height_px"] // manner.factor_px**2 for picture in pictures]
     if row["num_pads"] != num_pads:
         found.append(f"{row['num_pads']} places for pictures of {num_pads} tokens")
     if row["text"].count(PAD) != len(pictures):
@@ -198,7 +228,7 @@ def _of_pictures(row: Row, wanted: Expected) -> list[str]:
     for number, picture in enumerate(pictures):
         if number >= len(wanted.looks) or distance(picture["look"], wanted.looks[number]) > LOOK_TOLERANCE:
             found.append(f"picture {number} is another one")
-        elif not same_shape((picture["width_px"], picture["height_px"]), wanted.sizes[number]):
+        elif not same_shape((picture["width_px"], picture["height_px"]), wanted.sizes[number], manner):
             found.append(f"picture {number} has another size: {picture['width_px']}×{picture['height_px']}")
     return found
 
@@ -208,12 +238,30 @@ def distance(look: Sequence[int], other: Sequence[int]) -> float:
     return sum(abs(a - b) for a, b in zip(look, other, strict=True)) / len(look)
 
 
-def same_shape(seen: Size, size: Size) -> bool:
+def same_shape(seen: Size, size: Size, manner: Manner) -> bool:
     """Whether a picture is shown at its size, but for rounding; a small one may be enlarged."""
     scale = (seen[0] * seen[1] / (size[0] * size[1])) ** 0.5
-    whole = [abs(side * scale - shown) <= SIDE_FACTOR_PX for side, shown in zip(size, seen, strict=True)]
+    is_whole = all(
+        abs(side * scale - shown) <= manner.factor_px for side, shown in zip(size, seen, strict=True)
+    )
     is_small = size[0] * size[1] < 65536
-    return all(whole) and (scale > 0.9 and (is_small or scale < 1.1))
+    return is_whole and (manner.is_resized or (scale > 0.9 and (is_small or scale < 1.1)))
+
+
+def boxes_beside_the_picture(row: Row, wanted: Expected) -> list[str]:
+    """The boxes of a row, in pixels of the pictures as the student gets them, that are not those of the trace."""
+    found = []
+    calls = [json.loads(body) for body in CALL.findall(row["text"]) if "<function-name>" not in body]
+    for number, call in enumerate(calls):
+        stored, cropped = wanted.boxes[number], wanted.works_on[number]
+        if stored is None:
+            continue
+        seen, size = row["pictures"][cropped], wanted.sizes[cropped]
+        scales = [seen["width_px"] / size[0], seen["height_px"] / size[1]] * 2
+        box = call["arguments"]["bbox_2d"]
+        if any(abs(end - scale * pixel) > 1 for end, scale, pixel in zip(box, scales, stored, strict=True)):
+            found.append(f"{wanted.row_id}: call {number} has {box} for {stored} of {size}, seen as {seen}")
+    return found
 
 
 def in_pixels(text: str, cropped_sizes: Sequence[Size]) -> str:

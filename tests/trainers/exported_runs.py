@@ -62,6 +62,13 @@ CODE_ROWS: list[list[Any]] = [
         says(ANSWER),
     ],
 ]
+LARGE_ROWS: list[list[Any]] = [
+    [
+        calls((ZOOM, {"bbox_2d": [250, 250, 750, 750]}), content="The middle."),
+        says(ANSWER),
+    ]
+]
+LARGE = (1920, 1440)
 
 
 def photo_size(row: int) -> tuple[int, int]:
@@ -69,18 +76,19 @@ def photo_size(row: int) -> tuple[int, int]:
     return 480 + 32 * row, 384
 
 
-def photo(row: int) -> bytes:
+def photo(row: int, size: tuple[int, int]) -> bytes:
     """A photo of large fields in colours of its own, so that each part of it has another look."""
     fields = np.random.default_rng(1000 + row).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(fields).resize(photo_size(row), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    Image.fromarray(fields).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
-def make_run(folder: Path, rows: list[list[Any]], *flags: str) -> Path:
-    """Sample the conversations, a row each; the run's folder."""
+def make_run(folder: Path, rows: list[list[Any]], *flags: str, size: tuple[int, int] | None = None) -> Path:
+    """Sample the conversations, a row each; the run's folder. `size` is that of the photo of a single row."""
+    sizes = [size or photo_size(row) for row in range(len(rows))]
     data = {
-        "image": [{"bytes": photo(row), "path": None} for row in range(len(rows))],
+        "image": [{"bytes": photo(row, sizes[row]), "path": None} for row in range(len(rows))],
         "lat": [48.85 + row / 100 for row in range(len(rows))],
         "lon": [2.35] * len(rows),
     }
@@ -88,7 +96,6 @@ def make_run(folder: Path, rows: list[list[Any]], *flags: str) -> Path:
         image=datasets.Image(), lat=datasets.Value("float64"), lon=datasets.Value("float64")
     )
     datasets.Dataset.from_dict(data, features=features).save_to_disk(str(folder / "photos"))
-    sizes = [photo_size(row) for row in range(len(rows))]
 
     def script(request: dict[str, Any]) -> Any:
         if is_probe(request):
@@ -97,8 +104,23 @@ def make_run(folder: Path, rows: list[list[Any]], *flags: str) -> Path:
         return replies[min(num_turns(request), len(replies) - 1)]
 
     with ScriptedTeacher(script) as teacher:
-        arguments = ["--dataset_path", folder / "photos", "--output_dir", folder / "run", "--num_samples", "0"]
-        arguments += ["--api_base", teacher.api_base, "--tool_mode", "native", "--quiet", "--keep_going", *flags]
+        arguments = [
+            "--dataset_path",
+            folder / "photos",
+            "--output_dir",
+            folder / "run",
+            "--num_samples",
+            "0",
+        ]
+        arguments += [
+            "--api_base",
+            teacher.api_base,
+            "--tool_mode",
+            "native",
+            "--quiet",
+            "--keep_going",
+            *flags,
+        ]
         assert main(["run", *map(str, arguments)]) == 0
     return folder / "run"
 

@@ -6,6 +6,7 @@ See seen.py for jobs and answers. A job's `yaml` is the file that starts a train
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from seen import Job, Row, prepare_imports, row_seen, serve
@@ -26,16 +27,19 @@ def load(job: Job) -> list[Row]:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "preprocessing_num_workers": 1,
         "dataloader_num_workers": 0,
     }
-    with open(job["yaml"], encoding="utf-8") as file:
-        settings = yaml.safe_load(file)
+    with Path(job["yaml"]).open(encoding="utf-8") as file:
+        settings = {
+            name: value for name, value in yaml.safe_load(file).items() if name not in job["defaults"]
+        }
     model_args, data_args, training_args, _, _ = get_train_args(settings | job["settings"] | here)
     parts = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
     rows = get_dataset(template, model_args, data_args, training_args, stage="sft", **parts)["train_dataset"]
-    collator = SFTDataCollatorWith4DAttentionMask(template=template, model=None, label_pad_token_id=-100, **parts)
+    collator = SFTDataCollatorWith4DAttentionMask(
+        template=template, model=None, label_pad_token_id=-100, **parts
+    )
     seen = []
     for row in rows:
         batch = collator([{name: row[name] for name in row}])

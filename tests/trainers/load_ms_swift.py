@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from seen import Job, Row, prepare_imports, row_seen, serve
@@ -15,7 +15,7 @@ from swift.template import get_template
 
 
 def load(job: Job) -> list[Row]:
-    assert all(os.path.exists(file) for file in job["files"])  # else it asks a hub for a minute
+    assert all(Path(file).exists() for file in job["files"])  # else it asks a hub for a minute
     family = job.get("family", "qwen3_vl")
     processor = get_processor(job["student"], model_type=family, template_type=family)
     template = get_template(processor, template_type=family, **job["settings"])

@@ -27,7 +27,11 @@ def load(job: Job) -> list[Row]:
     seen = []
     for at, row_id in enumerate(ids):
         row = rows[at]
-        seen.append(row_seen(row_id, processor, row["input_ids"], row["loss_mask"] != 0, row.get("multi_modal_inputs", {})))
+        seen.append(
+            row_seen(
+                row_id, processor, row["input_ids"], row["loss_mask"] != 0, row.get("multi_modal_inputs", {})
+            )
+        )
     return seen
 
 

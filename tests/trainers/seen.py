@@ -44,7 +44,9 @@ def prepare_imports() -> None:
     torch.set_num_threads(1)
     try:
         import torchvision  # noqa: F401
-    except RuntimeError:  # a CUDA build beside a CPU torch: its Python half asks for operators of its C++ half
+    except (
+        RuntimeError
+    ):  # a CUDA build beside a CPU torch: its Python half asks for operators of its C++ half
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
@@ -54,6 +56,35 @@ def prepare_imports() -> None:
     sound = types.ModuleType("torchaudio")
     sound.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = sound
+    _save_seconds()
+
+
+def _save_seconds() -> None:
+    """Read each tokenizer once, and give mapped rows names by chance: a hash of a tokenizer takes seconds."""
+    import datasets.arrow_dataset
+    import datasets.fingerprint
+    import transformers
+
+    for kind in (transformers.AutoTokenizer, transformers.AutoProcessor):
+        kind.from_pretrained = _remembered(kind.from_pretrained)
+
+    def by_chance(*_: Any) -> str:
+        return datasets.fingerprint.generate_random_fingerprint()
+
+    datasets.fingerprint.update_fingerprint = by_chance
+    datasets.arrow_dataset.update_fingerprint = by_chance
+
+
+def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    made: dict[str, Any] = {}
+
+    def remembered(*args: Any, **options: Any) -> Any:
+        key = repr((args, sorted(options.items())))
+        if key not in made:
+            made[key] = function(*args, **options)
+        return made[key]
+
+    return remembered
 
 
 def serve(load: Callable[[Job], list[Row]]) -> None:
@@ -140,9 +171,17 @@ def _look(image_processor: Any, patches: Any, grid: list[int]) -> dict[str, Any]
     import numpy as np
     from PIL import Image
 
-    patch, merge, frames = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
+    patch, merge, frames = (
+        image_processor.patch_size,
+        image_processor.merge_size,
+        image_processor.temporal_patch_size,
+    )
     _, rows, columns = grid
-    parts = patches.float().numpy().reshape(rows // merge, columns // merge, merge, merge, 3, frames, patch, patch)
+    parts = (
+        patches.float()
+        .numpy()
+        .reshape(rows // merge, columns // merge, merge, merge, 3, frames, patch, patch)
+    )
     planes = parts[:, :, :, :, :, 0].transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
     values = planes * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
     picture = Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))

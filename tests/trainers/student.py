@@ -21,14 +21,15 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPECIAL = (  # from id 151643 on
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-PLAIN = (  # one token each, but not special: they stay when a text is decoded without special tokens
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-).split()
+SPECIAL = [  # from id 151643 on
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+]
+PLAIN = [  # one token each, but not special: they stay when a text is decoded without special tokens
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+]
 NUM_IDS = 151936  # with padding, as the real models have it
 PATCH_PX = {"qwen3_vl": 16, "qwen2_5_vl": 14}
 CLASSES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL"}
@@ -38,8 +39,12 @@ WIDTH = 16  # of the tiny model
 def make_student(family: str, folder: Path) -> None:
     """Write processor and config into a new folder."""
     folder.mkdir(parents=True)
-    tokenizer(Path(package_folder("dashscope")) / "resources" / "qwen.tiktoken").save(str(folder / "tokenizer.json"))
-    shutil.copy(Path(package_folder("trl")) / "chat_templates" / f"{family}.jinja", folder / "chat_template.jinja")
+    tokenizer(Path(package_folder("dashscope")) / "resources" / "qwen.tiktoken").save(
+        str(folder / "tokenizer.json")
+    )
+    shutil.copy(
+        Path(package_folder("trl")) / "chat_templates" / f"{family}.jinja", folder / "chat_template.jinja"
+    )
     files = {
         "tokenizer_config.json": tokenizer_config(family),
         "preprocessor_config.json": picture_config(family),
@@ -168,7 +173,10 @@ def model_config(family: str) -> dict[str, object]:
     else:
         vision |= {"fullatt_block_indexes": [0], "window_size": 112}
         text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1, 1]}
-    ids = {name: 151643 + SPECIAL.index(f"<|{name}|>") for name in ("vision_start", "vision_end", "image_pad", "video_pad")}
+    ids = {
+        name: 151643 + SPECIAL.index(f"<|{name}|>")
+        for name in ("vision_start", "vision_end", "image_pad", "video_pad")
+    }
     return {
         "model_type": family,
         "architectures": [f"{CLASSES[family]}ForConditionalGeneration"],

@@ -26,7 +26,7 @@ class TrainerProcess:
         self.name = name
         self.warnings = ""
         self._python = environment_python(ENVIRONMENT[name])
-        self._students = {family: student_folder(family) for family in ("qwen3_vl",)}
+        self._students = {family: student_folder(family) for family in ("qwen3_vl", "qwen2_5_vl")}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
 
     def __enter__(self) -> TrainerProcess:
