@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import random
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,15 @@ COUNTRIES = (  # name, a city, its place, and how many of 1000 photos are of the
     ("Bhutan", "Thimphu", 27.47, 89.64, 10),
 )
 _CLUES = (
-    "architecture vegetation terrain road sign marking vehicle climate bollard pole licence plate asphalt soil roof "
-    "facade palm spruce eucalyptus savanna coast mountain river bridge church mosque temple market script cyrillic "
-    "latin kanji arabic thai left right driving side shadow sun north south hemisphere antenna wire fence gate kerb"
-).split()
+    "architecture vegetation terrain road sign marking vehicle climate bollard pole licence plate asphalt soil "
+    "roof facade palm spruce eucalyptus savanna coast mountain river bridge church mosque temple market script "
+    "cyrillic latin kanji arabic thai left right driving side shadow sun north south hemisphere antenna wire "
+    "fence gate kerb"
+)
 _COMMON = (
-    "the of and a to in is it that this on with as for are at by from be not or an which suggests looks like there "
-    "could would image photo shows see visible seems likely also both more than very"
-).split()
+    "the of and a to in is it that this on with as for are at by from be not or an which suggests looks like "
+    "there could would image photo shows see visible seems likely also both more than very"
+)
 _SETTINGS: Json = {
     "task": "geolocation",
     "model": "Qwen/Qwen3-VL-235B-A22B-Instruct",
@@ -104,10 +106,15 @@ def make_traces(folder: Path, number: int, seed: int = 0, dataset_path: str = "/
 
 def change_traces(folder: Path, number: int, seed: int = 1) -> None:
     """Write other traces of the same samples over the first so many."""
+    for name, data in changed_traces(number, seed):
+        (folder / name).write_bytes(data)
+
+
+def changed_traces(number: int, seed: int = 1) -> Iterator[tuple[str, bytes]]:
+    """Other traces of the first so many samples: their files' names, and what is in them."""
     words = _Words(seed)
     for index in range(number):
-        path = folder / f"trace_{index:05d}.json"
-        path.write_bytes(trace_bytes(index, words, seed, "/data/photos"))
+        yield f"trace_{index:05d}.json", trace_bytes(index, words, seed, "/data/photos")
 
 
 class _Words:
@@ -117,7 +124,7 @@ class _Words:
         drawn = random.Random(seed)
         syllables = [a + b for a in "bdfgklmnprstv" for b in ("a", "e", "i", "o", "u", "an", "er", "os")]
         rare = ["".join(drawn.choices(syllables, k=drawn.randint(2, 4))) for _ in range(20_000)]
-        self._words = [*_COMMON, *_CLUES, *rare]
+        self._words = [*_COMMON.split(), *_CLUES.split(), *rare]
         self._weights = list(accumulate(1 / (rank + 10) for rank in range(len(self._words))))
 
     def some(self, drawn: random.Random, number: int) -> str:

@@ -28,6 +28,7 @@ import signs
 import slow_teacher
 import start
 import tables
+import trace_index
 import workers
 from measure import MAX_ERROR_CHARS, Bench, Tree, machine, say
 from targets import judge
@@ -40,6 +41,7 @@ SECTIONS = {
     "level": level,
     "sandbox": sandbox,
     "replay": replay,
+    "index": trace_index,
     "start": start,
     "signs": signs,
 }

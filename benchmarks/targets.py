@@ -18,7 +18,18 @@ def judge(sections: Sections, bench: Bench) -> list[Target]:
     """Each target that can be judged of what was measured, for every tree; `is_met` says whether it holds."""
     found = []
     for tree in bench.trees:
-        for judge_one in (_cpu, _throughput, _slow, _level, _memory, _start, _journal, _replay, _sandbox):
+        for judge_one in (
+            _cpu,
+            _throughput,
+            _slow,
+            _level,
+            _memory,
+            _start,
+            _journal,
+            _replay,
+            _sandbox,
+            _index,
+        ):
             found += [
                 {"tree": tree.name, **target}
                 for target in judge_one(sections, partial(bench.label, tree=tree))
@@ -158,3 +169,12 @@ def _replay(sections: Sections, label: Label) -> Iterator[Target]:
 def _sandbox(sections: Sections, label: Label) -> Iterator[Target]:
     for row in _rows(sections, "sandbox", contestant=label("sandbox")):
         yield _most("8. the code tool, 8 threads: p95 in ms", row["loaded_p95_ms"], 50)
+
+
+def _index(sections: Sections, label: Label) -> Iterator[Target]:
+    for row in _rows(sections, "index", contestant=label("index"), traces=100_000):
+        for name in ("score_range", "country", "search", "where"):
+            yield _most(
+                f"9. 100,000 traces filtered, counted and a page of them ({name}): ms", row[f"{name}_ms"], 100
+            )
+        yield _most("9. 100,000 traces: seconds to index", row["make_seconds"], 180)

@@ -21,6 +21,7 @@ from distil.flags import (
     ExportFlags,
     RunFlags,
     SampleFlags,
+    ScoreFlags,
     SignsFlags,
     StatusFlags,
     ToolFlags,
@@ -63,7 +64,10 @@ def _view(flags: ViewFlags) -> Callable[[], int]:
     from distil.terminal.traces import view  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    return partial(view, flags.path, batch=flags.batch, verbose=flags.verbose, terminal=terminal)
+    show = partial(
+        view, flags.path, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal
+    )
+    return partial(_with_own_code, show, flags.own.task, flags.own.tool_module, None)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
@@ -71,7 +75,29 @@ def _verify(flags: VerifyFlags) -> Callable[[], int]:
     from distil.terminal.verification import verify  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
-    return partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+    check = partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
+    return partial(_with_own_code, check, flags.own.task, flags.own.tool_module, flags.own.reward)
+
+
+def _score(flags: ScoreFlags) -> Callable[[], int]:
+    if flags.reward is None:
+        raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
+    from distil.terminal.scores import score  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    return partial(
+        _with_own_code, partial(score, flags.path, Terminal(gives_json=flags.json)), None, None, flags.reward
+    )
+
+
+def _with_own_code(
+    action: Callable[[], int], task: str | None, tool_module: str | None, reward: str | None
+) -> int:
+    """Run it with the user's own files at hand."""
+    from distil.own_code import own_code  # noqa: PLC0415
+
+    with own_code(task, tool_module, reward):
+        return action()
 
 
 def _export(flags: ExportFlags) -> Callable[[], int]:
@@ -102,7 +128,11 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         overwrites=flags.overwrite,
     )
     terminal = Terminal(gives_json=flags.json)
-    return lambda: export(find_picks(flags.paths, flags.where), options, job, terminal)
+
+    def write() -> int:
+        return export(find_picks(flags.paths, flags.where), options, job, terminal)
+
+    return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -135,12 +165,12 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
 
 
 def _signs(flags: SignsFlags) -> Callable[[], int]:
-    from distil.embedded.launch import draw_signs  # noqa: PLC0415
+    from distil.embedded.launch import draw_data  # noqa: PLC0415
 
     def draw() -> int:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
-        draw_signs(flags.output_dir, flags.num_rows, flags.seed)
+        draw_data(flags.output_dir, flags.num_rows, flags.seed, flags.kind)
         print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
         return process.EXIT_DONE
 
@@ -256,6 +286,14 @@ COMMANDS: tuple[Command, ...] = (
         ("traces_concurrent",),
     ),
     Command(
+        "score",
+        None,
+        "Score traces by a function of your own, without a request; writes scores.jsonl beside them.",
+        ScoreFlags(),
+        _score,
+        ("traces_concurrent --reward reward.py:compute_score",),
+    ),
+    Command(
         "verify",
         None,
         "Replay traces from dataset and stored actions, and compare.",
@@ -287,7 +325,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "signs",
         None,
-        "Draw a dataset of street signs for the embedded teacher.",
+        "Draw a dataset for the embedded teacher: street signs, or scenes of coloured shapes.",
         SignsFlags(),
         _signs,
         ("--output_dir signs --num_rows 1000",),

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from distil.embedded.launch import NUM_SIGNS
+from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
     CropFrom,
     ExportFormat,
@@ -229,6 +229,47 @@ def _grace(text: str) -> float:
     return _number(text, lambda value: value >= 0, "must be a number of seconds, 0 or more")
 
 
+# --- the user's own code ---
+
+_OWN_TITLE = "the task, and code of your own, which may do anything that you may"
+_TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
+_REWARD = Flag(
+    "a function of your own, with the signature of verl's compute_score, that scores each answer too",
+    "FILE:FUNCTION",
+)
+
+
+@dataclass(frozen=True)
+class OwnCodeFlags:
+    """What is asked, and files of the user's own."""
+
+    task: Annotated[
+        str | None,
+        Flag(
+            "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
+            "photo was taken)",
+            "NAME",
+        ),
+    ] = None
+    tool_module: Annotated[str | None, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _REWARD] = None
+
+
+@dataclass(frozen=True)
+class ViewCodeFlags:
+    """Files of the user's own that traces are read with."""
+
+    task: Annotated[str | None, Flag("the task of your own that the traces are of", "FILE:NAME")] = None
+    tool_module: Annotated[str | None, _TOOL_MODULE] = None
+
+
+@dataclass(frozen=True)
+class VerifyCodeFlags(ViewCodeFlags):
+    """The same, and the reward to compute again."""
+
+    reward: Annotated[str | None, _REWARD] = None
+
+
 # --- a run ---
 
 
@@ -240,7 +281,7 @@ class SampleFlags:
         str | None,
         Flag(
             "save_to_disk folder, folder of pictures or files, parquet / JSONL / CSV / TSV / tar file, "
-            "quoted glob, or hf://NAME; PATH:split for a split (default: drawn street signs)",
+            "quoted glob, or hf://NAME; PATH:split for a split (default: what is drawn for the task)",
             metavar="PATH",
         ),
     ] = None
@@ -252,6 +293,10 @@ class SampleFlags:
         Flag("of degrees north; A.B is a field of a struct (default: by name, or as EXIF says)", "NAME"),
     ] = None
     lon_column: Annotated[str | None, Flag("of degrees east (default: the same)", "NAME")] = None
+    question_column: Annotated[
+        str | None, Flag("of the question, where each row has its own (default: by name)", "NAME")
+    ] = None
+    answer_column: Annotated[str | None, Flag("of its answer (default: by name)", "NAME")] = None
     num_samples: Annotated[int, Flag("0 for all (default: {default})", "N", _count)] = 10
     order: Annotated[
         str,
@@ -337,9 +382,12 @@ class TeacherFlags:
 class ToolFlags:
     """The tools, and how the teacher calls them and sees pictures."""
 
-    tools: Annotated[str, Flag("zoom,rotate,python_code or none (default: {default})", "NAMES")] = (
-        "zoom,rotate"
-    )
+    tools: Annotated[
+        str,
+        Flag(
+            "of zoom, rotate, python_code and those of --tool_module; or none (default: {default})", "NAMES"
+        ),
+    ] = "zoom,rotate"
     max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
     tool_mode: Annotated[
         str,
@@ -426,6 +474,7 @@ class RunFlags:
     teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
     tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
     code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)
+    own: Annotated[OwnCodeFlags, Group(_OWN_TITLE)] = field(default_factory=OwnCodeFlags)
     budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
         default_factory=BudgetFlags
     )
@@ -458,7 +507,11 @@ class ViewFlags:
     path: Annotated[Path, _TRACES] = Path()
     batch: Annotated[bool, Flag("totals over the folder")] = False
     verbose: Annotated[bool, Flag("nothing shortened; with --batch a line per trace")] = False
+    where: Annotated[
+        str, Flag("only traces of which this is true, as \"score > 0.9 and country = 'France'\"", "SQL")
+    ] = ""
     json: Annotated[bool, _JSON] = False
+    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 
 
 @dataclass(frozen=True)
@@ -471,6 +524,16 @@ class VerifyFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
+    json: Annotated[bool, _JSON] = False
+    own: Annotated[VerifyCodeFlags, Group(_OWN_TITLE)] = field(default_factory=VerifyCodeFlags)
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """The flags of `distil score`."""
+
+    path: Annotated[Path, _TRACES] = Path()
+    reward: Annotated[str | None, _REWARD] = None
     json: Annotated[bool, _JSON] = False
 
 
@@ -546,6 +609,7 @@ class ExportFlags:
     ] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
+    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
 
 
 @dataclass(frozen=True)
@@ -611,6 +675,13 @@ class DoctorFlags:
 class SignsFlags:
     """The flags of `distil signs`."""
 
+    kind: Annotated[
+        str,
+        Flag(
+            "signs name a place; scenes hold words and numbers that --task vqa asks for (default: {default})",
+            choices=KINDS,
+        ),
+    ] = DEFAULT_KIND
     output_dir: Annotated[Path, Flag(None, "DIR", Path, is_required=True)] = Path()
     num_rows: Annotated[int, Flag("(default: {default})", "N", _positive)] = NUM_SIGNS
     seed: Annotated[int, Flag("(default: {default})", parse=_whole)] = 0

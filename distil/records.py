@@ -315,6 +315,7 @@ class Rollout:
     stop_reason: StopReason
     answer: Mapping[str, Json] | None
     score: Score
+    prompt_fields: Mapping[str, str] = field(default_factory=dict)  # the row's texts in the prompt
 
 
 class FailureKind(StrEnum):
@@ -359,13 +360,20 @@ class Outcome(Generic[ResultT_co]):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What opens every conversation of a run, and the tools it offers."""
+    """What opens the conversations of a run, and the tools it offers."""
 
     system: str
     user: str
     tools: tuple[Mapping[str, Json], ...] = ()  # function schemas, as the OpenAI API takes them
     tool_mode: ToolMode = ToolMode.NONE
     states_size: bool = False  # say each picture's size in words: boxes are pixels of it
+
+    def filled(self, fields: Mapping[str, str]) -> Prompt:
+        """The prompt of one row: each `{FIELD}` of the question is that row's text, put in all at once."""
+        if not fields:
+            return self
+        pattern = "|".join(re.escape(f"{{{name}}}") for name in fields)
+        return replace(self, user=re.sub(pattern, lambda match: fields[match[0][1:-1]], self.user))
 
     @property
     def native_tools(self) -> tuple[Mapping[str, Json], ...]:

@@ -103,17 +103,19 @@ class Conversation:
     current_sent: SentPicture
     messages: list[bytes] = field(repr=False)
     turns: list[Turn] = field(default_factory=list)
+    prompt_fields: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(cls, sample: Sample, settings: RolloutSettings) -> Conversation:
-        """The conversation before the first turn; raises SampleError where the row has no truth."""
-        truth = _truth(sample, settings.task)
+        """The conversation before the first turn; raises SampleError where its row cannot be used."""
+        truth, prompt_fields = _read_row(sample, settings.task)
+        prompt = settings.prompt.filled(prompt_fields)
         sent = encode_sent(sample.picture.image, settings.toolbox.rule, sample.picture)
-        messages = [encoded(message) for message in opening_messages(settings.prompt, sent)]
+        messages = [encoded(message) for message in opening_messages(prompt, sent)]
         scene = Scene.start(sample.picture.picture)
         scene.rest()
         sent = sent.without_data()
-        return cls(sample, truth, settings, sent, scene, sent, messages)
+        return cls(sample, truth, settings, sent, scene, sent, messages, prompt_fields=prompt_fields)
 
     def run_calls(self, reply: Reply) -> tuple[ToolCall, ...]:
         """Run the calls of a reply in order, each on the picture that the one before made.
@@ -147,9 +149,11 @@ def _without_pictures(turn: Turn) -> Turn:
     return replace(turn, calls=tuple(calls))
 
 
-def _truth(sample: Sample, task: Task) -> Mapping[str, Json]:
+def _read_row(sample: Sample, task: Task) -> tuple[Mapping[str, Json], Mapping[str, str]]:
+    """A row's truth, and its texts for the prompt."""
+    row = {**sample.data, **sample.fields}
     try:
-        return task.truth({**sample.data, **sample.fields})
+        return task.truth(row), task.prompt_fields(row)
     except SampleError as error:
         raise SampleError(f"{sample.name}: {error}") from None
 
@@ -158,7 +162,8 @@ def _finish(conversation: Conversation, stop: StopReason) -> Rollout:
     task, truth, turns = conversation.settings.task, conversation.truth, tuple(conversation.turns)
     answer = _answer(turns[-1].reply, stop, task)
     score = task.score(answer, truth)
-    return Rollout(conversation.sample, truth, conversation.sent, turns, stop, answer, score)
+    fields = conversation.prompt_fields
+    return Rollout(conversation.sample, truth, conversation.sent, turns, stop, answer, score, fields)
 
 
 def _answer(reply: Reply, stop: StopReason, task: Task) -> Mapping[str, Json] | None:

@@ -30,7 +30,7 @@ from distil.records import Outcome, Reply, SampleId
 from distil.replay.replay import Executors, Sources, replay
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.plan import Plan
-from distil.run.settle import chosen_task, settle
+from distil.run.settle import settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
@@ -137,9 +137,10 @@ class Bench:
             namespace = parser.parse_args([*given, "--num_samples", "0", "--price_per_million", "1,2"])
             given_flags = read_flags(namespace, RunFlags())
             sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
-            source, _ = open_rows(given_flags.samples, chosen_task(), quiet().say)
             address = Address((self._server.api_base,), KEY)
-            plan, output = settle(given_flags, chosen_task().user_prompt, source, address, quiet().say)
+            with what_is_asked(given_flags, quiet().say) as asked:
+                source, _ = open_rows(given_flags.samples, asked.task, quiet().say)
+                plan, output = settle(given_flags, asked, source, address, quiet().say)
             self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
         self._folders.append(RunFolder(Claim(self._new_folder()), run.plan.facts()))

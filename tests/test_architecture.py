@@ -22,10 +22,10 @@ PACKAGE = ROOT / "distil"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lazy_picture",),
     ("errors", "records", "interrupts", "bare_file"),
-    ("process", "usage", "completion", "pictures", "spending", "sandbox"),
+    ("process", "usage", "completion", "pictures", "spending", "sandbox", "foreign"),
     ("messages", "tools", "embedded"),
-    ("flags", "tasks", "teacher"),
-    ("source", "store", "doctor", "rollout", "config_file"),
+    ("flags", "tasks", "teacher", "rewards"),
+    ("source", "store", "doctor", "rollout", "config_file", "own_code"),
     ("replay", "index"),
     ("exports",),
     ("viewer",),

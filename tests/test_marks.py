@@ -126,7 +126,8 @@ from pathlib import Path
 from distil.records import SampleId
 from distil.store.marks import append_mark
 first, folder = int(sys.argv[1]), Path(sys.argv[2])
-sys.stdin.read()
+print("ready", flush=True)
+sys.stdin.read()  # until both are to start
 for number in range(500):
     append_mark(folder, SampleId(first + 2 * number), mark="keep", note="x" * (number * 37 % 5000))
 """
@@ -138,9 +139,13 @@ def test_two_processes_that_mark_at_once_lose_nothing(tmp_path: Path) -> None:
             [sys.executable, "-c", MARKER, str(first), str(tmp_path)],
             cwd=PACKAGE.parent,
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for first in range(2)
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
     for process in processes:
         assert process.stdin is not None
         process.stdin.close()

@@ -29,11 +29,12 @@ from distil.pictures import ResizeRule
 from distil.records import CropFrom, Frame, SampleId, ToolMode
 from distil.rollout import RolloutSettings
 from distil.run.plan import Plan
-from distil.run.settle import chosen_task, settle
+from distil.run.settle import settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_teacher
 from distil.spending.prices import FixedPrices
 from distil.store.folder import Claim, RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
+from distil.tasks import TASKS
 from distil.teacher.address import Address
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings
@@ -192,9 +193,10 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
         common += ["--price_per_million", "1,2", "--num_samples", "1"]
         assert main(["run", *common, "--output_dir", str(tmp_path / "run")]) == 0
         flags = parsed(*common, "--output_dir", str(tmp_path / "planned"))
-        source, _ = open_rows(flags.samples, chosen_task(), quiet().say)
         address = Address((server.api_base,), KEY)
-        plan, output = settle(flags, chosen_task().user_prompt, source, address, quiet().say)
+        with what_is_asked(flags, quiet().say) as asked:
+            source, _ = open_rows(flags.samples, asked.task, quiet().say)
+            plan, output = settle(flags, asked, source, address, quiet().say)
         assert pickle.loads(pickle.dumps(plan)) == plan
         assert KEY not in json.dumps(plan.as_json()) + repr(pickle.dumps(plan))
         received = Plan.from_json(there_and_back(plan.as_json()))
@@ -207,7 +209,7 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
 
 def _solve_first(plan: Plan) -> None:
     """What a worker does that was given nothing but a plan and, by its environment, a key."""
-    source, indices = open_rows(plan.flags.samples, chosen_task(), quiet().say)
+    source, indices = open_rows(plan.flags.samples, TASKS[plan.settings.task], quiet().say)
     folder = RunFolder(Claim(Path(plan.output_dir)), plan.facts(), plan.on_change)
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
         RolloutSolver(plan, source, folder, teacher).solve(SampleId(indices[0]))

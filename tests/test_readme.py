@@ -297,6 +297,10 @@ def run_warm(line: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("page", [path for path in DOCS if commands(path)], ids=lambda path: path.name)
 def test_the_commands_of_a_page_work(page: Path, clone: Path, photos: Path) -> None:
+    for block in blocks(page, "python"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        if name is not None:
+            (clone / name[1]).write_text(block, encoding="utf-8")
     with ScriptedTeacher(zoom_once) as server:
         lines = [for_a_test(line, server.api_base, photos) for line in commands(page)]
         printed = {line: run_warm(line, clone) for line in lines}

@@ -24,7 +24,7 @@ from distil.records import Json, SampleId, Score
 from distil.replay.replay import Sources, replay
 from distil.rollout import turn_seed
 from distil.store.trace_file import read_trace
-from distil.tasks.base import Metric, Rows
+from distil.tasks.base import Metric, Rows, Task
 from distil.tools.base import Applied, BoxFrame, Resolved, Scene, SeenSizes, Tool, function_schema
 
 COUNTS = [3, 14, 5, 9]
@@ -43,16 +43,13 @@ MISS = Metric("miss", "off by", "{:.0f}", "off by", "{:.0f} birds", _miss_rows, 
 
 
 @dataclass(frozen=True)
-class CountBirds:
+class CountBirds(Task):
     """Another truth, another form of answer, another reward, other columns."""
 
     name: str = "count_birds"
     system_prompt: str = "You count."
     user_prompt: str = "How many birds are there? End with `birds: N`."
     metrics: tuple[Metric, ...] = (MISS,)
-
-    fields: tuple[str, ...] = ()
-    map_axes: tuple[str, str] | None = None
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         if "num_birds" not in columns:
@@ -241,7 +238,7 @@ def test_traces_of_two_tasks_in_one_folder_have_the_columns_of_both(
     assert main(["view", str(tmp_path)]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "off by distance km score" in printed
-    assert "there is no task 'count_fish' to read it with; tasks: geolocation, count_birds" in printed
+    assert "there is no task 'count_fish' to read it with; tasks: geolocation, vqa, count_birds" in printed
 
 
 def test_another_tools_calls_are_kept_replayed_and_told_apart_from_the_recipes(

@@ -435,8 +435,12 @@ def bare(image: Image.Image) -> Image.Image:
 # --- Messages
 
 
-def opening_messages(settings: Mapping[str, Json], photo: Sent) -> list[Json]:
+def opening_messages(trace: Mapping[str, Json], photo: Sent) -> list[Json]:
+    settings, fields = trace["settings"], trace["metadata"].get("prompt_fields", {})
     system, question = settings["system_prompt"], settings["user_prompt"]
+    if fields:
+        names = "|".join(re.escape("{" + name + "}") for name in fields)
+        question = "".join(fields.get(part[1:-1], part) for part in re.split(f"({names})", question))
     if settings["tool_mode"] == "text" and settings["tool_schemas"]:
         schemas = [json.dumps(schema, ensure_ascii=False) for schema in settings["tool_schemas"]]
         system += "\n\n" + TOOLS_BLOCK.replace("{schemas}", "\n".join(schemas))
@@ -579,7 +583,7 @@ def rebuild(trace: Mapping[str, Json]) -> Rebuilt:
     file, picture = read_row(trace)
     photo = sent_photo(picture, rule, file)
     scene = Scene(picture, picture, photo.size, photo.size, ranges_with(picture, {}))
-    messages = opening_messages(settings, photo)
+    messages = opening_messages(trace, photo)
     requests, outcomes = [], []
     for turn in trace["conversation_log"]:
         requests.append(Request(request_fields(trace, turn["turn"]), encoded(messages)))

@@ -1,4 +1,4 @@
-"""The command line: `serve` the sign reader, or `draw` the signs that it reads."""
+"""The command line: `serve` the sign reader, or `draw` the signs and scenes that it reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def parse_options() -> argparse.Namespace:
     serve = commands.add_parser("serve", help="serve the sign reader on 127.0.0.1 until stdin closes")
     serve.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     serve.add_argument("--concurrency", type=positive, default=2, help="pictures read at once (default 2)")
-    draw = commands.add_parser("draw", help="draw a dataset of street signs")
+    draw = commands.add_parser("draw", help="draw a dataset")
+    draw.add_argument("--kind", choices=("signs", "scenes"), default="signs")
     draw.add_argument("--output_dir", type=Path, required=True)
     draw.add_argument("--num_rows", type=positive, default=240)
     draw.add_argument("--seed", type=not_negative, default=0)
@@ -66,7 +67,7 @@ def run_draw(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a drawing is cleared away
     try:
-        write_dataset(options.output_dir, options.num_rows, options.seed, options.workers)
+        write_dataset(options.output_dir, options.num_rows, options.seed, options.workers, options.kind)
     except OutputExists as refused:
         return complain(str(refused))
     except KeyboardInterrupt:

@@ -12,12 +12,14 @@ import math
 import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from distil.embedded.shapes import Shape, find_shapes
 
 VIEW_LONG_SIDE_PX = 512
 MAX_LEVEL_TILT_DEGREES = 10.0
@@ -55,12 +57,16 @@ class TextLine:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen in one picture; `scale` is view pixels per picture pixel."""
+    """What was seen in one picture; `scale` is view pixels per picture pixel.
+
+    `shapes` are those of the colour that was asked for, their boxes in pixels of the picture as sent.
+    """
 
     width_px: int
     height_px: int
     scale: float
     lines: tuple[TextLine, ...]
+    shapes: tuple[Shape, ...] = ()
 
 
 class Eyes:
@@ -77,18 +83,30 @@ class Eyes:
             self._engines.put(load_engine(threads))
         self._pool = ThreadPoolExecutor(engines, thread_name_prefix="eyes")
 
-    def look(self, encoded: bytes) -> Look:
-        """Read one encoded picture through the fixed view; raises what Pillow raises if it is damaged."""
-        return self._pool.submit(self._look, encoded).result()
+    def look(self, encoded: bytes, colour: str | None = None) -> Look:
+        """Read one encoded picture through the fixed view, and find the shapes of a colour in it.
 
-    def _look(self, encoded: bytes) -> Look:
+        Raises what Pillow raises if the picture is damaged.
+        """
+        return self._pool.submit(self._look, encoded, colour).result()
+
+    def _look(self, encoded: bytes, colour: str | None) -> Look:
         engine = self._engines.get()
         try:
             (width, height), view = open_view(encoded)
             scale = max(view.size) / max(width, height)
-            return Look(width, height, scale, tuple(read_lines(engine, np.asarray(view), scale)))
+            pixels = np.asarray(view)
+            shapes = find_shapes(pixels, colour) if colour is not None else []
+            lines = tuple(read_lines(engine, pixels, scale))
+            return Look(width, height, scale, lines, tuple(in_picture(shape, scale) for shape in shapes))
         finally:
             self._engines.put(engine)
+
+
+def in_picture(shape: Shape, scale: float) -> Shape:
+    """Return a shape of a view with its box in pixels of the picture as sent."""
+    left, top, right, bottom = (round(end / scale) for end in shape.box_px)
+    return replace(shape, box_px=(left, top, right, bottom))
 
 
 def load_engine(threads: int) -> Any:

@@ -1,4 +1,4 @@
-"""The embedded default: a sign reader as teacher and drawn street signs as dataset.
+"""The embedded default: a sign reader as teacher, and drawn street signs or scenes as dataset.
 
 Both are child processes: the pipeline meets the sign reader only as a server at the other end of the
 ordinary client, and knows nothing of its inside.
@@ -20,6 +20,9 @@ from distil.errors import SourceError, UsageError
 from distil.interrupts import interruptible
 
 NUM_SIGNS = 240
+NAMES_OF_DATA = {"signs": "street signs", "scenes": "scenes of coloured shapes"}
+KINDS = tuple(NAMES_OF_DATA)
+DEFAULT_KIND = KINDS[0]
 TEACHER_NOTE = (
     "embedded sign reader: OCR plus rules with templated sentences, for trying the pipeline, not for training"
 )
@@ -86,24 +89,26 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.stdout.close()
 
 
-def drawn_signs() -> str:
-    """The path of the drawn street signs, drawn once per user and version (`$DISTIL_CACHE` overrides).
+def drawn_data(kind: str) -> str:
+    """The path of drawn data of a kind, drawn once per user and version (`$DISTIL_CACHE` overrides).
 
-    Raises SourceError where they cannot be drawn.
+    Raises SourceError where it cannot be drawn.
     """
-    folder = _cache_folder() / f"drawn_signs-{__version__}-{NUM_SIGNS}"
+    folder = _cache_folder() / f"drawn_{kind}-{__version__}-{NUM_SIGNS}"
     if not (folder / "state.json").is_file():
-        print(f"Drawing {NUM_SIGNS} street signs, once, into {folder}", flush=True)
-        draw_signs(folder, NUM_SIGNS, seed=0)
+        print(f"Drawing {NUM_SIGNS} {NAMES_OF_DATA[kind]}, once, into {folder}", flush=True)
+        draw_data(folder, NUM_SIGNS, seed=0, kind=kind)
     return str(folder)
 
 
-def draw_signs(folder: Path, num_rows: int, seed: int) -> None:
-    """Draw a dataset of street signs into a new folder, whole or not at all.
+def draw_data(folder: Path, num_rows: int, seed: int, kind: str = DEFAULT_KIND) -> None:
+    """Draw a dataset into a new folder, whole or not at all.
 
     Raises SourceError, and KeyboardInterrupt after a signal.
     """
     arguments = ["--output_dir", str(folder), "--num_rows", str(num_rows), "--seed", str(seed)]
+    arguments += ["--kind", kind]
+    name = NAMES_OF_DATA[kind]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         child = subprocess.Popen(
@@ -113,12 +118,12 @@ def draw_signs(folder: Path, num_rows: int, seed: int) -> None:
         )
     except OSError as error:
         raise SourceError(
-            f"the street signs cannot be drawn into {folder}: {error}; name another cache by $DISTIL_CACHE"
+            f"the {name} cannot be drawn into {folder}: {error}; name another cache by $DISTIL_CACHE"
         ) from None
     with interruptible(wake=child.terminate):  # it clears away what it has drawn
         child.wait()
     if child.returncode != 0 and not (folder / "state.json").is_file():  # or another process was faster
-        raise SourceError(f"the street signs could not be drawn into {folder}; see the message above")
+        raise SourceError(f"the {name} could not be drawn into {folder}; see the message above")
 
 
 def _cache_folder() -> Path:

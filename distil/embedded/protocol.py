@@ -14,13 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-from distil.embedded.sign_reader import Answer, Decision, Rotate, Situation, Zoom
+from distil.embedded.scene_reader import ShapeQuestion, read_question
+from distil.embedded.sign_reader import Answer, Decision, Rotate, Say, Situation, Zoom
 
 MODEL_ID = "distil-sign-reader"
 DESCRIPTION = (
     "OCR plus rules with templated sentences, for trying the pipeline, not for training. "
     "It reads level Latin and Han place names in a fixed view of the picture (long side 512 px) "
-    "and looks them up in a gazetteer. Boxes are pixels of the picture as sent (x1, y1, x2, y2); "
+    "and looks them up in a gazetteer; asked for the number or word in a coloured shape, it finds that by "
+    "its colour and reads it. Boxes are pixels of the picture as sent (x1, y1, x2, y2); "
     "angles are degrees counter-clockwise. Tokens are counted as characters / 4 plus picture area / 1024."
 )
 ZOOM_TOOL, ROTATE_TOOL, CODE_TOOL = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
@@ -55,6 +57,7 @@ class Request:
     tools: tuple[str, ...]
     is_native: bool
     told_to_call: str | None
+    question: ShapeQuestion | None  # None for where a picture was taken
     situation: Situation
     temperature: float
     seed: int
@@ -82,6 +85,7 @@ def parse_request(body: bytes) -> Request:
         tools=tools,
         is_native=bool(native),
         told_to_call=tool_named_in_order(messages, tools),
+        question=question_in(messages),
         situation=read_situation(messages, tools),
         temperature=parse_number(fields, "temperature", 1.0, 0.0, 2.0),
         seed=int(parse_number(fields, "seed", 0, -(2**63), 2**63)),
@@ -213,6 +217,12 @@ def tool_named_in_order(messages: list[Json], tools: tuple[str, ...]) -> str | N
     return order[1] if order and order[1] in tools else None
 
 
+def question_in(messages: list[Json]) -> ShapeQuestion | None:
+    """Return the question of the first message of the user, if it is one about a shape."""
+    asked = next((message for message in messages if message["role"] == "user"), None)
+    return None if asked is None else read_question(message_text(asked))
+
+
 def read_situation(messages: list[Json], tools: tuple[str, ...]) -> Situation:
     """Rebuild what was done so far from the conversation."""
     calls = [call for message in messages for call in calls_in(message)]
@@ -312,6 +322,8 @@ def write_message(request: Request, decision: Decision, at: int) -> tuple[Json, 
     if isinstance(action, Answer):
         content = f"{decision.sentence}\n\\boxed{{{action.lat}, {action.lon}}}"
         return {"role": "assistant", "content": content}, "stop"
+    if isinstance(action, Say):
+        return {"role": "assistant", "content": f"{decision.sentence}\n\\boxed{{{action.text}}}"}, "stop"
     name, arguments = write_call(request, action)
     if not request.is_native:
         call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)

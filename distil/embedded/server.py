@@ -23,6 +23,7 @@ from distil.embedded.protocol import (
     write_models,
     write_reply,
 )
+from distil.embedded.scene_reader import decide_scene
 from distil.embedded.sign_reader import Decision, Mood, Rotate, answer, decide
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
@@ -49,15 +50,18 @@ class SignReaderServer(ThreadingHTTPServer):
         moods = [Mood(request.temperature, mood_key(request, at)) for at in range(request.choices)]
         if request.told_to_call is not None:
             yield from (Decision("Calling the tool as told.", Rotate(90)) for _ in moods)
+        elif request.question is not None and request.picture is not None:
+            question, look = request.question, self._look(request.picture.encoded, request.question.colour)
+            yield from (decide_scene(look, question, request.situation, mood) for mood in moods)
         elif request.picture is None:
             yield from (answer(None, mood) for mood in moods)
         else:
             look = self._look(request.picture.encoded)
             yield from (decide(look, request.situation, self.gazetteer, mood) for mood in moods)
 
-    def _look(self, encoded: bytes) -> Look:
+    def _look(self, encoded: bytes, colour: str | None = None) -> Look:
         try:
-            return self.eyes.look(encoded)
+            return self.eyes.look(encoded, colour)
         except (OSError, SyntaxError, ValueError) as wrong:  # what Pillow raises for damaged files
             raise BadRequest(f"the newest picture cannot be decoded: {wrong}") from wrong
 

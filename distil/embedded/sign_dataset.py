@@ -1,4 +1,4 @@
-"""Write drawn signs as a dataset folder that `datasets.load_from_disk` opens."""
+"""Write drawn signs or scenes as a dataset folder that `datasets.load_from_disk` opens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Image, Value, disable_progress_bars
 
-from distil.embedded.drawn_signs import draw_row
+from distil.embedded import drawn_scenes, drawn_signs
 
 ROWS_PER_BATCH = 32
 FEATURES = Features(
@@ -31,40 +32,66 @@ FEATURES = Features(
         "image_source": Value("string"),
     }
 )
+SCENE_FEATURES = Features(
+    {
+        "image": Image(),
+        "question": Value("string"),
+        "answer": Value("string"),
+        "text_px": Value("int64"),
+        "image_source": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of drawn data: what draws a row of a seed, and what it has."""
+
+    name: str
+    draw_row: Callable[[int, int], dict[str, Any]]
+    features: Features
+    fingerprint: str
+
+
+KINDS = {
+    "signs": Kind("street signs", drawn_signs.draw_row, FEATURES, "drawnsigns"),
+    "scenes": Kind("scenes of coloured shapes", drawn_scenes.draw_row, SCENE_FEATURES, "drawnscenes"),
+}
 
 
 class OutputExists(Exception):
     """The output folder is already there; the text says so."""
 
 
-def write_dataset(output_dir: Path, num_rows: int, seed: int, workers: int) -> None:
+def write_dataset(output_dir: Path, num_rows: int, seed: int, workers: int, kind: str = "signs") -> None:
     """Draw the rows and write them as one dataset folder, whole or not at all."""
     if output_dir.exists():
         raise OutputExists(f"{output_dir} already exists: name another --output_dir, or remove it first")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
-        write_rows(scratch, output_dir, num_rows, seed, workers)
+        write_rows(scratch, num_rows, seed, workers, KINDS[kind])
+        (scratch / "dataset").replace(output_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps({"event": "drawn", "output_dir": str(output_dir), "num_rows": num_rows}), flush=True)
 
 
-def write_rows(scratch: Path, output_dir: Path, num_rows: int, seed: int, workers: int) -> None:
-    """Draw into a scratch folder on the same disk, then move the finished folder into place."""
-    print(f"drawing {num_rows} street signs with {workers} workers", file=sys.stderr, flush=True)
-    stream, finished = scratch / "rows.arrow", scratch / "dataset"
-    write_stream(stream, draw_rows(num_rows, seed, workers))
+def write_rows(scratch: Path, num_rows: int, seed: int, workers: int, kind: Kind) -> None:
+    """Draw into a scratch folder on the same disk, whose `dataset` is then to be moved into place."""
+    print(f"drawing {num_rows} {kind.name} with {workers} workers", file=sys.stderr, flush=True)
+    stream = scratch / "rows.arrow"
+    write_stream(stream, draw_rows(num_rows, seed, workers, kind), kind.features)
     # A fixed fingerprint: the default one is made of time stamps and would differ on every run.
-    rows = Dataset.from_file(str(stream), info=DatasetInfo(features=FEATURES))
+    rows = Dataset.from_file(str(stream), info=DatasetInfo(features=kind.features))
     disable_progress_bars()
-    Dataset(rows.data, info=rows.info, fingerprint=f"drawnsigns{seed:x}n{num_rows:x}").save_to_disk(finished)
-    finished.replace(output_dir)
+    fingerprint = f"{kind.fingerprint}{seed:x}n{num_rows:x}"
+    Dataset(rows.data, info=rows.info, fingerprint=fingerprint).save_to_disk(scratch / "dataset")
 
 
-def draw_rows(num_rows: int, seed: int, workers: int) -> Iterator[dict[str, Any]]:
+def draw_rows(num_rows: int, seed: int, workers: int, kind: Kind) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; a row is the same whichever process draws it."""
-    draw = partial(draw_row, seed)
+    draw = partial(kind.draw_row, seed)
     if workers == 1 or num_rows == 1:
         yield from map(draw, range(num_rows))
         return
@@ -88,9 +115,9 @@ def _signal_waits() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def write_stream(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_stream(path: Path, rows: Iterable[dict[str, Any]], features: Features) -> None:
     """Write rows to an Arrow file a batch at a time, so that memory does not grow with their number."""
-    schema = FEATURES.arrow_schema
+    schema = features.arrow_schema
     batch: list[dict[str, Any]] = []
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for row in rows:

@@ -59,11 +59,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """End with a text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One reply: what to say and what to do."""
 
     sentence: str
-    action: Zoom | Rotate | Answer
+    action: Zoom | Rotate | Answer | Say
 
 
 @dataclass(frozen=True, slots=True)

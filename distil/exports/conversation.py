@@ -133,7 +133,7 @@ def conversation_of(trace: StoredTrace, shown: Shown, options: ExportOptions) ->
         return None
     return Conversation(
         origin=origin_of(trace),
-        system=escaped(trace.settings.system_prompt),
+        system=escaped(trace.prompt.system),
         tools=_tools(trace, options),
         question=_question(trace, shown, options),
         photo=shown.photo,
@@ -162,7 +162,7 @@ def _tools(trace: StoredTrace, options: ExportOptions) -> tuple[Mapping[str, Jso
 
 
 def _question(trace: StoredTrace, shown: Shown, options: ExportOptions) -> str:
-    question = escaped(trace.settings.user_prompt)
+    question = escaped(trace.prompt.user)
     if trace.settings.states_size and options.coordinates is Frame.PIXEL:
         question += f"\n\n{size_sentence(shown.photo.size)}"
     return question
@@ -228,13 +228,13 @@ class _Placed:
 def _pieces(
     trace: StoredTrace, reply: Reply, calls: Sequence[ShownCall], options: ExportOptions
 ) -> tuple[str, list[str | _Placed]]:
-    """A turn's thoughts, and what else it says with its calls in place."""
+    """A turn's thoughts, escaped, and what else it says, which is not, with its calls in place."""
     thoughts, said = split_thinking(reply.content)
     if reply.reasoning and reply.reasoning_field != "content":
         thoughts = "\n".join(dict.fromkeys(text for text in (reply.reasoning.strip(), thoughts) if text))
     bodies = list(tool_call_bodies(said))
     if reply.call_form is ToolMode.NATIVE or len(bodies) != len(calls):
-        text = escaped(said.strip())
+        text = said.strip()
         placed: list[str | _Placed] = []
         for call in calls:
             placed += ["\n", _placed(call, None)]
@@ -242,9 +242,9 @@ def _pieces(
     pieces: list[str | _Placed] = []
     position = 0
     for (start, end, body), call in zip(bodies, calls, strict=True):
-        pieces += [escaped(said[position:start]), _placed(call, body)]
+        pieces += [said[position:start], _placed(call, body)]
         position = end
-    return escaped(thoughts), [*pieces, escaped(said[position:])]
+    return escaped(thoughts), [*pieces, said[position:]]
 
 
 def _placed(call: ShownCall, written: str | None) -> _Placed:
@@ -276,18 +276,21 @@ def _restated_message(message: str, sent: Size, exported: Size, options: ExportO
 
 
 def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:
-    """The pieces without white space at both ends; texts between which a call was left out are one."""
+    """The pieces without white space at both ends, their texts escaped.
+
+    Texts between which a call was left out are one: together they may be a special word.
+    """
     kept: list[str | Call] = []
     for piece in pieces:
         if isinstance(piece, str) and kept and isinstance(kept[-1], str):
-            kept[-1] = escaped(kept[-1] + piece)  # what was two may be a special word together
+            kept[-1] += piece
         else:
             kept.append(piece)
     if kept and isinstance(kept[0], str):
         kept[0] = kept[0].lstrip()
     if kept and isinstance(kept[-1], str):
         kept[-1] = kept[-1].rstrip()
-    return [piece for piece in kept if piece]
+    return [escaped(piece) if isinstance(piece, str) else piece for piece in kept if piece]
 
 
 def _with_thoughts(thoughts: str, said: Sequence[str | Call], kind: Thoughts) -> list[str | Call]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from distil.exports.pictures import shown
 from distil.exports.selection import Pick
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
+from distil.interrupts import interruptible
 from distil.records import ExportFormat, Frame, Json, StopReason
 from distil.replay.processes import Workers, each_trace
 from distil.replay.replay import Executors, Sources
@@ -111,12 +113,19 @@ def export_traces(
     _check_options(options)
     _check_free(job)
     work = partial(conversation_at, options=options)
-    with _whole_or_nothing(job.out) as folder:
+    with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out) as folder:
+
+        def look_at(found: Iterable[Found]) -> Iterator[Found]:
+            for result in found:
+                interruption.check()
+                look(result)
+                yield result
+
         target = Target(folder, job.out.absolute())
         form = FORMATS[options.format](target, options)
         traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
         with closing(traces) as found, closing(form):
-            report = _add_rows(form, zip(picks, _looked_at(found, look), strict=False), options, job.limit)
+            report = _add_rows(form, zip(picks, look_at(found), strict=False), options, job.limit)
         if not report.num_rows:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
         _write_beside(form, target, job, options, report)
@@ -135,12 +144,6 @@ def _check_options(options: ExportOptions) -> None:
             f"--image_max_pixels {limit} with --coordinates pixel: the student makes pictures of less than "
             f"{_MIN_PIXEL_FRAME_PX} pixels larger, and the boxes would be wrong"
         )
-
-
-def _looked_at(found: Iterable[Found], look: Callable[[Found], None]) -> Iterator[Found]:
-    for result in found:
-        look(result)
-        yield result
 
 
 def _add_rows(
@@ -288,14 +291,13 @@ def _is_export(folder: Path) -> bool:
 @contextlib.contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """A folder to write into, which is at `out` afterwards; where the block raises, nothing has changed."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    folder, replaced = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     with folder_errors(out):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_left_behind(out)
         folder.mkdir(parents=True)
     try:
         with folder_errors(out):
             yield folder
-            replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
@@ -303,3 +305,21 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _remove_left_behind(out: Path) -> None:
+    """Remove what exports to the same place have left that were killed."""
+    for folder in out.absolute().parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        number = folder.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return pid != os.getpid()

@@ -40,7 +40,7 @@ class ToHf:
 ```python
 from datasets import load_dataset
 
-rows = load_dataset({str(self._target.out)!r}, split="train")
+rows = load_dataset({str(self._target.out)!r}, split="train")  # from the hub: by its name there
 ```
 
 A row has `messages` of typed parts, of which each `{{"type": "image"}}` stands for the next of `images`;

@@ -41,6 +41,8 @@ FIXED = (
     Column("width_px", "number", "width px"),
     Column("height_px", "number", "height px"),
     Column("score", "number", "score", "metric"),
+    Column("score_without_tools", "number", "score without tools", "metric"),
+    Column("tool_gain", "number", "gain of tools", "metric"),
     Column("parse_success", "flag", "has an answer"),
     Column("answer", "text", "answer"),
     Column("truth", "text", "truth"),

@@ -26,7 +26,9 @@ from distil.store.json_lines import parse_line
 from distil.store.marks import MARKS, Mark, marked_sample
 
 INDEX = "index.sqlite"
-SCHEMA_VERSION = 1  # another in the file: it is made anew
+WITHOUT_TOOLS = "without_tools"  # a folder in the run's: its rows asked once more, without tools
+_OLDEST_SQLITE = (3, 35)
+SCHEMA_VERSION = 2  # another in the file: it is made anew
 _APPLICATION = 0x64697374  # "dist": whose file it is
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_BYTES = slice(68, 72)  # where a SQLite file says whose it is
@@ -65,6 +67,25 @@ WHERE files.num_bytes IS NOT found.num_bytes OR files.mtime_ns IS NOT found.mtim
 """
 
 
+# What tools gain on a row: the mean score of its traces, less that of those without tools.
+_TAKE_GAINS = """
+UPDATE trace_rows SET score_without_tools = found.without, tool_gain = found.gain FROM (
+    SELECT sample_index, plain.score AS without, avg(trace_rows.score) - plain.score AS gain
+    FROM trace_rows JOIN (
+        SELECT sample_index, avg(score) AS score FROM plain.trace_rows GROUP BY sample_index
+    ) AS plain USING (sample_index) GROUP BY sample_index
+) AS found
+WHERE trace_rows.sample_index = found.sample_index
+AND (score_without_tools IS NOT found.without OR tool_gain IS NOT found.gain)
+"""
+_DROP_GAINS = """
+UPDATE trace_rows SET score_without_tools = NULL, tool_gain = NULL
+WHERE score_without_tools IS NOT NULL AND sample_index NOT IN (
+    SELECT sample_index FROM plain.trace_rows WHERE sample_index IS NOT NULL
+)
+"""
+
+
 class _Found(NamedTuple):
     """A trace file as the folder lists it."""
 
@@ -82,12 +103,18 @@ class FolderIndex:
 
     @classmethod
     def of(cls, folder: Path) -> FolderIndex:
-        """The index of a folder; raises UsageError where there is no such folder."""
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
-        beside = folder / INDEX
+        """The index of a folder; raises UsageError where there is no such folder, or SQLite is too old."""
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            oldest = ".".join(map(str, _OLDEST_SQLITE))
+            raise UsageError(f"this Python has SQLite {sqlite3.sqlite_version}; the index needs {oldest}")
+        beside = _there(folder) / INDEX
         is_usable = os.access(folder, os.W_OK) and _may_be_ours(beside)
         return cls(folder, beside if is_usable else _cache_path(folder))
+
+    def elsewhere(self) -> FolderIndex | None:
+        """The index in the user's cache, None for one that is there."""
+        path = _cache_path(self.folder)
+        return None if path == self.path else FolderIndex(self.folder, path)
 
     def update(self, tell_progress: Callable[[int, int], None], retries_broken: bool = False) -> int:
         """Read what changed since the last time; returns how many trace files were read.
@@ -123,10 +150,35 @@ class FolderIndex:
                     tell_progress(done, num_changed)
                 with _writing(connection):
                     _write(connection, read)
-            return num_changed
+            return num_changed + self._update_gains(connection, tell_progress, retries_broken)
+
+    def _update_gains(
+        self, connection: sqlite3.Connection, tell_progress: Callable[[int, int], None], retries_broken: bool
+    ) -> int:
+        """Take over the scores of the rows' traces without tools, where the run made them."""
+        folder = self.folder / WITHOUT_TOOLS
+        if not folder.is_dir():
+            _forget_gains(connection)
+            return 0
+        plain = FolderIndex.of(folder)
+        num_read = plain.update(tell_progress, retries_broken)
+        connection.execute("ATTACH ? AS plain", (str(plain.path),))
+        with _writing(connection):
+            stamp = f"{_num_changes(connection, 'main')} {_num_changes(connection, 'plain')}"
+            taken = connection.execute("SELECT value FROM facts WHERE name = 'gains'").fetchone()
+            if taken != (stamp,):
+                before = connection.total_changes
+                connection.execute(_TAKE_GAINS)
+                connection.execute(_DROP_GAINS)
+                if connection.total_changes > before:
+                    _count_change(connection)
+                stamp = f"{_num_changes(connection, 'main')} {_num_changes(connection, 'plain')}"
+                connection.execute("INSERT OR REPLACE INTO facts VALUES ('gains', ?)", (stamp,))
+        return num_read
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.parent != _there(self.folder):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16000")  # KiB
@@ -161,14 +213,22 @@ def stored_columns(connection: sqlite3.Connection, schema: str) -> list[Column]:
     return [Column(*row) for row in found]
 
 
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    return folder
+
+
 def _may_be_ours(path: Path) -> bool:
-    """Whether a file is none of another program's: such a one is left alone."""
+    """Whether a file can be written and is none of another program's: such a one is left alone."""
     try:
         with path.open("rb") as file:
             head = file.read(100)
     except FileNotFoundError:
         return True
     except OSError:
+        return False
+    if not os.access(path, os.W_OK):  # of another user of the folder
         return False
     return not head.startswith(_MAGIC) or head[_APPLICATION_BYTES] == _APPLICATION.to_bytes(4, "big")
 
@@ -250,6 +310,19 @@ def _drop(connection: sqlite3.Connection, names: Sequence[tuple[str]]) -> None:
     connection.executemany("DELETE FROM files WHERE name = ?", names)
     connection.executemany("DELETE FROM trace_rows WHERE file = ?", names)
     _count_change(connection)
+
+
+def _forget_gains(connection: sqlite3.Connection) -> None:
+    if connection.execute("SELECT 1 FROM facts WHERE name = 'gains'").fetchone():
+        with _writing(connection):
+            connection.execute("UPDATE trace_rows SET score_without_tools = NULL, tool_gain = NULL")
+            connection.execute("DELETE FROM facts WHERE name = 'gains'")
+            _count_change(connection)
+
+
+def _num_changes(connection: sqlite3.Connection, schema: str) -> int:
+    (number,) = connection.execute(f"SELECT value FROM {schema}.facts WHERE name = 'changes'").fetchone()
+    return int(number)
 
 
 def _count_change(connection: sqlite3.Connection) -> None:

@@ -83,6 +83,8 @@ def _check_tokens(expression: str, columns: Collection[str]) -> None:
         raise UsageError(f"where: at most {MAX_CHARS:,} characters, not {len(expression):,}")
     if storable(expression) != expression:
         raise UsageError("where: it holds characters that cannot be")
+    if re.match(r"\s*select\b", expression, re.IGNORECASE):
+        raise UsageError("where: only what would stand behind WHERE, not a whole SELECT")
     own_names = {name.lower() for name in re.findall(r"(?i)\bas\s+([^\W\d]\w*)", expression)}
     known = {column.lower() for column in columns} | own_names | {TABLE}
     depth = 0

@@ -104,6 +104,7 @@ class TraceIndex:
     ) -> TraceIndex:
         """Make or update the indexes of these folders; `tell_progress` gets the files read, and of how many.
 
+        It begins anew with each folder. An index that its folder cannot hold is made in the user's cache.
         Raises UsageError where one is no folder or there are too many, FolderError where an index can be
         written nowhere.
         """
@@ -114,9 +115,7 @@ class TraceIndex:
                 f"at most {_MAX_FOLDERS} folders at once (SQLite opens no more), not {len(folders)}"
             )
         found = [FolderIndex.of(folder) for folder in folders]
-        for each in found:
-            each.update(tell_progress, retries_broken=True)
-        return cls(found)
+        return cls([_made(each, tell_progress) for each in found])
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -150,7 +149,8 @@ class TraceIndex:
         shape = self._look()
         if shape != self._shape:
             self._shape = shape  # connections of the other shape are closed as they come back
-            self._orders.clear()
+            with self._lock:
+                self._orders.clear()
         return num_read
 
     def count(self, query: Query, seconds: float = PAGE_SECONDS) -> int:
@@ -333,8 +333,22 @@ class TraceIndex:
                 yield f"{f'CAST({quoted(here.name)} AS TEXT)' if is_cast else quoted(here.name)} AS {name}"
 
 
+def _made(index: FolderIndex, tell_progress: Callable[[int, int], None]) -> FolderIndex:
+    """An index that is up to date; raises FolderError where it can be written neither here nor there."""
+    try:
+        index.update(tell_progress, retries_broken=True)
+    except FolderError:  # a file system without what SQLite needs, or without room
+        elsewhere = index.elsewhere()
+        if elsewhere is None:
+            raise
+        elsewhere.update(tell_progress, retries_broken=True)
+        return elsewhere
+    return index
+
+
 def _address(index: FolderIndex) -> str:
-    return f"{index.path.resolve().as_uri()}?mode=ro"
+    # Not `ro`: the last one that closes the file then removes what lies beside it.
+    return f"{index.path.resolve().as_uri()}?mode=rw"
 
 
 def _connect(index: FolderIndex) -> sqlite3.Connection:

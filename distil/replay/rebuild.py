@@ -18,6 +18,7 @@ from PIL import Image
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
 from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMode
+from distil.rewards import reward_fields, reward_of
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
@@ -76,6 +77,9 @@ def rebuilt_trace(
     stored = trace.json["settings"]  # with what other versions write
     rebuilt["settings"] = {**stored, **_derived_settings(settings, toolbox)}
     rebuilt["metadata"]["settings_sha256"] = settings_sha256(stored, identity.fingerprint)
+    name, reward = reward_of(trace.json)
+    if name is not None and reward is None:  # only a flag has the user's function imported
+        rebuilt["reward_score"] |= reward_fields(trace.json["reward_score"])
     del rebuilt["integrity_sha256"]  # it says nothing of its own
     return rebuilt
 

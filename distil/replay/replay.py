@@ -64,7 +64,7 @@ class Replay:
 
     def messages(self) -> list[Message]:
         """The conversation exactly as the teacher saw it, with its own last turn at the end."""
-        messages = opening_messages(self.trace.settings.prompt(), self.sent)
+        messages = opening_messages(self.trace.prompt, self.sent)
         for turn in self.turns():
             messages += turn_messages(turn)
         return messages

@@ -12,7 +12,9 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from distil.errors import ContextOverflow, SampleError, SourceError, TraceError
+from distil.errors import ContextOverflow, DistilError, SampleError, SourceError, TraceError
+from distil.foreign import Caught
+from distil.own_code import other_files
 from distil.records import Json, Sample
 from distil.replay.rebuild import (
     ABSENT,
@@ -22,6 +24,7 @@ from distil.replay.rebuild import (
 )
 from distil.replay.recipe import RecipeError, run_recipe
 from distil.replay.replay import Executors, Sources
+from distil.rewards import reward_of
 from distil.sandbox.exchange import ExecResult
 from distil.source.rows import Source
 from distil.store.trace_file import (
@@ -38,6 +41,7 @@ _MAX_SHOWN = 3  # of the fields that differ
 # Fields of a call that say what was done, and the whole of one.
 _ACTION = re.compile(r"tool_calls_log\[\d+\](\.(turn|tool_name|tool_arguments|code|raw_arguments)\b.*)?")
 RECIPE_NOT_RUN = "the restore recipe was not run: --dataset_path is no save_to_disk folder"
+REWARD_NOT_RUN = "what the user's own reward gave was taken as stored: --reward computes it again"
 
 
 class Verdict(StrEnum):
@@ -66,7 +70,7 @@ def verify_trace(path: Path, sources: Sources, executors: Executors | None = Non
     """Make one trace again and compare all it stores; code needs `executors` to run again."""
     try:
         trace = read_trace(path)
-        return Verification(path, *(_own_problem(trace) or _compare(trace, sources, executors)))
+        return Verification(path, *(_own_problem(trace) or _compare_by(trace, sources, executors)))
     except (TraceError, SourceError) as error:
         return Verification(path, Verdict.UNREADABLE, str(error))
     except ContextOverflow:
@@ -91,6 +95,17 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
         difference = Difference("metadata.settings_sha256", stored, now)
         return Verdict.INCONSISTENT, f"{difference} (of settings and dataset.fingerprint)"
     return None
+
+
+def _compare_by(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
+    """Compare; where the user's own files have a part in it, what they raise ends this trace's alone."""
+    if trace.json["settings"].get("own_code") is None:
+        return _compare(trace, sources, executors)
+    with Caught() as caught:
+        return _compare(trace, sources, executors)
+    if isinstance(caught.error, DistilError):
+        raise caught.error
+    return Verdict.UNREADABLE, f"a field cannot be read, or own code fails on it: {caught.text()}"
 
 
 def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
@@ -222,6 +237,9 @@ def _versions_text(trace: StoredTrace) -> str:
     """Which versions wrote the trace, where others read it: they may be all that differs."""
     stored, now = trace.json["metadata"]["versions"], versions_now()
     others = [name for name in now if stored.get(name) != now[name]]
+    files = other_files(trace.json["settings"].get("own_code"))
+    if files:
+        return f" (perhaps because {', '.join(files)} held something else then)"
     if not others:
         return ""
     texts = [", ".join(f"{name} {versions.get(name)}" for name in others) for versions in (stored, now)]
@@ -229,12 +247,14 @@ def _versions_text(trace: StoredTrace) -> str:
 
 
 def _judge_recipe(trace: StoredTrace, start: _RecipeStart, executor: Executor | None) -> _Found:
+    name, reward = reward_of(trace.json)
+    notes = [REWARD_NOT_RUN] if name is not None and reward is None else []
     if start is None:
-        return Verdict.MATCHED, RECIPE_NOT_RUN
+        return Verdict.MATCHED, "; ".join([RECIPE_NOT_RUN, *notes])
     try:
         if isinstance(start, RecipeError):
             raise start
         run_recipe(trace, start, executor)
     except RecipeError as error:
         return Verdict.RECIPE_FAILS, f"the restore recipe fails: {error}"
-    return Verdict.MATCHED, ""
+    return Verdict.MATCHED, "; ".join(notes)

@@ -15,7 +15,7 @@ from distil.errors import FolderError, SandboxUnavailable, TeacherRefused, Trace
 from distil.flags import RunFlags, flags_json
 from distil.process import reuse_memory
 from distil.records import Json, SampleId
-from distil.run.settle import chosen_task, read_user_prompt, settle
+from distil.run.settle import settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
 from distil.spending.estimate import Measured, Selection, choose_samples
@@ -42,11 +42,12 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
         return 0
     reuse_memory()
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
-    with open_sandbox(flags, terminal.say) as sandbox, ExitStack() as stack:
-        user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
-        source, indices = open_rows(flags.samples, chosen_task(), terminal.say)
+    with ExitStack() as stack:
+        asked = stack.enter_context(what_is_asked(flags, terminal.say))
+        sandbox = stack.enter_context(open_sandbox(flags, terminal.say))
+        source, indices = open_rows(flags.samples, asked.task, terminal.say)
         address = stack.enter_context(served(named, terminal.say))
-        plan, claim = settle(flags, user_prompt, source, address, terminal.say)
+        plan, claim = settle(flags, asked, source, address, terminal.say)
         folder = RunFolder(claim, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)

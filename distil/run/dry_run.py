@@ -15,12 +15,12 @@ from distil.rollout import Conversation, turn_seed
 from distil.run.plan import teacher_settings, urls_text
 from distil.run.settle import (
     PROBED,
+    Asked,
     chosen_profile,
-    chosen_task,
-    read_user_prompt,
     settle_folder,
     told_tool_mode,
     unasked_settings,
+    what_is_asked,
 )
 from distil.run.solver import open_budget, open_rows, open_sandbox, rollout_settings
 from distil.store.folder import Claim
@@ -40,13 +40,12 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     Raises what a run would: UsageError, SourceError, SandboxUnavailable.
     """
     address = find_teacher(flags.teacher.api_base)
-    with open_sandbox(flags, tell):
-        user_prompt = read_user_prompt(flags.teacher.user_prompt_file)
-        source, indices = open_rows(flags.samples, chosen_task(), tell)
+    with what_is_asked(flags, tell) as asked, open_sandbox(flags, tell):
+        source, indices = open_rows(flags.samples, asked.task, tell)
         folder = Path(flags.samples.output_dir)
         claim = _claimed(folder)
         model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
-        teacher, settings = _expected(flags, user_prompt, address, model)
+        teacher, settings = _expected(flags, asked, address, model)
         settings = replace(settings, columns=source.chosen or None)
         if claim is not None:
             on_change = OnChange(flags.samples.on_change)
@@ -76,13 +75,13 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
 
 
 def _expected(
-    flags: RunFlags, user_prompt: str, address: Address, model: str
+    flags: RunFlags, asked: Asked, address: Address, model: str
 ) -> tuple[TeacherSettings, TraceSettings]:
     """How the teacher is asked where it takes all request fields; in auto mode by native calls."""
     teacher = replace(teacher_settings(flags.teacher, address.api_base, address.api_key), model=model)
     profile = chosen_profile(teacher.model, flags.tools)
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
-    settings = unasked_settings(flags, user_prompt, profile, teacher)
+    settings = unasked_settings(flags, asked, profile, teacher)
     told = told_tool_mode(flags.tools, settings.prompt())
     mode = ToolMode.NATIVE if told is None else told[0]
     return teacher, replace(settings, tool_mode=mode, teacher_note=address.note)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from distil import tasks
 from distil.errors import BudgetExceeded, UsageError
 from distil.flags import AUTO, RunFlags, ToolFlags
+from distil.own_code import OwnCode, own_code
 from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
 from distil.run.solver import dataset_path, open_budget
@@ -37,26 +37,50 @@ from distil.tools.toolbox import load_tools
 PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
 
 
-def chosen_task() -> Task:
-    """The task of a run; no flag names another yet."""
-    return tasks.TASKS[tasks.DEFAULT_TASK]
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks: its task and its question, with the user's own code that both may come of."""
+
+    own: OwnCode
+    user_prompt: str
+
+    @property
+    def task(self) -> Task:
+        return self.own.task
 
 
-def read_user_prompt(path: str | None) -> str:
-    """What is asked of every photo: the text of a file, else the task's own; raises UsageError."""
+@contextmanager
+def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Asked]:
+    """The task and the question that flags name, own code at hand for as long; raises UsageError."""
+    own = flags.own
+    with own_code(own.task, own.tool_module, own.reward) as code:
+        offered = [tool.name for tool in load_tools(flags.tools.tools)]
+        idle = code.not_offered(offered)
+        if idle:
+            tell(f"Not offered to the teacher, as --tools does not name them: {', '.join(idle)}")
+        yield Asked(code, read_user_prompt(flags.teacher.user_prompt_file, code.task))
+
+
+def read_user_prompt(path: str | None, task: Task) -> str:
+    """What is asked of every row: the text of a file, else the task's own; raises UsageError."""
     if path is None:
-        return chosen_task().user_prompt
+        return task.user_prompt
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise UsageError(f"--user_prompt_file {path}: {error}") from None
     if not text:
         raise UsageError(f"--user_prompt_file {path} is empty")
+    missing = [f"{{{name}}}" for name in task.needed_in_prompt if f"{{{name}}}" not in text]
+    if missing:
+        raise UsageError(
+            f"--user_prompt_file {path}: it has no {missing[0]}, where each row's own text stands"
+        )
     return text
 
 
 def settle(
-    flags: RunFlags, user_prompt: str, source: Source, address: Address, tell: Callable[[str], None]
+    flags: RunFlags, asked: Asked, source: Source, address: Address, tell: Callable[[str], None]
 ) -> tuple[Plan, Claim]:
     """The plan, and its folder, claimed; raises UsageError, TeacherRefused or FolderError.
 
@@ -71,7 +95,7 @@ def settle(
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
     teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
-    settings = unasked_settings(flags, user_prompt, profile, teacher)
+    settings = unasked_settings(flags, asked, profile, teacher)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     settle_claim = partial(
         settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
@@ -87,7 +111,7 @@ def settle(
     claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
-        dataset_path=dataset_path(flags.samples),
+        dataset_path=dataset_path(flags.samples, asked.task),
         dataset=source.identity,
         settings=settings,
         api_bases=address.api_bases,
@@ -111,7 +135,7 @@ def chosen_profile(model: str, flags: ToolFlags) -> Profile:
 
 
 def unasked_settings(
-    flags: RunFlags, user_prompt: str, profile: Profile, teacher: TeacherSettings
+    flags: RunFlags, asked: Asked, profile: Profile, teacher: TeacherSettings
 ) -> TraceSettings:
     """The settings as far as they are known before the teacher is asked."""
     tools = load_tools(flags.tools.tools)
@@ -119,7 +143,7 @@ def unasked_settings(
     runs_code = any(tool.runs_code for tool in tools)
     system_prompt = flags.teacher.system_prompt
     return TraceSettings(
-        task=chosen_task().name,
+        task=asked.task.name,
         model=teacher.model,
         profile=profile.name,
         tool_mode=ToolMode.NONE,
@@ -132,12 +156,13 @@ def unasked_settings(
         sends_seed=teacher.sends_seed,
         view_rule=profile.rule,
         states_size=profile.states_size and bool(tools),
-        system_prompt=chosen_task().system_prompt if system_prompt is None else system_prompt,
-        user_prompt=user_prompt,
+        system_prompt=asked.task.system_prompt if system_prompt is None else system_prompt,
+        user_prompt=asked.user_prompt,
         tool_schemas=tuple(tool.schema(boxes) for tool in tools),
         keep_pictures=flags.keep_pictures,
         token_field=teacher.token_field,
         code=code_limits(flags.code) if runs_code else None,
+        own_code=asked.own.as_json([tool.name for tool in tools]),
     )
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from distil.embedded.launch import drawn_signs
-from distil.errors import RunHalted
+from distil.embedded.launch import DEFAULT_KIND, NAMES_OF_DATA, drawn_data
+from distil.errors import RunHalted, UsageError
 from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
-from distil.records import Reply, SampleId
+from distil.records import Json, Reply, SampleId
+from distil.rewards import reward_error
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
@@ -55,6 +56,7 @@ class RolloutSolver:
         settings = plan.settings
         self.tally = Tally(settings.max_tokens, settings.max_turns, plan.seems_blind)
         self.boxes = BoxTally(settings.coordinates, settings.crop_from)
+        self.reward_errors: list[str] = []  # what the user's own function raised, a sample each
 
     def solve(self, sample_id: SampleId) -> TraceSummary:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point.
@@ -82,13 +84,19 @@ class RolloutSolver:
                 return reply
 
             rollout = run_conversation(conversation, ask_noted)
-        self.folder.write_trace(rollout)
+        trace = self.folder.write_trace(rollout)
+        self._note_reward(trace["reward_score"])
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
         summary = replace(summary, seconds=seconds, is_resumed=is_resumed)
         self.tally.add(summary)
         return summary
+
+    def _note_reward(self, scores: Mapping[str, Json]) -> None:
+        error = reward_error(scores)
+        if error is not None:
+            self.reward_errors.append(error)
 
     def _opening(self, sample_id: SampleId) -> Conversation:
         """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
@@ -100,9 +108,23 @@ class RolloutSolver:
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""
-        own = (self.plan.sight_warning, self.models.warning(), self.folder.journal.warning())
+        own = (
+            self.plan.sight_warning,
+            self.models.warning(),
+            self.folder.journal.warning(),
+            self._reward_warning,
+        )
         found = [*own, *self.tally.warnings(), self.boxes.warning()]
         return [warning for warning in found if warning is not None]
+
+    @property
+    def _reward_warning(self) -> str | None:
+        if not self.reward_errors:
+            return None
+        return (
+            f"the reward failed for {len(self.reward_errors)} of this run's samples, which have no score of "
+            f"it: {min(self.reward_errors)}. Once it is mended, distil score gives them one"
+        )
 
     @property
     def halt(self) -> str | None:
@@ -134,22 +156,39 @@ def open_sandbox(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Sandb
         yield sandbox
 
 
-def dataset_path(flags: SampleFlags) -> str:
-    """Where the dataset is opened from: without one, drawn street signs."""
-    return flags.dataset_path or drawn_signs()
+def dataset_path(flags: SampleFlags, task: Task) -> str:
+    """Where the dataset is opened from: without one, what is drawn for the task; raises UsageError."""
+    if flags.dataset_path:
+        return flags.dataset_path
+    if task.drawn_data is None:
+        raise UsageError(f"the task {task.name} has no data of its own: say which by --dataset_path")
+    return drawn_data(task.drawn_data)
 
 
 def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tuple[Source, Sequence[int]]:
-    """The dataset and the rows that are selected; raises SourceError."""
-    source = open_source(dataset_path(flags), tell, _asked_columns(flags, (IMAGE_COLUMN,)))
+    """The dataset and the rows that are selected; raises SourceError or UsageError."""
+    _refuse_columns_of_other_tasks(flags, task)
+    source = open_source(dataset_path(flags, task), tell, _asked_columns(flags, (IMAGE_COLUMN,)))
     source.choose(task.choose_columns(source.columns, _asked_columns(flags, task.fields)))
     _tell_guesses(source, _asked_columns(flags, (IMAGE_COLUMN, *task.fields)), tell)
     indices = source.select(flags.order, flags.num_samples, flags.seed)
     if flags.num_samples > len(source):
         tell(f"The dataset has {len(source)} rows: all of them are taken.")
         if flags.dataset_path is None:
-            tell("More street signs: distil signs --output_dir DIR --num_rows N")
+            kind = "" if task.drawn_data == DEFAULT_KIND else f" --kind {task.drawn_data}"
+            tell(
+                f"More {NAMES_OF_DATA[task.drawn_data or DEFAULT_KIND]}: "
+                f"distil signs{kind} --output_dir DIR --num_rows N"
+            )
     return source, indices
+
+
+def _refuse_columns_of_other_tasks(flags: SampleFlags, task: Task) -> None:
+    known = {field for other in TASKS.values() for field in other.fields}
+    for field in _asked_columns(flags, sorted(known.difference(task.fields))):
+        raise UsageError(
+            f"--{field}_column says nothing to the task {task.name}: leave it out, or see --task"
+        )
 
 
 def _asked_columns(flags: SampleFlags, fields: Sequence[str]) -> dict[str, str]:

@@ -110,9 +110,13 @@ class Source:
     def _chosen_fields(self, row: Mapping[str, Any], file: bytes) -> dict[str, Json]:
         columns = {field: column for field, column in self._chosen.items() if field != IMAGE_COLUMN}
         return {
-            field: gps_degrees(file, column) if column.startswith(EXIF) else _field(row, column)
+            field: gps_degrees(file, column) if column.startswith(EXIF) else self._field(row, column)
             for field, column in columns.items()
         }
+
+    def _field(self, row: Mapping[str, Any], column: str) -> Json:
+        value = _field(row, column)
+        return self._value(column, value) if column in self._labels else value
 
     def _row(self, index: int) -> dict[str, Any]:
         row = self._rows.row(index)

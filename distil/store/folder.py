@@ -187,16 +187,18 @@ class RunFolder:
             "where the request's bytes are the same."
         ]
 
-    def write_trace(self, rollout: Rollout) -> None:
-        """Write the trace of a finished rollout; raises TraceError if it could not be read.
+    def write_trace(self, rollout: Rollout) -> Mapping[str, Json]:
+        """Write the trace of a finished rollout and return it; raises TraceError if it could not be read.
 
         Its turns are dropped from the journal once it is durable, with others.
         """
         path = self.trace_path(rollout.sample.id)
-        replace_file(path, readable_bytes(path, trace_json(rollout, self._run)))
+        trace = trace_json(rollout, self._run)
+        replace_file(path, readable_bytes(path, trace))
         self._written.append(rollout.sample.id)
         if len(self._written) >= _TRACES_A_SYNC:
             self.sync_traces()
+        return trace
 
     def sync_traces(self) -> None:
         """Make the traces durable that were written, and drop their turns: in this order."""

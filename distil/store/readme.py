@@ -16,8 +16,9 @@ run_record.json       each run into this folder: options, settings, versions, co
 failed_samples.jsonl  a line for each sample that failed, and why; gone where none did.
 spending.jsonl        two lines for each request: that it was sent, and what it came to.
 timings.jsonl         the seconds that each sample took.
-marks.jsonl           what a person decided about samples: keep, drop, notes. Exports honour it; no run changes it.
-index.sqlite          made of the files above to find traces fast; may be removed at any time (with -wal and -shm).
+marks.jsonl           what a person decided about samples: keep, drop, notes; no run changes it.
+scores.jsonl          what `distil score` found, a line for each trace and reward; it can be written again.
+index.sqlite          made of the files above, to find traces fast: may be removed at any time.
 journal/              replies that were paid for, of samples without a trace; gone where there is none.
 .lock                 held by the run that writes here; `distil clean .` removes it and other leftovers.
 

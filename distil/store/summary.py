@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from distil.errors import DistilError
 from distil.records import Json, SampleId
 from distil.spending.prices import token_count
-from distil.tasks import TASKS, task_of
+from distil.tasks import TASKS, task_of, task_to_show
 from distil.tasks.base import Metric, Rows, Task
 
 NumberT = TypeVar("NumberT", int, float)
@@ -164,7 +164,7 @@ def trace_truth(trace: Mapping[str, Json]) -> Mapping[str, Json]:
     if stated:
         return mapping_of(stated)
     try:
-        return task_of(trace).truth(mapping_of(trace.get("sample_data")))
+        return task_to_show(trace)[0].truth(mapping_of(trace.get("sample_data")))
     except DistilError:
         return {}
 
@@ -175,13 +175,13 @@ def trace_answer(trace: Mapping[str, Json]) -> Mapping[str, Json]:
     if stated:
         return mapping_of(stated)
     response = trace.get("final_response")
-    return (task_of(trace).parse_answer(response) if isinstance(response, str) else None) or {}
+    return (task_to_show(trace)[0].parse_answer(response) if isinstance(response, str) else None) or {}
 
 
-def read_summary(trace: Mapping[str, Json]) -> TraceSummary:
-    """The figures of one trace of either format; raises TraceError where its task is not known."""
+def read_summary(trace: Mapping[str, Json], task: Task | None = None) -> TraceSummary:
+    """The figures of one trace of either format; raises TraceError where its task is not known, or given."""
     reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
-    task = task_of(trace)
+    task = task or task_of(trace)
     calls = trace_calls(trace)
     turns = trace_turns(trace)
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
@@ -202,7 +202,8 @@ def read_summary(trace: Mapping[str, Json]) -> TraceSummary:
 
 def metrics_of(tasks: Iterable[str]) -> list[Metric]:
     """The metrics of tasks, each task's once."""
-    return [metric for task in dict.fromkeys(tasks) for metric in TASKS[task].metrics]
+    known = [TASKS[task] for task in dict.fromkeys(tasks) if task in TASKS]
+    return [metric for task in known for metric in task.metrics]
 
 
 def stated_metrics(task: Task, reward: Mapping[str, Json], metadata: Mapping[str, Json]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from distil.records import (
     Json,
     Observation,
     PictureFacts,
+    Prompt,
     RawCall,
     Reply,
     Rollout,
@@ -33,6 +34,7 @@ from distil.records import (
     ToolMode,
     Turn,
 )
+from distil.rewards import reward_of
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
 from distil.store.trace_settings import TraceSettings, json_sha256
@@ -100,8 +102,32 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
         },
         "settings": run.settings_json,
     }
+    _, reward = reward_of(trace)
+    if reward is not None:
+        trace["reward_score"] |= reward.of(trace, solution_text(trace)).fields(reward.name)
     trace["integrity_sha256"] = json_sha256(trace)
     return trace
+
+
+def solution_text(trace: Mapping[str, Json]) -> str:
+    """All turns as one text, with calls written as `<tool_call>`: as a student's response would read."""
+    calls = trace["tool_calls_log"]
+    return "\n".join(
+        _turn_text(turn, [call for call in calls if call["turn"] == turn["turn"]])
+        for turn in trace["conversation_log"]
+    )
+
+
+def _turn_text(turn: Mapping[str, Json], calls: Sequence[Mapping[str, Json]]) -> str:
+    written = [(call["tool_name"], raw_arguments(call)) for call in calls]
+    written += [(call["name"], call["arguments"]) for call in turn.get("calls_not_run", ())]
+    if turn["call_form"] != ToolMode.NATIVE:
+        return str(turn["assistant_response"])
+    texts = [
+        json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) for name, arguments in written
+    ]
+    blocks = [f"<tool_call>\n{text}\n</tool_call>" for text in texts]
+    return "\n".join([turn["assistant_response"], *blocks] if turn["assistant_response"] else blocks)
 
 
 def _turn_json(turn: Turn) -> Json:
@@ -186,6 +212,7 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
     calls = [call for turn in rollout.turns for call in turn.calls]
     details = rollout.score.details
     metrics = TASKS[run.settings.task].metrics
+    fields = {"prompt_fields": dict(rollout.prompt_fields)} if rollout.prompt_fields else {}
     return {
         "total_turns": len(rollout.turns),
         "num_tool_calls": len(calls),
@@ -195,6 +222,7 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
         "stop_reason": rollout.stop_reason.value,
         "answer": None if rollout.answer is None else dict(rollout.answer),
         "truth": dict(rollout.truth),
+        **fields,
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
         "recipe_restores": all(map(_restores, calls)),
@@ -270,6 +298,12 @@ class StoredTrace:
     def settings(self) -> TraceSettings:
         """How the run was set up; raises KeyError, ValueError or TypeError where that cannot be read."""
         return TraceSettings.from_json(self.json["settings"])
+
+    @property
+    def prompt(self) -> Prompt:
+        """What opened its conversation, with its row's own texts; raises as `settings` does."""
+        fields = self.json["metadata"].get("prompt_fields", {})
+        return self.settings.prompt().filled({str(name): str(text) for name, text in fields.items()})
 
 
 def load_json(path: Path) -> dict[str, Json]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
+from distil.errors import TraceError
 from distil.pictures import ResizeRule
 from distil.records import CropFrom, Frame, Json, Prompt, ToolMode
 from distil.tools.base import BoxFrame
@@ -18,6 +19,7 @@ _UNSAID: Mapping[str, Json] = {
     "code": None,
     "teacher_note": None,
     "columns": None,
+    "own_code": None,
 }
 _MAX_SHOWN_CHARS = 60
 # One for all: `json.dumps` makes an encoder for each value.
@@ -36,6 +38,7 @@ _OPTION_KINDS: Mapping[str, tuple[type, ...]] = {
     "token_field": (str,),
     "teacher_note": (str, type(None)),
     "columns": (dict, type(None)),
+    "own_code": (dict, type(None)),
 }
 
 
@@ -77,6 +80,7 @@ class TraceSettings:
     code: CodeLimits | None = None  # None where no tool runs code
     teacher_note: str | None = None
     columns: Mapping[str, str] | None = None  # which are taken for what, where the names are not the usual
+    own_code: Mapping[str, Json] | None = None  # the user's own files: by what they are for, file and hash
 
     def as_json(self) -> dict[str, Json]:
         """As a trace stores them."""
@@ -119,6 +123,7 @@ class TraceSettings:
             code=_code_limits(value["code"]) if runs_code else None,
             teacher_note=value.get("teacher_note"),
             columns=value.get("columns"),
+            own_code=value.get("own_code"),
         )
 
     def sha256(self, fingerprint: str) -> str:
@@ -137,17 +142,31 @@ class TraceSettings:
         ]
 
     def prompt(self) -> Prompt:
-        """What opens every conversation."""
+        """What opens every conversation, but for a row's own texts (`Prompt.filled`)."""
         return Prompt(
             self.system_prompt, self.user_prompt, self.tool_schemas, self.tool_mode, self.states_size
         )
 
     def toolbox(self, executor: Executor | None = None) -> Toolbox:
-        """The tools that the teacher is offered, seeing pictures as it sees them; code runs in `executor`."""
+        """The tools that the teacher is offered, seeing pictures as it sees them; code runs in `executor`.
+
+        Raises TraceError where there is no such tool.
+        """
         tools = {tool.name: tool for tool in all_tools(executor)}
-        offered = tuple(tools[schema["function"]["name"]] for schema in self.tool_schemas)
+        names = [schema["function"]["name"] for schema in self.tool_schemas]
+        unknown = [name for name in names if name not in tools]
+        if unknown:
+            raise TraceError(f"there is no tool {unknown[0]!r} to replay it with{self._tool_files_text()}")
+        offered = tuple(tools[name] for name in names)
         boxes = BoxFrame(self.coordinates, self.crop_from)
         return Toolbox(offered, boxes, self.view_rule, self.states_size)
+
+    def _tool_files_text(self) -> str:
+        """Which files had the tools, and the flag for them; a trace alone never has one imported."""
+        stated = (self.own_code or {}).get("tools")
+        files = [file for file in stated if isinstance(file, dict)] if isinstance(stated, list) else []
+        names = ", ".join(str(file.get("file")) for file in files)
+        return f"; its own were in {names}: give that by --tool_module FILE" if names else ""
 
 
 def _check_options(stored: Mapping[str, Json], runs_code: bool) -> None:

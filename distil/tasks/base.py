@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,34 +29,58 @@ class Metric:
 class Task(Protocol):
     """What a run and its readers need to know of a task; every method is a pure function.
 
-    Truth and answer are JSON objects of the task's own making: only the task looks into them.
+    A task is a subclass in a file of its own and a line in `TASKS`, or in a file of the user's; what is said
+    here of most tasks, it says only where it differs. Truth and answer are JSON objects of the task's own
+    making: only the task looks into them.
     """
 
     @property
     def name(self) -> str: ...
+
     @property
-    def system_prompt(self) -> str: ...
+    def system_prompt(self) -> str:
+        return "You are a helpful assistant."
+
     @property
-    def user_prompt(self) -> str: ...
+    def user_prompt(self) -> str:
+        """What is asked of every row; each `{FIELD}` of `prompt_fields` is a row's own text."""
+        ...
+
     @property
-    def metrics(self) -> tuple[Metric, ...]: ...
+    def metrics(self) -> tuple[Metric, ...]:
+        """The figures beside the reward that are shown of it."""
+        return ()
 
     @property
     def map_axes(self) -> tuple[str, str] | None:
-        """The fields of truth and answer that are degrees north and east of a point on a world map, if any."""
-        ...
+        """The fields of truth and answer that are degrees north and east on a world map, if any."""
+        return None
+
+    @property
+    def drawn_data(self) -> str | None:
+        """The kind of drawn data that the embedded teacher reads for it, taken where no dataset is named."""
+        return None
 
     @property
     def fields(self) -> tuple[str, ...]:
         """What it reads of a row that another column may be named for, by a flag `--FIELD_column`."""
-        ...
+        return ()
+
+    @property
+    def needed_in_prompt(self) -> tuple[str, ...]:
+        """Those of `prompt_fields` without which a prompt, the user's own too, asks nothing."""
+        return ()
+
+    def prompt_fields(self, row: Mapping[str, Json]) -> Mapping[str, str]:
+        """The texts of a row that stand in the prompt in place of `{FIELD}`; raises SampleError."""
+        return {}
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns to take for its fields, but for those that have a name that `truth` reads.
 
         `asked` are those that the user named. Raises SourceError where these columns cannot hold a truth.
         """
-        ...
+        return {}
 
     def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """The row's truth; raises SampleError naming the field that is missing or bad."""
@@ -71,8 +96,8 @@ class Task(Protocol):
 
     def text(self, value: Mapping[str, Json]) -> str:
         """A truth or an answer for a person to read, whatever a trace holds in its place."""
-        ...
+        return json.dumps(value, ensure_ascii=False)
 
     def reward_text(self, value: float) -> str:
         """One trace's reward for a person to read."""
-        ...
+        return f"{value:.4f}"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from distil.errors import SampleError, SourceError
 from distil.messages.tags import text_outside
 from distil.records import Json, Score
-from distil.tasks.base import Metric, Rows
+from distil.tasks.base import Metric, Rows, Task
+from distil.tasks.boxed import answer_bodies, boxed_bodies
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = """\
@@ -41,9 +42,6 @@ _GUESSED = {  # the last name of a column, letters alone; and where the picture'
     "lat": (LAT_COLUMNS, re.compile(r"(gps|geo)?(lat|latitude)(deg|degrees)?"), "exif:GPSLatitude"),
     "lon": (LON_COLUMNS, re.compile(r"(gps|geo)?(lo?ng?|longitude)(deg|degrees)?"), "exif:GPSLongitude"),
 }
-
-_BRACE = re.compile(r"[{}]")
-_MAX_ANSWER_CHARS = 300  # an answer is two numbers; a longer box is prose
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ DISTANCE = Metric(
 
 
 @dataclass(frozen=True)
-class Geolocation:
+class Geolocation(Task):
     """The geolocation task of the mission."""
 
     name: str = "geolocation"
@@ -87,6 +85,7 @@ class Geolocation:
     metrics: tuple[Metric, ...] = (DISTANCE,)
     fields: tuple[str, ...] = tuple(_GUESSED)
     map_axes: tuple[str, str] | None = ("lat", "lon")
+    drawn_data: str | None = "signs"
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns of latitude and longitude, but for those that `truth` reads without being told.
@@ -130,7 +129,7 @@ def parse_answer(response: str) -> Place | None:
     number, four numbers or a value out of range is no place. Linear in the length of the reply.
     """
     text = text_outside(response, thinking=True, tool_calls=True)
-    for bodies in (_boxed_bodies(text), _answer_bodies(text)):
+    for bodies in (boxed_bodies(text), answer_bodies(text)):
         places = (_place(plain) for body in reversed(bodies) if _has_digit(plain := body.translate(_NARROW)))
         answer = next((place for place in places if place is not None), None)
         if answer is not None:
@@ -206,39 +205,6 @@ def _coordinate(row: Mapping[str, Json], columns: tuple[str, ...], limit_degrees
     if not abs(degrees) <= limit_degrees:  # NaN fails this too
         raise SampleError(f"column {column!r} is not within ±{limit_degrees} degrees: {value!r}")
     return degrees
-
-
-def _boxed_bodies(text: str) -> list[str]:
-    """What stands in each innermost `\\boxed{…}`, braces matched; one longer than an answer is left out."""
-    bodies = []
-    for start in re.finditer(r"\\boxed[ \t]{0,4}\{", text):
-        body = _braced(text, start.end())
-        if body is not None and "\\boxed" not in body:
-            bodies.append(body)
-    return bodies
-
-
-def _braced(text: str, start: int) -> str | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, start, start + _MAX_ANSWER_CHARS):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return text[start : brace.start()]
-    return None
-
-
-def _answer_bodies(text: str) -> list[str]:
-    bodies = []
-    position = text.find("<answer>")
-    while position >= 0:
-        start = position + len("<answer>")
-        end = text.find("</answer>", start)
-        if end < 0:
-            break
-        if end - start <= _MAX_ANSWER_CHARS:
-            bodies.append(text[start:end])
-        position = text.find("<answer>", end)
-    return bodies
 
 
 def _has_digit(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -15,8 +16,11 @@ from rich.text import Text
 from tqdm import tqdm
 
 from distil.errors import TraceError, UsageError
+from distil.index.index import TraceIndex
+from distil.index.query import Query
 from distil.messages.tags import split_thinking
 from distil.records import Json
+from distil.rewards import reward_fields
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
     Totals,
@@ -34,7 +38,7 @@ from distil.store.summary import (
 )
 from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
-from distil.tasks import task_of
+from distil.tasks import task_to_show
 from distil.tasks.base import Metric
 from distil.terminal.documents import totals_document, trace_document
 from distil.terminal.terminal import Terminal
@@ -43,24 +47,30 @@ from distil.terminal.words import figure, one_line, printable, short
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
-def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
-    """Show a trace file or a folder of them; returns 1 where a file was broken, else 0.
+def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: str = "") -> int:
+    """Show a trace file or a folder of them; returns 1 where one is broken or of no known task, else 0.
 
-    Raises UsageError where there is nothing to show.
+    Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
+    show.
     """
     if path.is_file():
-        trace = _load(path)
+        if where:
+            raise UsageError("--where chooses from a folder of traces; this is one trace")
+        trace = load_json(path)
+        _, note = task_to_show(trace)
+        if note is not None:
+            terminal.say(f"{path}: {note}", "red")
         if terminal.gives_json:
             terminal.give(_trace_document(path, trace))
         else:
             _show_trace(trace, verbose, terminal)
-        return 0
+        return 0 if note is None else 1
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
     files = find_trace_files(path)
     if not files:
         raise UsageError(f"{path} holds no trace_*.json")
-    facts, broken = _load_facts(files)
+    facts, broken = _load_facts(_chosen(path, where) if where else files)
     is_listed = verbose or not batch
     if terminal.gives_json:
         terminal.give(
@@ -83,30 +93,46 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal) -> int:
     return 1 if broken else 0
 
 
+def _chosen(folder: Path, where: str) -> list[Path]:
+    """The trace files that an expression is true of; raises UsageError where there is none."""
+    with tqdm(unit="trace", desc="index", leave=False, delay=1) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        index = TraceIndex.open([folder], show)
+    with closing(index):
+        files = [folder / str(name) for (name,) in index.rows(Query(where=where), ["file"])]
+    if not files:
+        raise UsageError(f"{folder} holds no trace of which this is true: {where}")
+    return files
+
+
 def _trace_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
     """One trace's figures, with truth and answer."""
     own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
-    return trace_document(path, read_summary(trace)) | own
+    return trace_document(path, read_summary(trace, task_to_show(trace)[0])) | own
 
 
 def _load_facts(files: Sequence[Path]) -> tuple[dict[Path, TraceSummary], list[str]]:
+    """The figures of each trace, of a task that nobody has as stated; and what is wrong with which."""
     facts, broken = {}, []
+    unknown: dict[str, list[Path]] = {}  # by what is said of their tasks
     for file in tqdm(files, unit="trace", leave=False, disable=len(files) < 2000):
         try:
-            facts[file] = read_summary(_load(file))
+            trace = load_json(file)
         except TraceError as error:
             broken.append(str(error))
+            continue
+        task, note = task_to_show(trace)
+        facts[file] = read_summary(trace, task)
+        if note is not None:
+            unknown.setdefault(note, []).append(file)
+    for note, those in unknown.items():
+        more = f" and {len(those) - 1} more" if those[1:] else ""
+        broken.append(f"{those[0]}{more}: {note}")
     return facts, broken
-
-
-def _load(path: Path) -> dict[str, Json]:
-    """A trace whose task is known; raises TraceError naming the file."""
-    trace = load_json(path)
-    try:
-        task_of(trace)
-    except TraceError as error:
-        raise TraceError(f"{path}: {error}") from None
-    return trace
 
 
 def _added_up(facts: Iterable[TraceSummary]) -> Totals:
@@ -176,7 +202,7 @@ def _metric_cell(metric: Metric, facts: TraceSummary) -> str:
 
 
 def _show_trace(trace: Mapping[str, Json], verbose: bool, terminal: Terminal) -> None:
-    facts = read_summary(trace)
+    facts = read_summary(trace, task_to_show(trace)[0])
     table = _sample_table(trace, facts)
     terminal.show(Panel(table, title=f"sample {facts.sample_id}", title_align="left"))
     calls = trace_calls(trace)
@@ -273,7 +299,7 @@ def _call_not_run_line(call: Json) -> Text:
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
-    table, task = _plain_table(), task_of(trace)
+    table, (task, _) = _plain_table(), task_to_show(trace)
     table.add_row("truth", _text(task.text(trace_truth(trace))))
     answer = task.text(trace_answer(trace))
     table.add_row("answer", _text(answer if facts.parse_success else "none that can be read"))
@@ -281,6 +307,8 @@ def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
         for metric in task.metrics:
             table.add_row(metric.label, metric.text.format(facts.metrics[metric.name]))
     table.add_row("score", task.reward_text(facts.score))
+    for name, value in reward_fields(mapping_of(trace.get("reward_score"))).items():
+        table.add_row(_text(name), _text(short(value if isinstance(value, str) else json.dumps(value))))
     table.add_row("turns", f"{facts.turns}, ended by {facts.stop_reason or 'a reason not stated'}")
     failed = sum(facts.failed_calls.values())
     table.add_row("tool calls", f"{sum(facts.calls.values())}, {failed} failed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distil.errors import UsageError
 from distil.replay.processes import verify_traces
-from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification
+from distil.replay.verify import RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.documents import verification_document
@@ -36,14 +36,15 @@ def verify(
         raise UsageError(f"{path} is no trace file and holds no trace_*.json")
     counts: Counter[Verdict] = Counter()
     shown: list[Verification] = []  # the first bad ones, so that nothing grows with the traces; as JSON all
-    recipe_not_run = False
+    not_run: dict[str, bool] = {}
     with (
         Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
         closing(verify_traces(files, dataset_path, max_workers, partial(say_above_bar, terminal))) as found,
     ):
         for result in found:
             counts[result.verdict] += 1
-            recipe_not_run |= result.detail == RECIPE_NOT_RUN
+            if result.verdict is Verdict.MATCHED:
+                not_run |= {note: True for note in (RECIPE_NOT_RUN, REWARD_NOT_RUN) if note in result.detail}
             if terminal.gives_json:
                 if verbose or result.verdict is not Verdict.MATCHED:
                     shown.append(result)
@@ -61,8 +62,8 @@ def verify(
     if not verbose and bad > _SHOWN:
         terminal.say(f"… and {bad - _SHOWN} more (--verbose)")
     terminal.say(_totals(counts))
-    if recipe_not_run:
-        terminal.say(f"Matched, but {RECIPE_NOT_RUN}")
+    for note in not_run:
+        terminal.say(f"Matched, but {note}")
     return 1 if bad else 0
 
 

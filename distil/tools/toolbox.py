@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
@@ -20,11 +21,38 @@ TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
 )
 
 _MAX_QUOTED_CHARS = 200
+_own: dict[str, Tool] = {}  # those of the user's own files, by name
+
+
+@contextmanager
+def with_own_tools(tools: Sequence[Tool]) -> Iterator[None]:
+    """Have further tools beside those of `TOOLS`; raises UsageError where a name is taken already."""
+    for tool in tools:
+        taken = {*dict(_makers()), *(each.name for each in all_tools())}
+        if tool.name in taken:
+            _forget(tools)
+            raise UsageError(f"--tool_module: there is a tool called {tool.name!r} already; rename one")
+        _own[tool.name] = tool
+    try:
+        yield
+    finally:
+        _forget(tools)
+
+
+def _forget(tools: Sequence[Tool]) -> None:
+    for tool in tools:
+        if _own.get(tool.name) is tool:
+            del _own[tool.name]
+
+
+def _makers() -> tuple[tuple[str, Callable[[Executor | None], Tool]], ...]:
+    """The tools of `TOOLS`, and the user's own by their full names."""
+    return (*TOOLS, *((name, lambda _, tool=tool: tool) for name, tool in _own.items()))
 
 
 def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
     """Every tool there is; the code tool runs code in `executor`."""
-    return tuple(make(executor) for _, make in TOOLS)
+    return tuple(make(executor) for _, make in _makers())
 
 
 def find_tool(name: str, executor: Executor | None = None) -> Tool | None:
@@ -40,7 +68,7 @@ def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if wanted == ["none"]:
         return ()
-    known = dict(TOOLS)
+    known = dict(_makers())
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise UsageError(f"--tools {names!r}: known tools are {', '.join(known)} (or none)")

@@ -1,0 +1,152 @@
+"""The rules for a question about a drawn shape: find it by colour and form, read what is written in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from distil.embedded.eyes import VIEW_LONG_SIDE_PX, Box, Look, TextLine
+from distil.embedded.shapes import PALETTE, SHAPE_NAMES
+from distil.embedded.sign_reader import (
+    ANGLE_SPREAD_DEGREES,
+    DISCLOSURE,
+    GIVE_UP_SHARE,
+    GOOD_HEIGHT_PX,
+    MAX_CALLS,
+    MIN_BOX_PX,
+    MIN_TURN_DEGREES,
+    MIN_ZOOM_GAIN,
+    ROOM_SPREAD,
+    SURE_READ_SCORE,
+    Decision,
+    Mood,
+    Rotate,
+    Say,
+    Situation,
+    Zoom,
+    side_within,
+    zoom_box,
+)
+
+_QUESTION = re.compile(
+    rf"What (number|word) is written in the ({'|'.join(PALETTE)}) ({'|'.join(SHAPE_NAMES)})\?", re.IGNORECASE
+)
+_FORMS = {"number": re.compile(r"\d{2,}"), "word": re.compile(r"[^\W\d_]{3,}")}
+ROOM_AROUND_SHAPE = 0.08  # of its side
+MIN_READ_SCORE = 0.5
+NOTHING = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeQuestion:
+    """What is asked: the number or the word in a shape."""
+
+    kind: str
+    colour: str
+    shape: str
+
+
+def read_question(text: str) -> ShapeQuestion | None:
+    """The question that a text asks, None where it asks another."""
+    match = _QUESTION.search(text)
+    return None if match is None else ShapeQuestion(*(part.lower() for part in match.groups()))
+
+
+def decide_scene(look: Look, question: ShapeQuestion, situation: Situation, mood: Mood) -> Decision:
+    """Choose the next step: answer when it is read, else look closer at the shape, else say what is known."""
+    box = shape_box(look, question, is_first=situation.calls_made == 0)
+    lines = [line for line in look.lines if box is not None and is_within(line.box_px, box)]
+    read, line = best_reading(lines, question)
+    is_sure = line is not None and line.read_score >= SURE_READ_SCORE and line.height_px >= GOOD_HEIGHT_PX / 2
+    may_call = situation.calls_made < MAX_CALLS and not situation.last_call_failed
+    if box is None or is_sure or not may_call or mood.happens(GIVE_UP_SHARE):
+        return answer_scene(read, question, mood)
+    return closer_look(look, box, lines, situation, mood) or answer_scene(read, question, mood)
+
+
+def shape_box(look: Look, question: ShapeQuestion, *, is_first: bool) -> Box | None:
+    """Where the shape is: of the first picture by its form, later the largest of its colour.
+
+    In a picture that was cut to it or turned, its form tells nothing any more.
+    """
+    found = [shape for shape in look.shapes if not is_first or shape.name == question.shape]
+    return found[0].box_px if found else None
+
+
+def is_within(inner: Box, outer: Box) -> bool:
+    """Say whether the middle of a box lies in another."""
+    x, y = (inner[0] + inner[2]) / 2, (inner[1] + inner[3]) / 2
+    return outer[0] <= x <= outer[2] and outer[1] <= y <= outer[3]
+
+
+def best_reading(lines: list[TextLine], question: ShapeQuestion) -> tuple[str | None, TextLine | None]:
+    """What is read that has the form of an answer, and the line that it stands in."""
+    found = [
+        (line.read_score, line, match[0])
+        for line in lines
+        if line.read_score >= MIN_READ_SCORE and (match := _FORMS[question.kind].search(line.text))
+    ]
+    if not found:
+        return None, None
+    _, line, text = max(found, key=lambda item: item[0])
+    return text, line
+
+
+def closer_look(
+    look: Look, box: Box, lines: list[TextLine], situation: Situation, mood: Mood
+) -> Decision | None:
+    """Choose the step that makes the print readable, or None if no step on offer would."""
+    line = max(lines, key=lambda each: each.found_score, default=None)
+    target = with_room(look, box, mood) if line is None else zoom_box(look, line, mood)
+    if situation.calls_made == 0:
+        target = with_room(look, box, mood)  # the shape as a whole first: small print is hardly found
+    gain = max(look.width_px, look.height_px) / max(target[2] - target[0], target[3] - target[1])
+    is_large = line is not None and line.height_px >= GOOD_HEIGHT_PX
+    if situation.can_zoom and gain >= MIN_ZOOM_GAIN and not is_large:
+        return Decision(zoom_words(mood), Zoom(target))
+    if situation.can_turn and line is not None and abs(line.tilt_degrees) >= MIN_TURN_DEGREES:
+        angle = round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)
+        return Decision(turn_words(line, mood), Rotate(angle))
+    return None
+
+
+def with_room(look: Look, box: Box, mood: Mood) -> Box:
+    """A box around a shape with a little room, inside the picture."""
+    room = 1 + 2 * ROOM_AROUND_SHAPE + abs(mood.spread(ROOM_SPREAD)) / 4
+    half = max(box[2] - box[0], box[3] - box[1], MIN_BOX_PX) * room / 2
+    left, right = side_within((box[0] + box[2]) / 2, half, look.width_px)
+    top, bottom = side_within((box[1] + box[3]) / 2, half, look.height_px)
+    return left, top, right, bottom
+
+
+def answer_scene(read: str | None, question: ShapeQuestion, mood: Mood) -> Decision:
+    """Answer with what was read, or say that nothing was."""
+    where = f"the {question.colour} {question.shape}"
+    if read is None:
+        return Decision(f"I could read no {question.kind} in {where}. {DISCLOSURE}", Say(NOTHING))
+    phrase = mood.word(
+        (f"In {where} I read", f"The {question.kind} in {where} is", f"{where.capitalize()} says")
+    )
+    return Decision(f"{phrase} “{read}”. {DISCLOSURE}", Say(read))
+
+
+def zoom_words(mood: Mood) -> str:
+    """Say that the print is too small."""
+    return mood.word(
+        (
+            "The print is too small to read. I zoom in on it.",
+            "I have to look closer at this shape.",
+            f"In {VIEW_LONG_SIDE_PX} pixels I cannot read it; zooming in.",
+        )
+    )
+
+
+def turn_words(line: TextLine, mood: Mood) -> str:
+    """Say that the print is tilted."""
+    tilt = round(line.tilt_degrees)
+    return mood.word(
+        (
+            f"The print is turned by about {tilt} degrees. I turn the picture to level it.",
+            f"The text runs at {tilt} degrees; levelling it should make it readable.",
+        )
+    )
