@@ -122,8 +122,9 @@ def _expected(row_id: str, replayed: Replay, thoughts: str, errors: str) -> Expe
 
 def _opening(replayed: Replay) -> str:
     """System and question, with the tools described as text."""
-    settings = {**replayed.trace.json["settings"], "tool_mode": "text", "states_size": False}
-    system, user = opening_messages(settings, _NoPicture())
+    trace = replayed.trace.json
+    settings = {**trace["settings"], "tool_mode": "text", "states_size": False}
+    system, user = opening_messages({**trace, "settings": settings}, _NoPicture())
     (question,) = [part["text"] for part in user["content"] if part["type"] == "text"]
     return f"<|im_start|>system\n{system['content']}{TURN_END}<|im_start|>user\n{PICTURE}{question}{TURN_END}"
 

@@ -28,7 +28,6 @@ class ExportTests:
 
     name: ClassVar[str]
     by_turn = False  # whether a trace with a masked turn is a row for each turn that is trained
-    student = "qwen3_vl"
 
     def job(self, folder: Path) -> dict[str, Any]:
         """How the trainer is started on an export, as the export's own files say."""
@@ -83,9 +82,11 @@ class ExportTests:
         assert main(["export", str(run), "--format", cls.name, "--out", str(out), *flags]) == 0
         return out
 
-    def rows(self, trainer: TrainerProcess, folder: Path, **settings: Any) -> list[Row]:
+    def rows(
+        self, trainer: TrainerProcess, folder: Path, family: str = "qwen3_vl", **settings: Any
+    ) -> list[Row]:
         """What the trainer makes of an export, with some of its settings changed, or left to its defaults (...)."""
-        job = self.job(folder)
+        job = self.job(folder) | {"family": family}
         job["defaults"] = [name for name, value in settings.items() if value is ...]
         job["settings"] = {
             name: value for name, value in (job["settings"] | settings).items() if value is not ...
@@ -173,3 +174,10 @@ class ExportTests:
         check(problems(rows, expected_of(large_run), Manner(is_resized=True)))
         assert all(each["width_px"] * each["height_px"] <= 200000 for each in rows[0]["pictures"])
         assert rows[0]["pictures"][0]["width_px"] > 400
+
+    def test_a_student_of_the_family_before_reads_the_same(
+        self, trainer: TrainerProcess, tools_run: Path, expected: list[Expected], tmp_path: Path
+    ) -> None:
+        folder = self.exported(tools_run, tmp_path / "export", "--student", "qwen2.5-vl")
+        rows = self.rows(trainer, folder, family="qwen2_5_vl")
+        check(problems(rows, expected, Manner(by_turn=self.by_turn, factor_px=28)))

@@ -33,7 +33,9 @@ def trainer_of(job: Job, **settings: Any) -> SFTTrainer:
         def __init__(self, model: str, args: SFTConfig, **given: Any) -> None:
             student = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(job["student"]))
             processor = AutoProcessor.from_pretrained(job["student"])
-            processor.chat_template = (Path(job["student"]) / "chat_template.jinja").read_text(encoding="utf-8")
+            processor.chat_template = (Path(job["student"]) / "chat_template.jinja").read_text(
+                encoding="utf-8"
+            )
             super().__init__(student, args, processing_class=processor, **given)
             made.append(self)
 

@@ -21,8 +21,10 @@ class TestLlamaFactory(ExportTests):
         moved = {"dataset_dir": str(folder), "media_dir": str(folder)}
         return {"yaml": str(folder / "train.yaml"), "settings": moved}
 
-    def rows(self, trainer: TrainerProcess, folder: Path, **settings: Any) -> list[Row]:
-        return self.with_ids(super().rows(trainer, folder, **settings), folder)
+    def rows(
+        self, trainer: TrainerProcess, folder: Path, family: str = "qwen3_vl", **settings: Any
+    ) -> list[Row]:
+        return self.with_ids(super().rows(trainer, folder, family, **settings), folder)
 
     # --- what the export protects from
 

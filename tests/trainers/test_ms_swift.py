@@ -24,8 +24,10 @@ class TestMsSwift(ExportTests):
         settings["truncation_strategy"] = given["truncation_strategy"]
         return {"files": [str(folder / Path(given["dataset"]).name)], "settings": settings}
 
-    def rows(self, trainer: TrainerProcess, folder: Path, **settings: Any) -> list[Row]:
-        return self.with_ids(super().rows(trainer, folder, **settings), folder)
+    def rows(
+        self, trainer: TrainerProcess, folder: Path, family: str = "qwen3_vl", **settings: Any
+    ) -> list[Row]:
+        return self.with_ids(super().rows(trainer, folder, family, **settings), folder)
 
     # --- what the export protects from
 
