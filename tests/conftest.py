@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,6 +23,7 @@ settings.register_profile("no_deadline", deadline=None)  # busy machines pause f
 settings.load_profile("no_deadline")
 
 PACKAGE = Path(__file__).parent.parent / "distil"
+TRAINERS = Path(__file__).parent / "trainers"
 PLACES = [
     (48.8566, 2.3522),
     (35.6762, 139.6503),
@@ -96,6 +98,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How long, and with which chance, whole conversations are fuzzed."""
     parser.addoption("--fuzz_seconds", type=float, help="how long (default: the same cases in every run)")
     parser.addoption("--fuzz_case", metavar="SEED:NUMBER", help="one case alone, or with SEED: other cases")
+    parser.addoption(
+        "--trainers", action="store_true", help="also the tests in the trainers' own environments"
+    )
 
 
 LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files
@@ -118,10 +123,29 @@ LONGEST_FIRST = (  # else a worker is left with one of them when the other has n
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first; all else stays as it is."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; all else stays as it is, less the trainers' unless asked for."""
     place = {name: position for position, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    left_out = [item for item in items if item.path.parent == TRAINERS]
+    if left_out and not config.getoption("--trainers"):
+        items[:] = [item for item in items if item.path.parent != TRAINERS]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say what was left out, and how it is run; processes that share the tests count nothing themselves."""
+    files = [path for path in TRAINERS.glob("test_*.py") if _is_asked_for(config, path)]
+    if files and not config.getoption("--trainers"):
+        terminalreporter.write_line(
+            f"left out: {len(files)} files of tests in the trainers' own environments (4 GB, made once): "
+            "python -m pytest tests/trainers --trainers"
+        )
+
+
+def _is_asked_for(config: pytest.Config, path: Path) -> bool:
+    asked = [Path(config.invocation_params.dir, name.partition("::")[0]) for name in config.args]
+    return any(path.is_relative_to(root) for root in asked)
 
 
 def pytest_collection_finish() -> None:
