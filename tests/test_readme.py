@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ ROOT = PACKAGE.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", *DOCS]
-SET_UP = re.compile(r'^python3 -m venv \.venv && \. \.venv/bin/activate && pip install -e "\.\[\w+\]" && ')
+SET_UP = re.compile(r'^python3 -m venv \.venv && \. \.venv/bin/activate && pip install -e "\.\[[\w,]+\]" && ')
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MODEL = "Qwen/Qwen3-VL-235B-A22B-Instruct"
 
@@ -94,8 +96,8 @@ def test_set_up_lines_install_extras_that_exist() -> None:
     assert [line.rpartition("&& ")[2].split()[1] for line in lines] == ["demo_concurrent.py", "-m"]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for line in lines:
-        extra = re.search(r"\[(\w+)\]", line)
-        assert extra is not None and f"\n{extra[1]} = [" in project
+        extras = re.search(r"\[([\w,]+)\]", line)
+        assert extras is not None and all(f"\n{extra} = [" in project for extra in extras[1].split(","))
 
 
 def make_clone(folder: Path) -> Path:
@@ -113,13 +115,17 @@ def clone(tmp_path: Path) -> Path:
     return make_clone(tmp_path)
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell_environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return environment
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-ec", command],
         cwd=folder,
-        env=environment,
+        env=shell_environment(),
         capture_output=True,
         text=True,
         timeout=280,
@@ -160,6 +166,27 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     assert result.returncode == 0, result.stderr
     assert "10 finished, 0 failed" in result.stdout
     return Tried(folder, result.stdout)
+
+
+def test_the_last_of_them_shows_the_traces_as_pages(tried: Tried) -> None:
+    (line,) = (command for command in commands(ENGLISH) if "--serve" in command)
+    viewer = subprocess.Popen(
+        shlex.split(line),
+        cwd=tried.folder,
+        env=shell_environment() | {"BROWSER": "true", "PYTHONUNBUFFERED": "1"},  # which opens nothing
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert viewer.stdout is not None
+        address = next(re.search(r"http://\S+", said) for said in viewer.stdout if "http://" in said)
+        assert address is not None
+        with urllib.request.urlopen(f"{address[0]}traces", timeout=60) as page:
+            assert page.status == 200
+    finally:
+        viewer.send_signal(signal.SIGINT)
+        assert viewer.wait(timeout=60) == 0
 
 
 def test_the_commands_after_the_first_line_work(tried: Tried) -> None:
@@ -276,6 +303,7 @@ def test_every_command_of_the_readme_is_run_by_one_of_these_tests() -> None:
         "python view_",
         "distil verify",
         "distil export",
+        "distil view",
         "distil doctor --api_base",
         "distil estimate",
         "distil run",
