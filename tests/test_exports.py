@@ -5,8 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,23 +21,25 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from builders import file_bytes, row, saved, smooth
+from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
+from warm_door import start_door
 
 from distil.cli import main
 from distil.errors import ToolError
-from distil.exports.conversation import Conversation
+from distil.exports.conversation import Conversation, conversation_of
 from distil.exports.escape import escaped, escaped_json, json_text
 from distil.exports.export import Refused, conversation_at
 from distil.exports.options import ExportOptions
-from distil.exports.pictures import student_size
+from distil.exports.pictures import Shown, shown, student_size
 from distil.exports.tokens import picture_tokens, text_tokens
 from distil.pictures import box_to_pixels, pixels_to_box, sent_size
-from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts
+from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
 from distil.replay.replay import Executors, Sources, replay
-from distil.store.trace_file import json_sha256, read_trace
+from distil.store.trace_file import StoredTrace, json_sha256, read_trace
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 FORMATS = [each.value for each in ExportFormat]
@@ -310,6 +318,11 @@ def test_a_picture_has_the_size_that_the_students_processor_leaves_as_it_is() ->
         assert picture_tokens(size, options) == size[0] * size[1] // 1024 + 2
 
 
+def test_a_small_limit_makes_no_row_shorter_than_a_processor_does() -> None:
+    options = ExportOptions(ExportFormat.TRL, image_max_pixels=10_000)
+    assert picture_tokens(student_size((640, 480), options), options) >= 64  # 65,536 pixels at the least
+
+
 def test_thousandths_leave_pictures_as_sent_but_for_those_above_the_limit(tmp_path: Path) -> None:
     traces = run(tmp_path, zooms([0, 0, 250, 250]))
     found = conversation(traces / "trace_00000.json", image_max_pixels=100_000)
@@ -426,9 +439,12 @@ def test_a_call_cut_out_makes_no_special_word_of_what_stood_around_it(tmp_path: 
     assert found.turns[0].text == escaped("<image>") and len(found.turns[0].calls) == 1
 
 
-def test_llama_factory_gets_a_row_for_each_trained_turn(failing: Path, tmp_path: Path) -> None:
+def test_llama_factory_gets_a_row_for_each_trained_turn(
+    failing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = export(failing, tmp_path / "out", "--format", "llamafactory")
     rows = rows_of(out)
+    assert "6 of 12 turns are there but not trained; LLaMA-Factory cannot" in capsys.readouterr().out
     assert len(rows) == 6 and "mask_history: true" in (out / "train.yaml").read_text()
     first, second = rows[:2]
     assert [each["id"] for each in rows[:2]] == [
@@ -595,6 +611,9 @@ def test_a_chat_api_has_an_answer_to_each_call_and_then_the_pictures(traces: Pat
 def test_a_form_that_a_format_has_not_is_refused(
     traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags = ("--call_form", "native", "--student", "qwen2.5-vl")
+    export(traces, tmp_path / "out", "--format", "verl", *flags, expected=2)
+    assert "the chat template of Qwen2.5-VL" in capsys.readouterr().err
     export(traces, tmp_path / "out", "--format", "hf", "--call_form", "native", expected=2)
     assert "--call_form native: the format hf has no such form" in capsys.readouterr().err
 
@@ -725,22 +744,55 @@ def test_what_a_killed_export_left_is_removed_by_the_next(failing: Path, tmp_pat
     assert not left.exists() and running.exists()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_same_command_gives_the_same_bytes_by_any_number_of_workers(name: str, tmp_path: Path) -> None:
-    traces = many_traces(tmp_path.parent)
+MANY = 60  # enough traces for two processes
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many traces, of photos some of which are the same."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [row(file_bytes(smooth(48 + number % 40, 32))) for number in range(MANY)]
+    return run(folder, zooms([100, 100, 900, 900]), dataset=saved(folder / "photos", rows))
+
+
+def process(*arguments: object) -> subprocess.Popen[str]:
+    """An export as a process of its own: in that of the tests there are threads, and nothing forks."""
+    return start_door(str(PACKAGE / "__main__.py"), "export", *map(str, arguments), cwd=PACKAGE)
+
+
+@pytest.mark.parametrize("name", ["trl", "llamafactory"])
+def test_the_same_command_gives_the_same_bytes_by_any_number_of_workers(
+    name: str, many: Path, tmp_path: Path
+) -> None:
     found = []
     for workers in (1, 2):
-        out = export(traces, tmp_path / "out", "--format", name, "--max_workers", workers, "--overwrite")
+        out = tmp_path / "out"
+        door = process(many, "--out", out, "--format", name, "--max_workers", workers, "--overwrite")
+        said, errors = door.communicate(timeout=100)
+        assert door.wait() == 0, said + errors
         found.append(contents(out))
     assert found[0] == found[1]
-    assert len(rows_of(out)) == 52
+    assert len(rows_of(out)) == MANY
 
 
-@cache
-def many_traces(folder: Path) -> Path:
-    """Enough traces for two processes, of photos some of which are the same."""
-    rows = [row(file_bytes(smooth(48 + number % 40, 32))) for number in range(52)]
-    return run(folder, zooms([100, 100, 900, 900]), dataset=saved(folder / "many", rows))
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process exports")
+def test_an_interrupted_export_leaves_nothing(many: Path, tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck"
+    shutil.copytree(many, stuck)
+    last = stuck / f"trace_{MANY:05d}.json"
+    os.mkfifo(last)
+    descriptor = os.open(last, os.O_RDWR)
+    (tmp_path / "exports").mkdir()
+    door = process(stuck, "--out", tmp_path / "exports" / "out", "--format", "ms_swift", "--max_workers", 2)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "exports").glob(".out.*.tmp/images/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    door.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    os.close(descriptor)  # who reads the trace goes on, and finds it empty
+    said, errors = door.communicate(timeout=60)
+    assert door.wait() == 130, said + errors
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_the_same_picture_has_one_file(tmp_path: Path) -> None:
@@ -805,3 +857,77 @@ def test_a_rows_own_question_stands_in_its_conversation(tmp_path: Path) -> None:
     traces = run(tmp_path, script, "--task", "vqa", dataset=tmp_path / "birds")
     question = conversation(traces / "trace_00000.json").question
     assert escaped("How many <image> birds?") in question and "{question}" not in question
+
+
+# --- the conversation that the teacher had
+
+
+def test_a_teacher_of_text_calls_had_the_conversation_that_is_exported(tmp_path: Path) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return says("ok")
+        both = f"Two.\n{text_call(ZOOM, {'bbox_2d': [0, 0, 500, 500]})}\n{text_call(ROTATE, {'angle': 30})}"
+        turns = [
+            says(both),
+            says(f"One, that fails: {text_call(ROTATE, {'angle': 'left'})}"),
+            says("\\boxed{1, 2}"),
+        ]
+        return turns[num_turns(request)]
+
+    path = run(tmp_path, script, "--tool_mode", "text") / "trace_00000.json"
+    trace = read_trace(path)
+    with Executors() as executors:
+        had = replay(trace, Sources().of(trace), executors.of(trace)).messages()
+    exported_messages = conversation(path, failed_calls=FailedCalls.TRAIN).messages()
+    assert [message.role for message in exported_messages] == [message["role"] for message in had]
+    for ours, theirs in zip(exported_messages, had, strict=True):
+        content = theirs["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "".join(part.get("text", "<image>") for part in parts)
+        # Models' own templates have a newline between two results.
+        assert ours.text("<image>") == text.replace(
+            "</tool_response><tool_response>", "</tool_response>\n<tool_response>"
+        )
+
+
+@given(st.lists(texts, max_size=4), st.lists(texts, max_size=4), st.lists(texts, max_size=4), st.booleans())
+def test_whatever_is_said_no_special_word_is_left_but_those_placed(
+    failing: Path, said: list[str], thought: list[str], printed: list[str], is_native: bool
+) -> None:
+    trace, pictures = _replayed(failing / "trace_00000.json")
+    form = ToolMode.NATIVE if is_native else ToolMode.TEXT
+    changes: dict[str, Any] = {
+        "content": "".join(said),
+        "reasoning": "".join(thought),
+        "reasoning_field": "reasoning",
+    }
+    replies = tuple(replace(reply, call_form=form, **changes) for reply in trace.replies)
+    calls = tuple(
+        replace(call, stored=replace(call.stored, message="".join(printed), stdout="".join(printed)))
+        for call in pictures.calls
+    )
+    options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN, thoughts=Thoughts.KEEP)
+    found = conversation_of(replace(trace, replies=replies), replace(pictures, calls=calls), options)
+    if found is None:
+        return  # nobody said anything
+    system, *others = found.messages()
+    assert len(SPECIAL.findall(system.text("<image>"))) == 4
+    for message in others:
+        words = SPECIAL.findall(message.text(""))
+        tags = (
+            ["<tool_call>", "</tool_call>"]
+            if message.role == "assistant"
+            else ["<tool_response>", "</tool_response>"]
+        )
+        assert words == tags * (len(words) // 2)
+    assert sum(len(SPECIAL.findall(message.text(""))) for message in others) == 2 * sum(
+        len(turn.calls) + len(turn.results) for turn in found.turns
+    )
+
+
+@cache
+def _replayed(path: Path) -> tuple[StoredTrace, Shown]:
+    with Executors() as executors:
+        trace = read_trace(path)
+        options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN)
+        return trace, shown(trace, Sources().of(trace), executors.of(trace), options)

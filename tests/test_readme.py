@@ -72,7 +72,7 @@ def test_flags_that_the_pages_name_exist() -> None:
         subprocess.run(
             [sys.executable, "-m", "distil", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for command in ("estimate", "view")
+        for command in ("estimate", "view", "export")
     )
     ours = set(re.findall(r"--[a-z_]+", help_text))
     for path in (ENGLISH, *DOCS):
@@ -163,11 +163,14 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
 
 
 def test_the_commands_after_the_first_line_work(tried: Tried) -> None:
+    printed = ""
     for command in commands(ENGLISH):
-        if command.startswith(("python view_", "distil verify")):
+        if command.startswith(("python view_", "distil verify", "distil export")):
             result = shell(command, tried.folder)
             assert result.returncode == 0, result.stderr + result.stdout
-    assert "10 matched, 0 mismatched, 0 unreadable" in result.stdout
+            printed += result.stdout
+    assert "10 matched, 0 mismatched, 0 unreadable" in printed
+    assert "10 train rows with" in printed
 
 
 def test_the_first_line_prints_what_the_readme_says(tried: Tried) -> None:
@@ -272,6 +275,7 @@ def test_every_command_of_the_readme_is_run_by_one_of_these_tests() -> None:
     run_here = (
         "python view_",
         "distil verify",
+        "distil export",
         "distil doctor --api_base",
         "distil estimate",
         "distil run",

@@ -26,7 +26,7 @@ from distil.exports.selection import Pick
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
-from distil.records import ExportFormat, Frame, Json, StopReason
+from distil.records import ExportFormat, Frame, Json, StopReason, Student, ToolMode
 from distil.replay.processes import Workers, each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
@@ -113,7 +113,7 @@ def export_traces(
     _check_options(options)
     _check_free(job)
     work = partial(conversation_at, options=options)
-    with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out) as folder:
+    with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out.absolute()) as folder:
 
         def look_at(found: Iterable[Found]) -> Iterator[Found]:
             for result in found:
@@ -137,6 +137,11 @@ def _check_options(options: ExportOptions) -> None:
     if options.call_form not in form.call_forms:
         raise UsageError(
             f"--call_form {options.call_form.value}: the format {options.format.value} has no such form"
+        )
+    is_native, is_25 = options.call_form is ToolMode.NATIVE, options.student is Student.QWEN25_VL
+    if is_native and is_25 and options.format is ExportFormat.VERL:
+        raise UsageError(
+            "--call_form native: the chat template of Qwen2.5-VL, which verl uses, leaves native calls out"
         )
     limit = options.image_max_pixels
     if options.coordinates is Frame.PIXEL and limit is not None and limit < _MIN_PIXEL_FRAME_PX:
@@ -309,7 +314,7 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
 
 def _remove_left_behind(out: Path) -> None:
     """Remove what exports to the same place have left that were killed."""
-    for folder in out.absolute().parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         number = folder.name.removesuffix(".tmp").rpartition(".")[2]
         if number.isdigit() and not _is_running(int(number)):
             shutil.rmtree(folder, ignore_errors=True)

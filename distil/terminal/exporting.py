@@ -8,6 +8,7 @@ from functools import partial
 from distil.exports.export import Found, Job, Refused, Report, export_traces
 from distil.exports.options import ExportOptions
 from distil.exports.selection import Pick
+from distil.records import ExportFormat, FailedCalls
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
 
@@ -42,10 +43,22 @@ def _lines(report: Report, options: ExportOptions, job: Job) -> list[str]:
     if report.num_refused:
         lines.append(f"{report.num_refused:,} refused, none of them is in the export")
     if report.num_masked_turns:
-        lines.append(f"{report.num_masked_turns:,} of {report.num_turns:,} turns are there but not trained")
+        lines.append(_masked_line(report, options))
     lengths = report.lengths.as_json()
     lines.append(
         f"The longest row has about {lengths['longest']:,} tokens: set {lengths['to_set']:,}. "
         f"How to start: {job.out / 'README.md'}"
     )
     return lines
+
+
+def _masked_line(report: Report, options: ExportOptions) -> str:
+    line = f"{report.num_masked_turns:,} of {report.num_turns:,} turns are there but not trained"
+    if options.failed_calls is FailedCalls.TRAIN:
+        line += ": a box of theirs failed in another frame than the exported one"
+    if options.format is ExportFormat.LLAMAFACTORY:
+        num_trained = report.num_turns - report.num_masked_turns
+        line += (
+            f"; LLaMA-Factory cannot mark them: the rows are split, {num_trained:,} with a trained turn each"
+        )
+    return line
