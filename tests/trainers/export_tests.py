@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 from broken_exports import MUTATIONS, broken, read_rows, written_anew
 from expected_rows import Expected, Manner, boxes_beside_the_picture, expected_of, problems
-from exported_runs import CODE_ROWS, LARGE, LARGE_ROWS, TOOL_ROWS, make_run
+from exported_runs import CODE_ROWS, LARGE, LARGE_ROWS, QUESTION_ROWS, TOOL_ROWS, make_run
 from trainer_process import LoaderFailed, Row, TrainerProcess
 
 from distil.cli import main
@@ -153,6 +153,14 @@ class ExportTests:
     ) -> None:
         folder = self.exported(code_run, tmp_path / "export")
         check(problems(self.rows(trainer, folder), expected_of(code_run), Manner(by_turn=self.by_turn)))
+
+    def test_a_question_of_a_dataset_is_text_whatever_it_says(
+        self, trainer: TrainerProcess, own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+        run = make_run(tmp_path, QUESTION_ROWS, "--task", "vqa")
+        rows = self.made(trainer, run, tmp_path / "export")
+        check(problems(rows, expected_of(run)))
 
     def test_rows_of_large_photos_are_whole_and_no_longer_than_the_readme_says(
         self, trainer: TrainerProcess, large_run: Path, large_export: Path
