@@ -187,30 +187,34 @@ def row_lost(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row not in _of(rows, 4)]
 
 
-MUTATIONS: dict[str, Mutation] = {
-    mutation.__name__: mutation
-    for mutation in (
-        picture_dropped,
-        picture_without_place,
-        place_without_picture,
-        pictures_swapped,
-        place_in_text,
-        wrong_turn_trained,
-        turn_not_trained,
-        special_word_unescaped,
-        answer_cut,
-        call_changed,
-        row_lost,
+MUTATIONS: dict[str, tuple[Mutation, int]] = {  # and the trace that each is about
+    mutation.__name__: (mutation, number)
+    for mutation, number in (
+        (picture_dropped, 0),
+        (picture_without_place, 0),
+        (place_without_picture, 0),
+        (pictures_swapped, 0),
+        (call_changed, 0),
+        (wrong_turn_trained, 1),
+        (turn_not_trained, 1),
+        (special_word_unescaped, 2),
+        (place_in_text, 3),
+        (row_lost, 4),
+        (answer_cut, 5),
     )
 }
 
 
 def broken(export: Path, folder: Path, mutation: Mutation) -> Path:
     """A copy of an export with a mutation."""
-    shutil.copytree(export, folder)
-    before = read_rows(export)
     rows = mutation(read_rows(export))
-    assert rows != before, f"{mutation.__name__} changed nothing"
+    assert rows != read_rows(export), f"{mutation.__name__} changed nothing"
+    return written_anew(export, folder, rows)
+
+
+def written_anew(export: Path, folder: Path, rows: list[Row]) -> Path:
+    """A copy of an export with other rows."""
+    shutil.copytree(export, folder)
     write_rows(folder, rows, export)
     return folder
 

@@ -126,7 +126,7 @@ def _opening(replayed: Replay) -> str:
     settings = {**trace["settings"], "tool_mode": "text", "states_size": False}
     system, user = opening_messages({**trace, "settings": settings}, _NoPicture())
     (question,) = [part["text"] for part in user["content"] if part["type"] == "text"]
-    return f"<|im_start|>system\n{system['content']}{TURN_END}<|im_start|>user\n{PICTURE}{question}{TURN_END}"
+    return f"<|im_start|>system\n{system['content']}{TURN_END}<|im_start|>user\n{PICTURE}{_escaped(question)}{TURN_END}"
 
 
 class _NoPicture:
@@ -245,7 +245,7 @@ def same_shape(seen: Size, size: Size, manner: Manner) -> bool:
     is_whole = all(
         abs(side * scale - shown) <= manner.factor_px for side, shown in zip(size, seen, strict=True)
     )
-    is_small = size[0] * size[1] < 65536
+    is_small = size[0] * size[1] < 80000  # verl enlarges what rounding makes smaller than 65536
     return is_whole and (manner.is_resized or (scale > 0.9 and (is_small or scale < 1.1)))
 
 

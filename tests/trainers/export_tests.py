@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from broken_exports import MUTATIONS, broken
+from broken_exports import MUTATIONS, broken, read_rows, written_anew
 from expected_rows import Expected, Manner, boxes_beside_the_picture, expected_of, problems
-from exported_runs import CODE_ROWS, LARGE, LARGE_ROWS, TOOL_ROWS, make_run
+from exported_runs import CODE_ROWS, LARGE, LARGE_ROWS, QUESTION_ROWS, TOOL_ROWS, make_run
 from trainer_process import LoaderFailed, Row, TrainerProcess
 
 from distil.cli import main
+
+# What trainers say themselves of pictures and places that do not fit.
+REFUSALS = r"number of images|image placeholders|image_offset|list index out of range|image token count"
 
 
 def check(found: list[str]) -> None:
@@ -111,16 +114,24 @@ class ExportTests:
     ) -> None:
         check(problems(self.rows(trainer, export), expected, Manner(by_turn=self.by_turn)))
 
-    @pytest.mark.parametrize("mutation", MUTATIONS)
-    def test_a_broken_export_is_noticed(
-        self, trainer: TrainerProcess, export: Path, expected: list[Expected], tmp_path: Path, mutation: str
+    def test_an_export_that_is_only_written_anew_is_as_good(
+        self, trainer: TrainerProcess, export: Path, expected: list[Expected], tmp_path: Path
     ) -> None:
-        folder = broken(export, tmp_path / "broken", MUTATIONS[mutation])
+        folder = written_anew(export, tmp_path / "anew", read_rows(export))
+        check(problems(self.rows(trainer, folder), expected, Manner(by_turn=self.by_turn)))
+
+    @pytest.mark.parametrize("name", MUTATIONS)
+    def test_a_broken_export_is_noticed_where_it_is_broken(
+        self, trainer: TrainerProcess, export: Path, expected: list[Expected], tmp_path: Path, name: str
+    ) -> None:
+        mutation, number = MUTATIONS[name]
+        folder = broken(export, tmp_path / "broken", mutation)
         try:
             found = problems(self.rows(trainer, folder), expected, Manner(by_turn=self.by_turn))
         except LoaderFailed as error:
-            found = [str(error)]
-        assert found
+            assert re.search(REFUSALS, str(error)), error
+            return
+        assert {each.partition(":")[0] for each in found} == {f"run/trace_{number:05d}.json"}, found
 
     @pytest.mark.parametrize("errors", ["train", "drop"])
     def test_turns_that_failed_are_trained_or_gone_where_that_is_asked_for(
@@ -142,6 +153,14 @@ class ExportTests:
     ) -> None:
         folder = self.exported(code_run, tmp_path / "export")
         check(problems(self.rows(trainer, folder), expected_of(code_run), Manner(by_turn=self.by_turn)))
+
+    def test_a_question_of_a_dataset_is_text_whatever_it_says(
+        self, trainer: TrainerProcess, own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+        run = make_run(tmp_path, QUESTION_ROWS, "--task", "vqa")
+        rows = self.made(trainer, run, tmp_path / "export")
+        check(problems(rows, expected_of(run)))
 
     def test_rows_of_large_photos_are_whole_and_no_longer_than_the_readme_says(
         self, trainer: TrainerProcess, large_run: Path, large_export: Path

@@ -69,6 +69,10 @@ LARGE_ROWS: list[list[Any]] = [
     ]
 ]
 LARGE = (1920, 1440)
+QUESTION = f"What does {SPECIAL} on the wall mean?"
+QUESTION_ROWS: list[list[Any]] = [
+    [calls((ZOOM, {"bbox_2d": [0, 0, 600, 600]}), content="I look."), says("Nothing.\n\\boxed{nothing}")]
+]
 
 
 def photo_size(row: int) -> tuple[int, int]:
@@ -91,10 +95,12 @@ def make_run(folder: Path, rows: list[list[Any]], *flags: str, size: tuple[int, 
         "image": [{"bytes": photo(row, sizes[row]), "path": None} for row in range(len(rows))],
         "lat": [48.85 + row / 100 for row in range(len(rows))],
         "lon": [2.35] * len(rows),
+        "question": [QUESTION] * len(rows),
+        "answer": ["nothing"] * len(rows),
     }
-    features = datasets.Features(
-        image=datasets.Image(), lat=datasets.Value("float64"), lon=datasets.Value("float64")
-    )
+    kinds = {"lat": "float64", "lon": "float64", "question": "string", "answer": "string"}
+    columns = {name: datasets.Value(kind) for name, kind in kinds.items()}
+    features = datasets.Features(image=datasets.Image(), **columns)
     datasets.Dataset.from_dict(data, features=features).save_to_disk(str(folder / "photos"))
 
     def script(request: dict[str, Any]) -> Any:
