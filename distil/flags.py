@@ -415,9 +415,7 @@ class ToolFlags:
 
     tools: Annotated[
         str,
-        Flag(
-            "of zoom, rotate, python_code and those of --tool_module; or none (default: {default})", "NAMES"
-        ),
+        Flag("of zoom, rotate, python_code and your own; or none (default: {default})", "NAMES"),
     ] = "zoom,rotate"
     max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
     tool_mode: Annotated[

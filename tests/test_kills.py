@@ -108,9 +108,14 @@ def killing(door: Any, teacher: Watching, how: str, chance: random.Random) -> It
         return lambda: threading.Thread(target=kill, args=(seconds,)).start()
 
     def when_a_trace_is_written() -> None:
-        while not over.is_set() and not any(name.endswith(".tmp") for name in trace_files(teacher.folder)):
-            pass
-        kill()
+        tries = iter(range(3))  # a rename may be faster than we
+        while not over.is_set():
+            if is_half_written(teacher.folder):
+                door.send_signal(signal.SIGSTOP)
+                if is_half_written(teacher.folder) or next(tries, None) is None:
+                    kill()
+                    return
+                door.send_signal(signal.SIGCONT)
 
     if how == "received":
         teacher.at_request = at_the_last_one(kill)
@@ -131,6 +136,10 @@ def trace_files(folder: Path) -> list[str]:
     with suppress(FileNotFoundError):
         return [path.name for path in folder.iterdir() if "trace_" in path.name]
     return []
+
+
+def is_half_written(folder: Path) -> bool:
+    return any(name.endswith(".tmp") for name in trace_files(folder))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -171,7 +180,7 @@ def test_a_run_killed_at_any_instant_pays_no_stored_turn_twice(tmp_path: Path) -
             kills[how] += 1
             kills["in flight"] += bool(lost)
             kills["turns in a journal"] += any((folder / FOLDER).glob("*.jsonl"))
-            kills["a trace half written"] += any(name.endswith(".tmp") for name in trace_files(folder))
+            kills["a trace half written"] += is_half_written(folder)
         last = start(server, "killed")
         _, stderr = last.communicate(timeout=120)
     assert last.returncode == 0, stderr
@@ -184,5 +193,5 @@ def test_a_run_killed_at_any_instant_pays_no_stored_turn_twice(tmp_path: Path) -
     assert all(json.loads(data) for data in contents(folder).values())
     # The kills landed where they were meant to.
     assert min(kills[how] for how in ("received", "replied", "some time", "writing")) >= 5, kills
-    assert kills["in flight"] >= 20 and kills["turns in a journal"] >= 20, kills
+    assert kills["in flight"] >= 15 and kills["turns in a journal"] >= 15, kills
     assert kills["a trace half written"] >= 1, kills
