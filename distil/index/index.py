@@ -94,7 +94,7 @@ class TraceIndex:
         """Of folders whose indexes are there: `open` makes them."""
         self._folders = tuple(folders)
         self._idle: deque[_Reader] = deque()
-        self._orders: OrderedDict[tuple[Query, tuple[int, ...]], array[int]] = OrderedDict()
+        self._orders: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = threading.Lock()
         self._shape = self._look()
 
@@ -235,15 +235,16 @@ class TraceIndex:
             reader.connection.execute(f"SELECT value FROM f{run}.facts WHERE name = 'changes'").fetchone()[0]
             for run in range(len(self._folders))
         )
+        key = f"{stamp} {query!r}"  # a filter may hold a list
         with self._lock:
-            kept = self._orders.get((query, stamp))
+            kept = self._orders.get(key)
         if kept is not None:
             return kept
         chosen = self._chosen(query, reader)
         statement = select(ROW_ID, chosen, order_by(query, reader.shape.by_name, len(self._folders)))
         numbers = array("q", (row[0] for row in self._run(reader, statement, chosen, PAGE_SECONDS)))
         with self._lock:
-            self._orders[query, stamp] = numbers
+            self._orders[key] = numbers
             while len(self._orders) > _KEPT_ORDERS:
                 self._orders.popitem(last=False)
         return numbers

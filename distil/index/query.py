@@ -69,7 +69,7 @@ def condition(query: Query, columns: Mapping[str, Column], texts: Sequence[tuple
     if query.search.strip():
         parts.append(_search(query.search, texts))
     if query.where.strip():
-        check_where(query.where, columns)
+        check_where(query.where, [column.name for column in columns.values()])
         parts.append(Condition(f"(\n{query.where}\n)"))
     sql = " AND ".join(part.sql for part in parts)
     return Condition(sql or "1", tuple(value for part in parts for value in part.values))
