@@ -7,9 +7,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
-from distil.exports.selection import Pick
+from distil.exports.selection import TRAIN, Pick, Selected
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
@@ -66,17 +67,22 @@ class Report:
     num_picked: int = 0
     num_rows: Counter[str] = field(default_factory=Counter)  # by split
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
-    num_refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # by reason
+    exported: list[Path] = field(default_factory=list)
     num_pictures: int = 0
     num_turns: int = 0
     num_masked_turns: int = 0
     lengths: Lengths = field(default_factory=Lengths)
 
+    @property
+    def num_refused(self) -> int:
+        return self.refused.total()
+
     def as_json(self) -> dict[str, Json]:
         """As the manifest has it."""
         return {
             "picked": self.num_picked,
-            "rows": dict(self.num_rows),
+            "rows": dict(sorted(self.num_rows.items())),
             "left_out": dict(sorted(self.left_out.items())),
             "refused": self.num_refused,
             "pictures": self.num_pictures,
@@ -99,7 +105,7 @@ class Job:
 
 
 def export_traces(
-    picks: Sequence[Pick],
+    selected: Selected,
     options: ExportOptions,
     job: Job,
     look: Callable[[Found], None] = lambda _: None,
@@ -123,10 +129,12 @@ def export_traces(
 
         target = Target(folder, job.out.absolute())
         form = FORMATS[options.format](target, options)
+        picks = selected.picks
         traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
+        report = Report(left_out=Counter(selected.left_out))
         with closing(traces) as found, closing(form):
-            report = _add_rows(form, zip(picks, look_at(found), strict=False), options, job.limit)
-        if not report.num_rows:
+            _add_rows(report, form, zip(picks, look_at(found), strict=False), options, job.limit)
+        if not report.num_rows[TRAIN]:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
         _write_beside(form, target, job, options, report)
     return report
@@ -152,26 +160,34 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _add_rows(
-    form: Form, found: Iterable[tuple[Pick, Found]], options: ExportOptions, limit: int | None
-) -> Report:
-    report = Report()
+    report: Report,
+    form: Form,
+    found: Iterable[tuple[Pick, Found]],
+    options: ExportOptions,
+    limit: int | None,
+) -> None:
     for pick, result in found:
         report.num_picked += 1
         if isinstance(result, Refused):
-            report.num_refused += 1
+            report.refused[_general(result.reason)] += 1
         elif isinstance(result, LeftOut):
             report.left_out[result.reason] += 1
         else:
             form.add(result, pick.split)
             _count(report, result, pick.split, options)
-            if sum(report.num_rows.values()) == limit:
+            report.exported.append(pick.path)
+            if len(report.exported) == limit:
                 break
-    return report
+
+
+def _general(reason: str) -> str:
+    """A reason without what is of one trace or of one machine alone."""
+    return re.sub(r"\d+", "N", re.sub(r"(?<![\w.])/[^\s:;,]+", "PATH", reason))
 
 
 def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> None:
     """What a trainer needs beside the rows, the page that says so, and the manifest."""
-    facts = Facts(dict(report.num_rows), report.lengths.to_set, report.num_masked_turns > 0)
+    facts = Facts(dict(sorted(report.num_rows.items())), report.lengths.to_set, report.num_masked_turns > 0)
     head = card_head(facts) if options.format is ExportFormat.HF else ""
     text = head + _readme(job, options, report, form.guide(facts))
     (target.folder / "README.md").write_text(text, encoding="utf-8")
@@ -230,7 +246,7 @@ def _why_none(report: Report) -> str:
 
 
 def _readme(job: Job, options: ExportOptions, report: Report, guide: str) -> str:
-    num_rows = ", ".join(f"{count:,} {split}" for split, count in report.num_rows.items())
+    num_rows = ", ".join(f"{count:,} {split}" for split, count in sorted(report.num_rows.items()))
     tokens = report.lengths.as_json()
     return f"""\
 # Traces for {options.format.value}

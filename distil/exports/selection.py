@@ -1,18 +1,46 @@
-"""Which traces are exported, in which order, and into which split."""
+"""Which traces are exported, in which order, and into which split; filters in a fixed order, each counted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from distil.errors import UsageError
+from distil.exports.near_duplicates import check_imagehash, near_pairs, photo_hash
+from distil.exports.repeats import said_sha256
+from distil.exports.splits import Grouped, Splitting, validation_members
+from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
+from distil.records import Band, Json, NearDuplicates, StopReason
+from distil.replay.processes import Workers, each_trace
 from distil.store.folder import find_trace_files
+from distil.store.marks import DROP, KEEP
 
-TRAIN = "train"
+TRAIN, VALIDATION = "train", "validation"
+_MAX_FOLDERS = 10  # of one index
+_COLUMNS = (
+    "file",
+    "task",
+    "fingerprint",
+    "dataset_path",
+    "sample_index",
+    "rollout",
+    "image_sha256",
+    "width_px",
+    "height_px",
+    "score",
+    "stop_reason",
+    "parse_success",
+    "mark",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,29 +51,418 @@ class Pick:
     split: str = TRAIN
 
 
-def find_picks(paths: Sequence[Path], where: str | None = None) -> list[Pick]:
-    """The traces of folders, and trace files, in their order; `where` is SQL over the columns of the index.
+@dataclass(frozen=True)
+class Selection:
+    """Which traces are wanted; the filters work in the order in which they stand here."""
 
-    Raises UsageError where there is none, where SQL is no expression, and for SQL over single files.
+    only_kept: bool = False
+    ignores_marks: bool = False
+    takes_all: bool = False  # also traces without an answer
+    where: str | None = None
+    pass_rate: Band | None = None  # of all traces of a row
+    accept: str | None = None  # SQL: which of them pass
+    drops_repeats: bool = False
+    near_duplicates: NearDuplicates | None = None
+    near_distance: int = 4  # bits of a perceptual hash of 64
+    best_of: int | None = None
+    max_per_sample: int | None = None
+    balance: str | None = None  # a column
+    balance_max: int | None = None
+    splitting: Splitting | None = None
+    shuffles: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A filter and how many traces there were before and after it."""
+
+    name: str
+    before: int
+    after: int
+
+    def as_json(self) -> dict[str, Json]:
+        """As the data card has it."""
+        return {"filter": self.name, "before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The picked traces in their order, and how they were chosen."""
+
+    picks: tuple[Pick, ...]
+    folders: tuple[Path, ...]
+    columns: tuple[Column, ...]  # of the index
+    num_found: int  # files
+    steps: tuple[Step, ...] = ()
+    left_out: Counter[str] = field(default_factory=Counter)  # without an answer, by reason
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trace that may be picked; its `row` is the same for all rollouts, whatever folder they lie in."""
+
+    path: Path
+    position: int  # in the order of all traces found
+    row: tuple[Json, ...]
+    rollout: int
+    photo: str
+    num_pixels: int
+    score: float | None
+    reason_out: str | None  # why it is no example to learn from
+    mark: str | None
+    value: Json  # of the column that is balanced
+    place: tuple[Json, ...]  # of the columns that are split by
+
+
+_Filter = Callable[[Sequence[Candidate]], list[Candidate]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How traces and photos are read where a filter has to, and who is told what goes on.
+
+    `tell_progress` gets what is read, how much of it is done, and of how much.
     """
-    if where is not None:
-        return _picks_where(paths, where)
-    picks: list[Pick] = []
+
+    dataset_path: str | None = None
+    workers: Workers = field(default_factory=lambda: Workers(1))
+    tell_progress: Callable[[str, int, int], None] = lambda what, done, of: None
+    tell: Callable[[str], None] = lambda _: None
+
+
+@dataclass
+class _Found:
+    """What there is to choose from."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    wanted: set[Path] = field(default_factory=set)  # by `where`
+    passed: set[Path] = field(default_factory=set)  # by `accept`
+    unread: list[tuple[int, Path]] = field(default_factory=list)  # not in the index, and where they stand
+    columns: dict[str, Column] = field(default_factory=dict)
+    num_found: int = 0
+
+
+def select_traces(paths: Sequence[Path], selection: Selection, reader: Reader | None = None) -> Selected:
+    """Choose among the traces of folders and trace files.
+
+    What the index cannot read is picked too, whatever is asked for: it has to be refused in the open. Raises
+    UsageError where there is no trace, none is left, or something that is asked for cannot be.
+    """
+    reader = reader or Reader()
+    _check(selection)
+    found = _find(paths, selection, reader)
+    left, steps = list(found.candidates), []
+    left_out: Counter[str] = Counter()
+    for name, keep in _filters(selection, found, reader, left_out):
+        before = len(left)
+        left = keep(left)
+        steps.append(Step(name, before, len(left)))
+        if before and not left and not found.unread:
+            raise UsageError(_nothing_left(found.num_found, steps, left_out))
+    validation = _validation(left, selection, reader)
+    picks = [
+        (each.position, Pick(each.path, VALIDATION if each.position in validation else TRAIN))
+        for each in left
+    ]
+    picks += [(position, Pick(path)) for position, path in found.unread]
+    picks.sort(key=lambda pick: pick[0])
+    if selection.shuffles:
+        random.Random(selection.seed).shuffle(picks)  # noqa: S311 - it is to be the same each time
+    return Selected(
+        picks=tuple(pick for _, pick in picks),
+        folders=tuple(_files_by_folder(paths)),
+        columns=tuple(found.columns.values()),
+        num_found=found.num_found,
+        steps=tuple(steps),
+        left_out=left_out,
+    )
+
+
+def _check(selection: Selection) -> None:
+    if selection.pass_rate is not None and selection.accept is None:
+        raise UsageError('--pass_rate: say what passes, as --accept "score > 0.8"')
+    if selection.accept is not None and selection.pass_rate is None:
+        raise UsageError("--accept says what passes for --pass_rate; --where chooses traces")
+    if selection.balance_max is not None and selection.balance is None:
+        raise UsageError("--balance_max: say which column is balanced, as --balance country")
+    if selection.only_kept and selection.ignores_marks:
+        raise UsageError("--only_kept and --ignore_marks cannot both be")
+    if selection.near_duplicates is NearDuplicates.TOGETHER and selection.splitting is None:
+        raise UsageError("--near_duplicates together: there is nothing to split; give --validation")
+    if selection.near_duplicates is not None:
+        check_imagehash()
+
+
+# --- what there is ---
+
+
+def _files_by_folder(paths: Iterable[Path]) -> dict[Path, set[str] | None]:
+    """The folders in their order, each once, with the names of the files that are meant, None for all."""
+    places: dict[Path, Path] = {}
+    files: dict[Path, set[str] | None] = {}
     for path in paths:
-        found = [path] if path.is_file() else find_trace_files(path)
-        if not found:
-            raise UsageError(f"{path} is no trace file and holds no trace_*.json")
-        picks += map(Pick, found)
-    return picks
+        folder = path.parent if path.is_file() else path
+        folder = places.setdefault(folder.resolve(), folder)
+        names = files.setdefault(folder, set())
+        if not path.is_file():
+            files[folder] = None
+        elif names is not None:
+            names.add(path.name)
+    return files
 
 
-def _picks_where(paths: Sequence[Path], where: str) -> list[Pick]:
-    files = [path for path in paths if path.is_file()]
-    if files:
-        raise UsageError(f"--where chooses among the traces of folders, and {files[0]} is a file")
-    with closing(TraceIndex.open(paths)) as index:
-        found = index.rows(Query(where=where), ("run", "file"))
-        picks = [Pick(paths[run] / str(file)) for run, file in found]
-    if not picks:
-        raise UsageError(f"--where {where!r}: no trace is so")
-    return picks
+def _find(paths: Sequence[Path], selection: Selection, reader: Reader) -> _Found:
+    found = _Found()
+    meant = _files_by_folder(paths)
+    files: dict[Path, list[Path]] = {}
+    for folder, names in meant.items():
+        there = find_trace_files(folder) if folder.is_dir() else []
+        others = [folder / name for name in sorted(names or ()) if folder / name not in set(there)]
+        files[folder] = [path for path in there if names is None or path.name in names] + others
+        if not files[folder]:
+            raise UsageError(f"{folder} is no trace file and holds no trace_*.json")
+    positions = {path: number for number, path in enumerate(path for each in files.values() for path in each)}
+    found.num_found = len(positions)
+    folders = list(files)
+    uses_sql = selection.where is not None or selection.accept is not None
+    groups = [folders] if uses_sql else [folders[start : start + _MAX_FOLDERS]
+                                         for start in range(0, len(folders), _MAX_FOLDERS)]  # fmt: skip
+    for group in groups:
+        with closing(TraceIndex.open(group, partial(reader.tell_progress, "traces"))) as index:
+            _take(found, index, group, positions, selection)
+    read = {each.path for each in found.candidates}
+    found.unread = [(position, path) for path, position in positions.items() if path not in read]
+    return found
+
+
+def _take(
+    found: _Found,
+    index: TraceIndex,
+    folders: Sequence[Path],
+    positions: dict[Path, int],
+    selection: Selection,
+) -> None:
+    """The traces of some folders; raises UsageError for a column or SQL that cannot be."""
+    found.columns |= {column.name: column for column in index.columns}
+    splitting = selection.splitting
+    by = [] if splitting is None else list(splitting.columns)
+    balanced = [] if selection.balance is None else [selection.balance]
+    for run, *values in index.rows(Query(), ("run", *_COLUMNS, *balanced, *by)):
+        cells = dict(zip(_COLUMNS, values, strict=False))
+        path = folders[int(run)] / str(cells["file"])
+        if path in positions:
+            value = values[len(_COLUMNS)] if balanced else None
+            place = tuple(values[len(_COLUMNS) + len(balanced) :])
+            found.candidates.append(_candidate(path, positions[path], cells, value, place))
+    for where, chosen in ((selection.where, found.wanted), (selection.accept, found.passed)):
+        if where is not None:
+            rows = index.rows(Query(where=where), ("run", "file"))
+            chosen |= {folders[int(run)] / str(file) for run, file in rows}
+
+
+def _candidate(
+    path: Path, position: int, cells: dict[str, Json], value: Json, place: tuple[Json, ...]
+) -> Candidate:
+    dataset = cells["fingerprint"] or cells["dataset_path"] or str(path.parent)
+    index = cells["sample_index"]
+    row = (cells["task"], dataset, path.name if index is None else index)
+    return Candidate(
+        path=path,
+        position=position,
+        row=row,
+        rollout=int(cells["rollout"] or 0),
+        photo=str(cells["image_sha256"] or row),
+        num_pixels=int(cells["width_px"] or 0) * int(cells["height_px"] or 0),
+        score=cells["score"],
+        reason_out=_reason_out(cells["stop_reason"], cells["parse_success"]),
+        mark=cells["mark"],
+        value=value,
+        place=place,
+    )
+
+
+def _reason_out(stop_reason: str | None, parse_success: bool | None) -> str | None:
+    """Why a trace is no example to learn from unless it is asked for; None for one that is.
+
+    A trace that does not say how it ended is of another program, and refused as it is read.
+    """
+    if stop_reason is None:
+        return None
+    if stop_reason != StopReason.ANSWERED:
+        return f"it ended without an answer ({stop_reason})"
+    return None if parse_success else "its answer cannot be read"
+
+
+# --- the filters ---
+
+
+def _filters(
+    selection: Selection, found: _Found, reader: Reader, left_out: Counter[str]
+) -> Iterator[tuple[str, _Filter]]:
+    """The filters that are asked for, by what they are called, in their order."""
+    if selection.only_kept:
+        yield "--only_kept", partial(_those, lambda each: each.mark == KEEP)
+    elif not selection.ignores_marks:
+        yield "not marked drop", partial(_those, lambda each: each.mark != DROP)
+    if not selection.takes_all:
+        yield "with an answer", partial(_with_answer, left_out)
+    if selection.where is not None:
+        yield f"--where {selection.where}", partial(_those, lambda each: each.path in found.wanted)
+    if selection.pass_rate is not None:
+        rates = _pass_rates(found)
+        band = selection.pass_rate
+        name = f"--pass_rate {band} --accept {selection.accept}"
+        yield name, partial(_those, lambda each: band.low <= rates[each.row] <= band.high)
+    if selection.drops_repeats:
+        yield "--drop_repeats", partial(_without_repeats, reader)
+    if selection.near_duplicates is NearDuplicates.DROP:
+        name = f"--near_duplicates drop --near_distance {selection.near_distance}"
+        yield name, partial(_without_near, selection.near_distance, reader)
+    if selection.best_of is not None:
+        yield f"--best_of {selection.best_of}", partial(_best, selection.best_of)
+    if selection.max_per_sample is not None:
+        yield f"--max_per_sample {selection.max_per_sample}", partial(_first, selection.max_per_sample)
+    if selection.balance is not None:
+        most = "" if selection.balance_max is None else f" --balance_max {selection.balance_max}"
+        yield f"--balance {selection.balance}{most}", partial(_balanced, selection)
+
+
+def _those(is_meant: Callable[[Candidate], bool], candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [each for each in candidates if is_meant(each)]
+
+
+def _with_answer(left_out: Counter[str], candidates: Sequence[Candidate]) -> list[Candidate]:
+    left_out.update(each.reason_out for each in candidates if each.reason_out is not None)
+    return [each for each in candidates if each.reason_out is None]
+
+
+def _pass_rates(found: _Found) -> dict[tuple[Json, ...], float]:
+    """The share of each row's traces that pass: of all that there are, whatever else is asked for."""
+    num_traces = Counter(each.row for each in found.candidates)
+    num_passed = Counter(each.row for each in found.candidates if each.path in found.passed)
+    return {row: num_passed[row] / number for row, number in num_traces.items()}
+
+
+def _without_repeats(reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of a row's traces that say and call the same only the first."""
+    several = {row for row, number in Counter(each.row for each in candidates).items() if number > 1}
+    asked = [each for each in candidates if each.row in several]
+    found = each_trace(
+        said_sha256, [each.path for each in asked], reader.workers, reader.dataset_path, reader.tell
+    )
+    seen: set[tuple[Json, ...]] = set()
+    repeats: set[Path] = set()
+    for done, (each, digest) in enumerate(zip(asked, found, strict=True), start=1):
+        reader.tell_progress("conversations", done, len(asked))
+        if digest is not None and (key := (*each.row, digest)) in seen:
+            repeats.add(each.path)
+        elif digest is not None:
+            seen.add(key)
+    return [each for each in candidates if each.path not in repeats]
+
+
+def _without_near(distance: int, reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without photos that are nearly the same as one that stays: the largest, of equal ones the first."""
+    first = _first_of_photos(candidates)
+    hashes = _photo_hashes(first, reader)
+    near: dict[int, set[int]] = defaultdict(set)
+    for one, other in near_pairs(hashes.values(), distance):
+        near[one].add(other)
+        near[other].add(one)
+    kept, kept_hashes = set(first) - set(hashes), set[int]()
+    for photo in sorted(hashes, key=lambda photo: -first[photo].num_pixels):  # of equals the first found
+        if hashes[photo] not in kept_hashes and not near[hashes[photo]] & kept_hashes:
+            kept.add(photo)
+            kept_hashes.add(hashes[photo])
+    return [each for each in candidates if each.photo in kept]
+
+
+def _first_of_photos(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
+    first: dict[str, Candidate] = {}
+    for each in candidates:
+        first.setdefault(each.photo, each)
+    return first
+
+
+def _photo_hashes(first: dict[str, Candidate], reader: Reader) -> dict[str, int]:
+    """The perceptual hashes of the photos that can be read."""
+    paths = [each.path for each in first.values()]
+    found = each_trace(photo_hash, paths, reader.workers, reader.dataset_path, reader.tell)
+    hashes = {}
+    for done, (photo, number) in enumerate(zip(first, found, strict=True), start=1):
+        reader.tell_progress("photos", done, len(paths))
+        if number is not None:
+            hashes[photo] = number
+    return hashes
+
+
+def _near_photos(candidates: Sequence[Candidate], distance: int, reader: Reader) -> list[tuple[str, str]]:
+    """Pairs of photos by which all that are near belong together."""
+    hashes = _photo_hashes(_first_of_photos(candidates), reader)
+    photo_of = {number: photo for photo, number in hashes.items()}
+    same = [(photo, photo_of[number]) for photo, number in hashes.items()]
+    return same + [(photo_of[one], photo_of[other]) for one, other in near_pairs(photo_of, distance)]
+
+
+def _by_row(candidates: Iterable[Candidate]) -> dict[tuple[Json, ...], list[Candidate]]:
+    rows: dict[tuple[Json, ...], list[Candidate]] = defaultdict(list)
+    for each in candidates:
+        rows[each.row].append(each)
+    return rows
+
+
+def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=attrgetter("position"))
+
+
+def _best(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best so many of each row; of equals those with the lower number of the rollout."""
+
+    def place_of(each: Candidate) -> tuple[float, int, int]:
+        return -(float("-inf") if each.score is None else each.score), each.rollout, each.position
+
+    rows = _by_row(candidates).values()
+    return _in_order(each for row in rows for each in sorted(row, key=place_of)[:number])
+
+
+def _first(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first so many rollouts of each row."""
+    rows = _by_row(candidates).values()
+    by_rollout = attrgetter("rollout", "position")
+    return _in_order(each for row in rows for each in sorted(row, key=by_rollout)[:number])
+
+
+def _balanced(selection: Selection, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """As many of each value: so many as the rarest has, or `balance_max`; drawn by the seed."""
+    values: dict[Json, list[Candidate]] = defaultdict(list)
+    for each in candidates:
+        if each.value is not None:
+            values[each.value].append(each)
+    most = selection.balance_max or min(map(len, values.values()), default=0)
+
+    def drawn(each: Candidate) -> str:
+        return hashlib.sha256(f"{selection.seed} {each.position} {each.path.name}".encode()).hexdigest()
+
+    return _in_order(each for found in values.values() for each in sorted(found, key=drawn)[:most])
+
+
+def _validation(
+    candidates: Sequence[Candidate], selection: Selection, reader: Reader
+) -> Collection[Candidate]:
+    """Those that validate; raises UsageError where that would be all or none."""
+    splitting = selection.splitting
+    if splitting is None or not candidates:
+        return ()
+    pairs: list[tuple[str, str]] = []
+    if selection.near_duplicates is NearDuplicates.TOGETHER:
+        pairs = _near_photos(candidates, selection.near_distance, reader)
+    grouped = [Grouped(each.photo, each.place) for each in candidates]
+    numbers = validation_members(grouped, pairs, splitting, selection.seed)
+    return {candidates[number].position for number in numbers}
+
+
+def _nothing_left(num_found: int, steps: Sequence[Step], left_out: Counter[str]) -> str:
+    told = [f"{step.name}: {step.after:,}" for step in steps]
+    reasons = [f"{count:,} left out, {reason}" for reason, count in sorted(left_out.items())]
+    return f"no trace is left to export of {num_found:,}: {'; '.join(told + reasons)}"
