@@ -447,9 +447,7 @@ def _balanced(selection: Selection, candidates: Sequence[Candidate]) -> list[Can
     return _in_order(each for found in values.values() for each in sorted(found, key=drawn)[:most])
 
 
-def _validation(
-    candidates: Sequence[Candidate], selection: Selection, reader: Reader
-) -> Collection[Candidate]:
+def _validation(candidates: Sequence[Candidate], selection: Selection, reader: Reader) -> Collection[int]:
     """Those that validate; raises UsageError where that would be all or none."""
     splitting = selection.splitting
     if splitting is None or not candidates:
