@@ -12,17 +12,22 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from distil import __version__
 from distil.errors import SourceError, ToolError, TraceError, UsageError
+from distil.exports.attribution import is_attribution
+from distil.exports.card import CARD, card_json, card_text, read_contents
 from distil.exports.conversation import Conversation, check_roles, conversation_of
 from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
+from distil.exports.plots import FOLDER as PLOTS
+from distil.exports.plots import NO_PLOTS, can_plot, draw_plots
 from distil.exports.selection import TRAIN, Pick, Selected
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
@@ -69,6 +74,7 @@ class Report:
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     exported: list[Path] = field(default_factory=list)
+    rows_sha256: Any = field(default_factory=hashlib.sha256)  # of which traces they are, in their order
     num_pictures: int = 0
     num_turns: int = 0
     num_masked_turns: int = 0
@@ -85,6 +91,7 @@ class Report:
             "rows": dict(sorted(self.num_rows.items())),
             "left_out": dict(sorted(self.left_out.items())),
             "refused": self.num_refused,
+            "refused_by_reason": dict(sorted(self.refused.items())),
             "pictures": self.num_pictures,
             "turns": self.num_turns,
             "masked_turns": self.num_masked_turns,
@@ -118,6 +125,7 @@ def export_traces(
     """
     _check_options(options)
     _check_free(job)
+    options = replace(options, has_attribution=_says_whose(selected))
     work = partial(conversation_at, options=options)
     with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out) as folder:
 
@@ -136,8 +144,14 @@ def export_traces(
             _add_rows(report, form, zip(picks, look_at(found), strict=False), options, job.limit)
         if not report.num_rows[TRAIN]:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
-        _write_beside(form, target, job, options, report)
+        text = _write_beside(form, target, job, options, report)
+        _write_card(text, target, job, selected, report)
+        (folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, folder)))
     return report
+
+
+def _says_whose(selected: Selected) -> bool:
+    return any(column.source == "row" and is_attribution(column.heading) for column in selected.columns)
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -176,6 +190,7 @@ def _add_rows(
             form.add(result, pick.split)
             _count(report, result, pick.split, options)
             report.exported.append(pick.path)
+            report.rows_sha256.update(f"{pick.split} {result.origin['trace_sha256']}\n".encode())
             if len(report.exported) == limit:
                 break
 
@@ -185,13 +200,23 @@ def _general(reason: str) -> str:
     return re.sub(r"\d+", "N", re.sub(r"(?<![\w.])/[^\s:;,]+", "PATH", reason))
 
 
-def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> None:
-    """What a trainer needs beside the rows, the page that says so, and the manifest."""
+def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> str:
+    """What a trainer needs beside the rows; the text that says how it is started."""
     facts = Facts(dict(sorted(report.num_rows.items())), report.lengths.to_set, report.num_masked_turns > 0)
     head = card_head(facts) if options.format is ExportFormat.HF else ""
-    text = head + _readme(job, options, report, form.guide(facts))
+    return head + _readme(job, options, report, form.guide(facts))
+
+
+def _write_card(text: str, target: Target, job: Job, selected: Selected, report: Report) -> None:
+    """The data card: behind the text that says how to start, and as JSON with the hashes of all else."""
+    contents = read_contents(selected, report.exported)
+    card = card_json(selected, contents, report.lengths.counts, report.as_json(), job.command)
+    card["selection_sha256"] = report.rows_sha256.hexdigest()
+    pictures = draw_plots(card, target.folder) if can_plot() else {}
+    text += "\n" + card_text(card, pictures, "" if can_plot() else NO_PLOTS)
     (target.folder / "README.md").write_text(text, encoding="utf-8")
-    (target.folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, target.folder)))
+    card["files"] = _files_sha256(target.folder)
+    (target.folder / CARD).write_bytes(json_bytes(card))
 
 
 def _count(report: Report, conversation: Conversation, split: str, options: ExportOptions) -> None:
@@ -274,16 +299,22 @@ def _frame_text(options: ExportOptions) -> str:
 
 
 def _manifest(options: ExportOptions, job: Job, report: Report, folder: Path) -> dict[str, Json]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    files += sorted(path for path in (folder / "data").glob("*") if path.is_file())
     return {
         "format": FORMAT,
         "distil": __version__,
         "command": job.command,
         "options": options.as_json(),
         "counts": report.as_json(),
-        "files": {str(path.relative_to(folder)): _file_sha256(path) for path in files},
+        "files": _files_sha256(folder),
     }
+
+
+def _files_sha256(folder: Path) -> dict[str, Json]:
+    """The hashes of the files but the pictures, whose names are their hashes."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for within in ("data", PLOTS):
+        files += sorted(path for path in (folder / within).glob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _file_sha256(path) for path in files}
 
 
 def _file_sha256(path: Path) -> str:

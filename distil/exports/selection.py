@@ -25,7 +25,7 @@ from distil.store.folder import find_trace_files
 from distil.store.marks import DROP, KEEP
 
 TRAIN, VALIDATION = "train", "validation"
-_MAX_FOLDERS = 10  # of one index
+MAX_FOLDERS = 10  # of one index
 _COLUMNS = (
     "file",
     "task",
@@ -224,16 +224,27 @@ def _find(paths: Sequence[Path], selection: Selection, reader: Reader) -> _Found
             raise UsageError(f"{folder} is no trace file and holds no trace_*.json")
     positions = {path: number for number, path in enumerate(path for each in files.values() for path in each)}
     found.num_found = len(positions)
-    folders = list(files)
     uses_sql = selection.where is not None or selection.accept is not None
-    groups = [folders] if uses_sql else [folders[start : start + _MAX_FOLDERS]
-                                         for start in range(0, len(folders), _MAX_FOLDERS)]  # fmt: skip
-    for group in groups:
-        with closing(TraceIndex.open(group, partial(reader.tell_progress, "traces"))) as index:
-            _take(found, index, group, positions, selection)
+    at_once = (
+        len(files) if uses_sql else MAX_FOLDERS
+    )  # SQL is about all traces, or says that they are too many
+    for index, folders in indexes(list(files), at_once, partial(reader.tell_progress, "traces")):
+        with closing(index):
+            _take(found, index, folders, positions, selection)
     read = {each.path for each in found.candidates}
     found.unread = [(position, path) for path, position in positions.items() if path not in read]
     return found
+
+
+def indexes(
+    folders: Sequence[Path],
+    at_once: int = MAX_FOLDERS,
+    tell_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Iterator[tuple[TraceIndex, Sequence[Path]]]:
+    """The indexes of folders, of so many at once, to be closed."""
+    for start in range(0, len(folders), at_once):
+        some = folders[start : start + at_once]
+        yield TraceIndex.open(some, tell_progress), some
 
 
 def _take(

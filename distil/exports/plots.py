@@ -1,0 +1,135 @@
+"""The plots of a data card, as PNG files with the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distil.records import Json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
+
+FOLDER = "card"
+NO_PLOTS = "There are no plots, as matplotlib is not installed: `pip install 'distil[export]'`."
+_COLUMNS = 3
+_MAX_PANELS = 18
+_MAX_BARS = 12
+_MAX_LABEL_CHARS = 24
+_PANEL_INCHES: tuple[float, float] = (4.0, 2.6)
+_BLUE, _GREY = "#2f6db3", "#8a8f98"
+_STYLE: dict[Any, Any] = {  # what a user's own settings would change
+    "font.family": ["DejaVu Sans"],  # it comes with matplotlib
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "text.parse_math": False,
+    "text.usetex": False,
+}
+
+
+def can_plot() -> bool:
+    """Whether there is something to draw with."""
+    return find_spec("matplotlib") is not None
+
+
+def draw_plots(card: Mapping[str, Json], folder: Path) -> dict[str, str]:
+    """Draw what a card holds into files of an export; their paths within it, by what they show."""
+    panels = {
+        "Figures": [(name, _histogram, each) for name, each in card["figures"].items()],
+        "Values": [
+            (name, _bars, each)
+            for found in ("values", "attribution")
+            for name, each in card[found].items()
+            if len(each) > 1
+        ],
+    }
+    written = {}
+    (folder / FOLDER).mkdir()
+    for title, found in panels.items():
+        if found:
+            name = f"{FOLDER}/{title.lower()}.png"
+            _draw(found[:_MAX_PANELS], folder / name)
+            written[title] = name
+    return written
+
+
+def _draw(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 - half a second
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        figure = _figure(panels)
+        # What wrote it would be in the file, and be another with each version.
+        figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+
+
+def _figure(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]]) -> Figure:
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    columns = min(_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * num_rows), layout="constrained")
+    for number, (name, draw, found) in enumerate(panels, start=1):
+        axes = figure.add_subplot(num_rows, columns, number)
+        axes.set_title(_label(name, ""))
+        draw(axes, found)
+    return figure
+
+
+def _histogram(axes: Axes, found: Mapping[str, Json]) -> None:
+    edges = found["edges"]
+    lefts, widths = edges[:-1], [high - low for low, high in pairwise(edges)]
+    if edges[0] == edges[-1]:  # all are the same number
+        lefts, widths = [edges[0] - 0.5], [1.0]
+    axes.bar(lefts, found["bins"], widths, align="edge", color=_BLUE, edgecolor="white", linewidth=0.5)
+    axes.axvline(found["median"], color=_GREY, linewidth=1, linestyle="--")
+    axes.set_ylabel("traces")
+    axes.yaxis.set_major_locator(_whole_numbers())
+
+
+def _bars(axes: Axes, found: Sequence[Mapping[str, Json]]) -> None:
+    shown = found[:_MAX_BARS]
+    labels = [_label(_text(each), f"({number})") for number, each in enumerate(shown, start=1)]
+    positions = range(len(shown))
+    axes.barh(positions, [each["traces"] for each in shown], color=_BLUE)
+    axes.set_yticks(list(positions), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "traces" if len(found) == len(shown) else f"traces; {len(found) - len(shown)} more values"
+    )
+    axes.xaxis.set_major_locator(_whole_numbers())
+
+
+def _whole_numbers() -> Locator:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    return MaxNLocator(nbins=5, integer=True)
+
+
+def _text(each: Mapping[str, Json]) -> str:
+    if "value" not in each:
+        return "others"
+    return "nothing" if each["value"] is None else str(each["value"])
+
+
+def _label(text: str, otherwise: str) -> str:
+    """A short text that the font can draw; `otherwise`, its line in the table, where it cannot."""
+    text = " ".join(text.split())
+    short = text if len(text) <= _MAX_LABEL_CHARS else text[: _MAX_LABEL_CHARS - 1] + "…"
+    return short if _can_draw(short) else otherwise
+
+
+def _can_draw(text: str) -> bool:
+    from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    return all(ord(character) in glyphs for character in text)
