@@ -59,10 +59,12 @@ class Contents:
 def read_contents(selected: Selected, exported: Iterable[Path]) -> Contents:
     """What the index says of the exported traces."""
     meant, contents = set(exported), Contents()
-    figures = [
-        column.name for column in selected.columns if column.source == "metric" or column.name in _FIGURES
+    figures = [column.name for column in selected.columns if _is_figure(column)]
+    listed = [
+        column
+        for column in selected.columns
+        if column.name in _KINDS or (column.source == "row" and not _is_figure(column))
     ]
-    listed = [column for column in selected.columns if column.source == "row" or column.name in _KINDS]
     names = ["run", "file", "settings_sha256", "fingerprint", *figures, *(column.name for column in listed)]
     for index, folders in indexes(selected.folders):
         with closing(index):
@@ -74,6 +76,11 @@ def read_contents(selected: Selected, exported: Iterable[Path]) -> Contents:
                 if path in meant:
                     _add(contents, path, cells, figures, listed)
     return contents
+
+
+def _is_figure(column: Column) -> bool:
+    is_number_of_row = column.source == "row" and column.kind == "number"
+    return column.source == "metric" or column.name in _FIGURES or is_number_of_row
 
 
 def _add(
@@ -93,7 +100,9 @@ def _add(
             contents.attribution.setdefault(column.name, Counter())[value] += 1
             continue
         counts = contents.values.setdefault(column.name, Counter())
-        if len(counts) <= _MAX_VALUES:
+        if column.name == "tools":  # how many traces called each
+            counts.update(value.split(",") if value else [None])
+        elif len(counts) <= _MAX_VALUES:
             counts[value] += 1
     settings = str(cells["settings_sha256"])
     contents.num_settings[settings] += 1
@@ -217,7 +226,7 @@ def card_text(card: Mapping[str, Json], pictures: Mapping[str, str], why_no_pict
         *(f"![{title}]({name})" for title, name in pictures.items()),
         why_no_pictures,
         _figures_text(card["figures"]),
-        *(_values_text(name, found) for name, found in card["values"].items()),
+        *_all_values_text(card["values"]),
         *_attribution_text(card["attribution"]),
         "## What made them",
         _settings_text(card),
@@ -243,6 +252,14 @@ def _figures_text(figures: Mapping[str, Json]) -> str:
         for name, each in figures.items()
     ]  # fmt: skip
     return _table(("figure", "traces", "lowest", "median", "mean", "highest"), rows)
+
+
+def _all_values_text(values: Mapping[str, Json]) -> Iterator[str]:
+    same = {name: found[0] for name, found in values.items() if len(found) == 1}
+    if same:
+        yield "In all rows the same:"
+        yield _table(("column", "value"), [(_code(name), _value_text(each)) for name, each in same.items()])
+    yield from (_values_text(name, found) for name, found in values.items() if name not in same)
 
 
 def _values_text(name: str, found: Sequence[Mapping[str, Json]]) -> str:

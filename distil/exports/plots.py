@@ -33,6 +33,7 @@ _STYLE: dict[Any, Any] = {  # what a user's own settings would change
     "text.parse_math": False,
     "text.usetex": False,
 }
+_Panel = tuple[str, "Callable[[Axes, Any], None]", Json]  # its title, what draws it, and what of
 
 
 def can_plot() -> bool:
@@ -42,26 +43,30 @@ def can_plot() -> bool:
 
 def draw_plots(card: Mapping[str, Json], folder: Path) -> dict[str, str]:
     """Draw what a card holds into files of an export; their paths within it, by what they show."""
-    panels = {
-        "Figures": [(name, _histogram, each) for name, each in card["figures"].items()],
-        "Values": [
-            (name, _bars, each)
-            for found in ("values", "attribution")
-            for name, each in card[found].items()
-            if len(each) > 1
-        ],
-    }
+    figures: list[_Panel] = [
+        (name, _histogram, each) for name, each in card["figures"].items() if _has_shape(each)
+    ]
+    values: list[_Panel] = [
+        (name, _bars, each)
+        for part in ("values", "attribution")
+        for name, each in card[part].items()
+        if len(each) > 1
+    ]
     written = {}
     (folder / FOLDER).mkdir()
-    for title, found in panels.items():
-        if found:
-            name = f"{FOLDER}/{title.lower()}.png"
-            _draw(found[:_MAX_PANELS], folder / name)
-            written[title] = name
+    for title, panels in (("Figures", figures), ("Values", values)):
+        if panels:
+            written[title] = f"{FOLDER}/{title.lower()}.png"
+            _draw(panels[:_MAX_PANELS], folder / written[title])
     return written
 
 
-def _draw(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]], path: Path) -> None:
+def _has_shape(found: Mapping[str, Json]) -> bool:
+    """Whether a figure says more than its mean does: not where it is one number, or 0 and 1."""
+    return bool(found["lowest"] < found["highest"] and (found["highest"] > 1 or len(found["bins"]) > 2))
+
+
+def _draw(panels: Sequence[_Panel], path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - half a second
 
     with mpl.rc_context():
@@ -72,7 +77,7 @@ def _draw(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]], path:
         figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
-def _figure(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]]) -> Figure:
+def _figure(panels: Sequence[_Panel]) -> Figure:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     columns = min(_COLUMNS, len(panels))
@@ -88,8 +93,6 @@ def _figure(panels: Sequence[tuple[str, Callable[[Axes, Any], None], Json]]) -> 
 def _histogram(axes: Axes, found: Mapping[str, Json]) -> None:
     edges = found["edges"]
     lefts, widths = edges[:-1], [high - low for low, high in pairwise(edges)]
-    if edges[0] == edges[-1]:  # all are the same number
-        lefts, widths = [edges[0] - 0.5], [1.0]
     axes.bar(lefts, found["bins"], widths, align="edge", color=_BLUE, edgecolor="white", linewidth=0.5)
     axes.axvline(found["median"], color=_GREY, linewidth=1, linestyle="--")
     axes.set_ylabel("traces")
