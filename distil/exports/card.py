@@ -130,7 +130,7 @@ def card_json(
         "traces_found": selected.num_found,
         "filters": [step.as_json() for step in selected.steps],
         **{name: counts[name] for name in ("left_out", "refused_by_reason", "rows")},
-        "figures": {name: _figure(values) for name, values in figures.items() if len(values)},
+        "figures": {name: figure_json(values) for name, values in figures.items() if len(values)},
         "values": {
             name: _counts(counts, _MAX_VALUES)
             for name, counts in contents.values.items()
@@ -146,7 +146,7 @@ def card_json(
     }
 
 
-def _figure(values: Sequence[float]) -> dict[str, Json]:
+def figure_json(values: Sequence[float]) -> dict[str, Json]:
     """How numbers are spread: whole numbers of few kinds one by one, others in bins of the same width."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]

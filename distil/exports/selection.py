@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
 from distil.errors import UsageError
-from distil.exports.near_duplicates import check_imagehash, near_pairs, photo_hash
-from distil.exports.repeats import said_sha256
+from distil.exports.filters import (
+    Candidate,
+    Filter,
+    Reader,
+    balanced,
+    best,
+    first,
+    near_photos,
+    pass_rates,
+    those,
+    with_answer,
+    without_near,
+    without_repeats,
+)
+from distil.exports.near_duplicates import check_imagehash
 from distil.exports.splits import Grouped, Splitting, validation_members
 from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Band, Json, NearDuplicates, StopReason
-from distil.replay.processes import Workers, each_trace
 from distil.store.folder import find_trace_files
 from distil.store.marks import DROP, KEEP
 
@@ -96,39 +106,6 @@ class Selected:
     num_found: int  # files
     steps: tuple[Step, ...] = ()
     left_out: Counter[str] = field(default_factory=Counter)  # without an answer, by reason
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A trace that may be picked; its `row` is the same for all rollouts, whatever folder they lie in."""
-
-    path: Path
-    position: int  # in the order of all traces found
-    row: tuple[Json, ...]
-    rollout: int
-    photo: str
-    num_pixels: int
-    score: float | None
-    reason_out: str | None  # why it is no example to learn from
-    mark: str | None
-    value: Json  # of the column that is balanced
-    place: tuple[Json, ...]  # of the columns that are split by
-
-
-_Filter = Callable[[Sequence[Candidate]], list[Candidate]]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How traces and photos are read where a filter has to, and who is told what goes on.
-
-    `tell_progress` gets what is read, how much of it is done, and of how much.
-    """
-
-    dataset_path: str | None = None
-    workers: Workers = field(default_factory=lambda: Workers(1))
-    tell_progress: Callable[[str, int, int], None] = lambda what, done, of: None
-    tell: Callable[[str], None] = lambda _: None
 
 
 @dataclass
@@ -310,152 +287,33 @@ def _reason_out(stop_reason: str | None, parse_success: bool | None) -> str | No
 
 def _filters(
     selection: Selection, found: _Found, reader: Reader, left_out: Counter[str]
-) -> Iterator[tuple[str, _Filter]]:
+) -> Iterator[tuple[str, Filter]]:
     """The filters that are asked for, by what they are called, in their order."""
     if selection.only_kept:
-        yield "--only_kept", partial(_those, lambda each: each.mark == KEEP)
+        yield "--only_kept", partial(those, lambda each: each.mark == KEEP)
     elif not selection.ignores_marks:
-        yield "not marked drop", partial(_those, lambda each: each.mark != DROP)
+        yield "not marked drop", partial(those, lambda each: each.mark != DROP)
     if not selection.takes_all:
-        yield "with an answer", partial(_with_answer, left_out)
+        yield "with an answer", partial(with_answer, left_out)
     if selection.where is not None:
-        yield f"--where {selection.where}", partial(_those, lambda each: each.path in found.wanted)
+        yield f"--where {selection.where}", partial(those, lambda each: each.path in found.wanted)
     if selection.pass_rate is not None:
-        rates = _pass_rates(found)
+        rates = pass_rates(found.candidates, found.passed)
         band = selection.pass_rate
         name = f"--pass_rate {band} --accept {selection.accept}"
-        yield name, partial(_those, lambda each: band.low <= rates[each.row] <= band.high)
+        yield name, partial(those, lambda each: band.low <= rates[each.row] <= band.high)
     if selection.drops_repeats:
-        yield "--drop_repeats", partial(_without_repeats, reader)
+        yield "--drop_repeats", partial(without_repeats, reader)
     if selection.near_duplicates is NearDuplicates.DROP:
         name = f"--near_duplicates drop --near_distance {selection.near_distance}"
-        yield name, partial(_without_near, selection.near_distance, reader)
+        yield name, partial(without_near, selection.near_distance, reader)
     if selection.best_of is not None:
-        yield f"--best_of {selection.best_of}", partial(_best, selection.best_of)
+        yield f"--best_of {selection.best_of}", partial(best, selection.best_of)
     if selection.max_per_sample is not None:
-        yield f"--max_per_sample {selection.max_per_sample}", partial(_first, selection.max_per_sample)
+        yield f"--max_per_sample {selection.max_per_sample}", partial(first, selection.max_per_sample)
     if selection.balance is not None:
         most = "" if selection.balance_max is None else f" --balance_max {selection.balance_max}"
-        yield f"--balance {selection.balance}{most}", partial(_balanced, selection)
-
-
-def _those(is_meant: Callable[[Candidate], bool], candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [each for each in candidates if is_meant(each)]
-
-
-def _with_answer(left_out: Counter[str], candidates: Sequence[Candidate]) -> list[Candidate]:
-    left_out.update(each.reason_out for each in candidates if each.reason_out is not None)
-    return [each for each in candidates if each.reason_out is None]
-
-
-def _pass_rates(found: _Found) -> dict[tuple[Json, ...], float]:
-    """The share of each row's traces that pass: of all that there are, whatever else is asked for."""
-    num_traces = Counter(each.row for each in found.candidates)
-    num_passed = Counter(each.row for each in found.candidates if each.path in found.passed)
-    return {row: num_passed[row] / number for row, number in num_traces.items()}
-
-
-def _without_repeats(reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of a row's traces that say and call the same only the first."""
-    several = {row for row, number in Counter(each.row for each in candidates).items() if number > 1}
-    asked = [each for each in candidates if each.row in several]
-    found = each_trace(
-        said_sha256, [each.path for each in asked], reader.workers, reader.dataset_path, reader.tell
-    )
-    seen: set[tuple[Json, ...]] = set()
-    repeats: set[Path] = set()
-    for done, (each, digest) in enumerate(zip(asked, found, strict=True), start=1):
-        reader.tell_progress("conversations", done, len(asked))
-        if digest is not None and (key := (*each.row, digest)) in seen:
-            repeats.add(each.path)
-        elif digest is not None:
-            seen.add(key)
-    return [each for each in candidates if each.path not in repeats]
-
-
-def _without_near(distance: int, reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Without photos that are nearly the same as one that stays: the largest, of equal ones the first."""
-    first = _first_of_photos(candidates)
-    hashes = _photo_hashes(first, reader)
-    near: dict[int, set[int]] = defaultdict(set)
-    for one, other in near_pairs(hashes.values(), distance):
-        near[one].add(other)
-        near[other].add(one)
-    kept, kept_hashes = set(first) - set(hashes), set[int]()
-    for photo in sorted(hashes, key=lambda photo: -first[photo].num_pixels):  # of equals the first found
-        if hashes[photo] not in kept_hashes and not near[hashes[photo]] & kept_hashes:
-            kept.add(photo)
-            kept_hashes.add(hashes[photo])
-    return [each for each in candidates if each.photo in kept]
-
-
-def _first_of_photos(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
-    first: dict[str, Candidate] = {}
-    for each in candidates:
-        first.setdefault(each.photo, each)
-    return first
-
-
-def _photo_hashes(first: dict[str, Candidate], reader: Reader) -> dict[str, int]:
-    """The perceptual hashes of the photos that can be read."""
-    paths = [each.path for each in first.values()]
-    found = each_trace(photo_hash, paths, reader.workers, reader.dataset_path, reader.tell)
-    hashes = {}
-    for done, (photo, number) in enumerate(zip(first, found, strict=True), start=1):
-        reader.tell_progress("photos", done, len(paths))
-        if number is not None:
-            hashes[photo] = number
-    return hashes
-
-
-def _near_photos(candidates: Sequence[Candidate], distance: int, reader: Reader) -> list[tuple[str, str]]:
-    """Pairs of photos by which all that are near belong together."""
-    hashes = _photo_hashes(_first_of_photos(candidates), reader)
-    photo_of = {number: photo for photo, number in hashes.items()}
-    same = [(photo, photo_of[number]) for photo, number in hashes.items()]
-    return same + [(photo_of[one], photo_of[other]) for one, other in near_pairs(photo_of, distance)]
-
-
-def _by_row(candidates: Iterable[Candidate]) -> dict[tuple[Json, ...], list[Candidate]]:
-    rows: dict[tuple[Json, ...], list[Candidate]] = defaultdict(list)
-    for each in candidates:
-        rows[each.row].append(each)
-    return rows
-
-
-def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=attrgetter("position"))
-
-
-def _best(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The best so many of each row; of equals those with the lower number of the rollout."""
-
-    def place_of(each: Candidate) -> tuple[float, int, int]:
-        return -(float("-inf") if each.score is None else each.score), each.rollout, each.position
-
-    rows = _by_row(candidates).values()
-    return _in_order(each for row in rows for each in sorted(row, key=place_of)[:number])
-
-
-def _first(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first so many rollouts of each row."""
-    rows = _by_row(candidates).values()
-    by_rollout = attrgetter("rollout", "position")
-    return _in_order(each for row in rows for each in sorted(row, key=by_rollout)[:number])
-
-
-def _balanced(selection: Selection, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """As many of each value: so many as the rarest has, or `balance_max`; drawn by the seed."""
-    values: dict[Json, list[Candidate]] = defaultdict(list)
-    for each in candidates:
-        if each.value is not None:
-            values[each.value].append(each)
-    most = selection.balance_max or min(map(len, values.values()), default=0)
-
-    def drawn(each: Candidate) -> str:
-        return hashlib.sha256(f"{selection.seed} {each.position} {each.path.name}".encode()).hexdigest()
-
-    return _in_order(each for found in values.values() for each in sorted(found, key=drawn)[:most])
+        yield f"--balance {selection.balance}{most}", partial(balanced, selection.balance_max, selection.seed)
 
 
 def _validation(candidates: Sequence[Candidate], selection: Selection, reader: Reader) -> Collection[int]:
@@ -465,7 +323,7 @@ def _validation(candidates: Sequence[Candidate], selection: Selection, reader: R
         return ()
     pairs: list[tuple[str, str]] = []
     if selection.near_duplicates is NearDuplicates.TOGETHER:
-        pairs = _near_photos(candidates, selection.near_distance, reader)
+        pairs = near_photos(candidates, selection.near_distance, reader)
     grouped = [Grouped(each.photo, each.place) for each in candidates]
     numbers = validation_members(grouped, pairs, splitting, selection.seed)
     return {candidates[number].position for number in numbers}

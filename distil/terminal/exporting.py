@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from distil.exports.export import Found, Job, Refused, Report, export_traces
+from distil.exports.filters import Reader
 from distil.exports.options import ExportOptions
-from distil.exports.selection import Reader, Selected, Selection, select_traces
+from distil.exports.selection import Selected, Selection, select_traces
 from distil.records import ExportFormat, FailedCalls, Json
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
