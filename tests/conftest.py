@@ -98,6 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files
+    "test_exports.py",
     "test_embedded.py",
     "test_sandbox_corpus.py",
     "test_soak.py",

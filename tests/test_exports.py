@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,16 @@ from warm_door import start_door
 
 from distil.cli import main
 from distil.errors import ToolError
-from distil.exports.conversation import Conversation
+from distil.exports.conversation import Conversation, conversation_of
 from distil.exports.escape import escaped, escaped_json, json_text
 from distil.exports.export import Refused, conversation_at
 from distil.exports.options import ExportOptions
-from distil.exports.pictures import student_size
+from distil.exports.pictures import Shown, shown, student_size
 from distil.exports.tokens import picture_tokens, text_tokens
 from distil.pictures import box_to_pixels, pixels_to_box, sent_size
-from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts
+from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
 from distil.replay.replay import Executors, Sources, replay
-from distil.store.trace_file import json_sha256, read_trace
+from distil.store.trace_file import StoredTrace, json_sha256, read_trace
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 FORMATS = [each.value for each in ExportFormat]
@@ -315,6 +316,11 @@ def test_a_picture_has_the_size_that_the_students_processor_leaves_as_it_is() ->
         size = student_size(sent, options)
         assert sent_size(size, options.student_rule) == size
         assert picture_tokens(size, options) == size[0] * size[1] // 1024 + 2
+
+
+def test_a_small_limit_makes_no_row_shorter_than_a_processor_does() -> None:
+    options = ExportOptions(ExportFormat.TRL, image_max_pixels=10_000)
+    assert picture_tokens(student_size((640, 480), options), options) >= 64  # 65,536 pixels at the least
 
 
 def test_thousandths_leave_pictures_as_sent_but_for_those_above_the_limit(tmp_path: Path) -> None:
@@ -851,3 +857,77 @@ def test_a_rows_own_question_stands_in_its_conversation(tmp_path: Path) -> None:
     traces = run(tmp_path, script, "--task", "vqa", dataset=tmp_path / "birds")
     question = conversation(traces / "trace_00000.json").question
     assert escaped("How many <image> birds?") in question and "{question}" not in question
+
+
+# --- the conversation that the teacher had
+
+
+def test_a_teacher_of_text_calls_had_the_conversation_that_is_exported(tmp_path: Path) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return says("ok")
+        both = f"Two.\n{text_call(ZOOM, {'bbox_2d': [0, 0, 500, 500]})}\n{text_call(ROTATE, {'angle': 30})}"
+        turns = [
+            says(both),
+            says(f"One, that fails: {text_call(ROTATE, {'angle': 'left'})}"),
+            says("\\boxed{1, 2}"),
+        ]
+        return turns[num_turns(request)]
+
+    path = run(tmp_path, script, "--tool_mode", "text") / "trace_00000.json"
+    trace = read_trace(path)
+    with Executors() as executors:
+        had = replay(trace, Sources().of(trace), executors.of(trace)).messages()
+    exported_messages = conversation(path, failed_calls=FailedCalls.TRAIN).messages()
+    assert [message.role for message in exported_messages] == [message["role"] for message in had]
+    for ours, theirs in zip(exported_messages, had, strict=True):
+        content = theirs["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "".join(part.get("text", "<image>") for part in parts)
+        # Models' own templates have a newline between two results.
+        assert ours.text("<image>") == text.replace(
+            "</tool_response><tool_response>", "</tool_response>\n<tool_response>"
+        )
+
+
+@given(st.lists(texts, max_size=4), st.lists(texts, max_size=4), st.lists(texts, max_size=4), st.booleans())
+def test_whatever_is_said_no_special_word_is_left_but_those_placed(
+    failing: Path, said: list[str], thought: list[str], printed: list[str], is_native: bool
+) -> None:
+    trace, pictures = _replayed(failing / "trace_00000.json")
+    form = ToolMode.NATIVE if is_native else ToolMode.TEXT
+    changes: dict[str, Any] = {
+        "content": "".join(said),
+        "reasoning": "".join(thought),
+        "reasoning_field": "reasoning",
+    }
+    replies = tuple(replace(reply, call_form=form, **changes) for reply in trace.replies)
+    calls = tuple(
+        replace(call, stored=replace(call.stored, message="".join(printed), stdout="".join(printed)))
+        for call in pictures.calls
+    )
+    options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN, thoughts=Thoughts.KEEP)
+    found = conversation_of(replace(trace, replies=replies), replace(pictures, calls=calls), options)
+    if found is None:
+        return  # nobody said anything
+    system, *others = found.messages()
+    assert len(SPECIAL.findall(system.text("<image>"))) == 4
+    for message in others:
+        words = SPECIAL.findall(message.text(""))
+        tags = (
+            ["<tool_call>", "</tool_call>"]
+            if message.role == "assistant"
+            else ["<tool_response>", "</tool_response>"]
+        )
+        assert words == tags * (len(words) // 2)
+    assert sum(len(SPECIAL.findall(message.text(""))) for message in others) == 2 * sum(
+        len(turn.calls) + len(turn.results) for turn in found.turns
+    )
+
+
+@cache
+def _replayed(path: Path) -> tuple[StoredTrace, Shown]:
+    with Executors() as executors:
+        trace = read_trace(path)
+        options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN)
+        return trace, shown(trace, Sources().of(trace), executors.of(trace), options)

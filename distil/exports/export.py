@@ -127,7 +127,7 @@ def export_traces(
     _check_free(job)
     options = replace(options, has_attribution=_says_whose(selected))
     work = partial(conversation_at, options=options)
-    with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out) as folder:
+    with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out.absolute()) as folder:
 
         def look_at(found: Iterable[Found]) -> Iterator[Found]:
             for result in found:
@@ -361,7 +361,7 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
 
 def _remove_left_behind(out: Path) -> None:
     """Remove what exports to the same place have left that were killed."""
-    for folder in out.absolute().parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         number = folder.name.removesuffix(".tmp").rpartition(".")[2]
         if number.isdigit() and not _is_running(int(number)):
             shutil.rmtree(folder, ignore_errors=True)

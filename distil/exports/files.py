@@ -16,7 +16,7 @@ from distil.records import Json, SentPicture
 PICTURES = "images"
 _SUFFIXES = {"image/jpeg": "jpg", "image/png": "png"}
 _GROUP_ROWS = 100  # of Parquet: what a reader loads at once, and a writer holds
-_GROUP_BYTES = 64 * 2**20
+_GROUP_BYTES = 32 * 2**20
 
 
 def picture_name(picture: SentPicture) -> str:

@@ -22,7 +22,7 @@ MAX_STUDENT_RATIO = 200  # of a picture's sides: the processors refuse more
 class ShownCall:
     """A call of a trace as the student is shown it.
 
-    `arguments` are None for a call that failed before it had any, `sizes` None where no picture came of it.
+    `arguments` are None for a call that failed before it had any, the picture where none came of it.
     """
 
     stored: StoredCall

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from distil.exports.conversation import Message
 from distil.exports.options import ExportOptions
-from distil.exports.pictures import with_limit
 from distil.pictures import sent_size
 from distil.records import Json, Size
 
@@ -33,9 +32,12 @@ def text_tokens(text: str) -> int:
 
 
 def picture_tokens(size: Size, options: ExportOptions) -> int:
-    """Tokens of a picture for the student: one for each patch of the size that its processor makes of it."""
+    """Tokens of a picture for the student: one for each patch of the size that its processor makes of it.
+
+    A trainer that is told of `image_max_pixels` may leave small pictures smaller; others do not.
+    """
     rule = options.student_rule
-    width, height = sent_size(size, with_limit(rule, options.image_max_pixels))
+    width, height = sent_size(size, rule)
     return width * height // rule.factor_px**2 + _TOKENS_A_PICTURE
 
 
