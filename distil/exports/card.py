@@ -7,6 +7,7 @@ import math
 import platform
 import re
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -41,6 +42,7 @@ _SHOWN_VALUES = 15
 _MAX_CELL_CHARS = 80
 _MAX_SETTING_CHARS = 100
 _NUM_BINS = 20
+_MAX_FIGURE = 1e15  # what is beyond measures nothing, and cannot be drawn
 
 
 @dataclass
@@ -92,8 +94,9 @@ def _add(
 ) -> None:
     contents.num_traces += 1
     for name in figures:
-        if cells.get(name) is not None:
-            contents.figures.setdefault(name, array("d")).append(cells[name])
+        value = cells.get(name)
+        if value is not None and abs(value) < _MAX_FIGURE:
+            contents.figures.setdefault(name, array("d")).append(value)
     for column in listed:
         value = cells.get(column.name)
         if column.source == "row" and is_attribution(column.heading):
@@ -157,9 +160,8 @@ def figure_json(values: Sequence[float]) -> dict[str, Json]:
     else:
         edges = [low + (high - low) * number / _NUM_BINS for number in range(_NUM_BINS)] + [high]
     bins = [0] * (len(edges) - 1)
-    width = (edges[-1] - edges[0]) / len(bins)
     for value in ordered:
-        bins[min(len(bins) - 1, int((value - edges[0]) / width)) if width else 0] += 1
+        bins[min(len(bins), bisect_right(edges, value)) - 1] += 1
     return {
         "traces": len(ordered),
         "lowest": low,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ _MAX_PANELS = 18
 _MAX_BARS = 12
 _MAX_LABEL_CHARS = 24
 _PANEL_INCHES: tuple[float, float] = (4.0, 2.6)
+_RIGHT_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.2, 0.35, 0.5
 _BLUE, _GREY = "#2f6db3", "#8a8f98"
 _STYLE: dict[Any, Any] = {  # what a user's own settings would change
     "font.family": ["DejaVu Sans"],  # it comes with matplotlib
@@ -82,9 +83,22 @@ def _figure(panels: Sequence[_Panel]) -> Figure:
 
     columns = min(_COLUMNS, len(panels))
     num_rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * num_rows), layout="constrained")
-    for number, (name, draw, found) in enumerate(panels, start=1):
-        axes = figure.add_subplot(num_rows, columns, number)
+    width, height = _PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * num_rows
+    figure = Figure(figsize=(width, height))
+    for number, (name, draw, found) in enumerate(panels):
+        row, column = divmod(number, columns)
+        left = column * _PANEL_INCHES[0] + _LEFT_INCHES[draw]
+        bottom = (num_rows - 1 - row) * _PANEL_INCHES[1] + _BOTTOM_INCHES
+        right, top = (column + 1) * _PANEL_INCHES[0], (num_rows - row) * _PANEL_INCHES[1]
+        # Placed here: a layout that is computed takes longer than all else.
+        axes = figure.add_axes(
+            (
+                left / width,
+                bottom / height,
+                (right - _RIGHT_INCHES - left) / width,
+                (top - _TOP_INCHES - bottom) / height,
+            )
+        )
         axes.set_title(_label(name, ""))
         draw(axes, found)
     return figure
@@ -92,8 +106,8 @@ def _figure(panels: Sequence[_Panel]) -> Figure:
 
 def _histogram(axes: Axes, found: Mapping[str, Json]) -> None:
     edges = found["edges"]
-    lefts, widths = edges[:-1], [high - low for low, high in pairwise(edges)]
-    axes.bar(lefts, found["bins"], widths, align="edge", color=_BLUE, edgecolor="white", linewidth=0.5)
+    axes.stairs(found["bins"], edges, fill=True, color=_BLUE)
+    axes.set_ylim(bottom=0)
     axes.axvline(found["median"], color=_GREY, linewidth=1, linestyle="--")
     axes.set_ylabel("traces")
     axes.yaxis.set_major_locator(_whole_numbers())
@@ -106,10 +120,12 @@ def _bars(axes: Axes, found: Sequence[Mapping[str, Json]]) -> None:
     axes.barh(positions, [each["traces"] for each in shown], color=_BLUE)
     axes.set_yticks(list(positions), labels)
     axes.invert_yaxis()
-    axes.set_xlabel(
-        "traces" if len(found) == len(shown) else f"traces; {len(found) - len(shown)} more values"
-    )
+    num_more = len(found) - len(shown)
+    axes.set_xlabel(f"traces; {num_more} more values" if num_more else "traces")
     axes.xaxis.set_major_locator(_whole_numbers())
+
+
+_LEFT_INCHES = {_histogram: 0.6, _bars: 1.75}  # for what stands beside the axis
 
 
 def _whole_numbers() -> Locator:
@@ -132,7 +148,11 @@ def _label(text: str, otherwise: str) -> str:
 
 
 def _can_draw(text: str) -> bool:
+    return all(ord(character) in _glyphs() for character in text)
+
+
+@cache
+def _glyphs() -> Container[int]:
     from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415
 
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    return all(ord(character) in glyphs for character in text)
+    return get_font(findfont("DejaVu Sans")).get_charmap()
