@@ -345,6 +345,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
+            "traces_concurrent --format trl --out sft_best --best_of 1 --validation 0.1 --dry_run",
         ),
     ),
     Command(

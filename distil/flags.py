@@ -669,9 +669,7 @@ class ExportFlags:
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")
     ] = False
-    selection: Annotated[SelectionFlags, Group("which traces; filters in this order, after --where")] = field(
-        default_factory=SelectionFlags
-    )
+    selection: Annotated[SelectionFlags, Group("which traces")] = field(default_factory=SelectionFlags)
     form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
     overwrite: Annotated[bool, Flag("replace an export that is there")] = False
     dry_run: Annotated[bool, Flag("only say how many traces each filter leaves; nothing is written")] = False

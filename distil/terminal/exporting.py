@@ -11,7 +11,7 @@ from pathlib import Path
 from distil.exports.export import Found, Job, Refused, Report, export_traces
 from distil.exports.filters import Reader
 from distil.exports.options import ExportOptions
-from distil.exports.selection import Selected, Selection, select_traces
+from distil.exports.selection import VALIDATION, Selected, Selection, select_traces
 from distil.records import ExportFormat, FailedCalls, Json
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
@@ -36,6 +36,9 @@ def export(
 
     with Bar(total=len(selected.picks), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar:
         report = export_traces(selected, options, job, look, partial(say_above_bar, terminal))
+    wants_validation = selection.splitting is not None
+    if wants_validation and not report.num_rows[VALIDATION]:
+        terminal.say("Warning: no row is for validation: none was among the first rows; try --shuffle")
     for line in [*_selection_lines(selected), *_lines(report, options, job)]:
         terminal.say(line)
     if terminal.gives_json:
