@@ -158,7 +158,7 @@ def _selection(flags: ExportFlags) -> Selection:
         accept=asked.accept,
         drops_repeats=asked.drop_repeats,
         near_duplicates=NearDuplicates(asked.near_duplicates) if asked.near_duplicates else None,
-        near_distance=asked.near_distance,
+        near_bits=asked.near_bits,
         best_of=asked.best_of,
         max_per_sample=asked.max_per_sample,
         balance=asked.balance,

@@ -618,7 +618,7 @@ class SelectionFlags:
             choices=NearDuplicates,
         ),
     ] = None
-    near_distance: Annotated[
+    near_bits: Annotated[
         int,
         Flag("in how many bits of 64 their perceptual hashes may differ (default: {default})", "N", _bits),
     ] = 4

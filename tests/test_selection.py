@@ -366,7 +366,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_of_near_duplicates_the_largest_photo_stays_with_all_its_rollouts(seen: Path) -> None:
     found = chosen(seen, near_duplicates=NearDuplicates.DROP)
     assert names(found) == ["00000", "00000_r1", "00004"]
-    assert counts(found)[-1] == ("--near_duplicates drop --near_distance 4", 6, 3)
+    assert counts(found)[-1] == ("--near_duplicates drop --near_bits 4", 6, 3)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -85,12 +85,12 @@ def without_repeats(reader: Reader, candidates: Sequence[Candidate]) -> list[Can
     return [each for each in candidates if each.path not in repeats]
 
 
-def without_near(distance: int, reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
+def without_near(max_bits: int, reader: Reader, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without photos that are nearly the same as one that stays: the largest, of equal ones the first."""
     first = _first_of_photos(candidates)
     hashes = _photo_hashes(first, reader)
     near: dict[int, set[int]] = defaultdict(set)
-    for one, other in near_pairs(hashes.values(), distance):
+    for one, other in near_pairs(hashes.values(), max_bits):
         near[one].add(other)
         near[other].add(one)
     kept, kept_hashes = set(first) - set(hashes), set[int]()
@@ -120,12 +120,12 @@ def _photo_hashes(first: dict[str, Candidate], reader: Reader) -> dict[str, int]
     return hashes
 
 
-def near_photos(candidates: Sequence[Candidate], distance: int, reader: Reader) -> list[tuple[str, str]]:
+def near_photos(candidates: Sequence[Candidate], max_bits: int, reader: Reader) -> list[tuple[str, str]]:
     """Pairs of photos by which all that are near belong together."""
     hashes = _photo_hashes(_first_of_photos(candidates), reader)
     photo_of = {number: photo for photo, number in hashes.items()}
     same = [(photo, photo_of[number]) for photo, number in hashes.items()]
-    return same + [(photo_of[one], photo_of[other]) for one, other in near_pairs(photo_of, distance)]
+    return same + [(photo_of[one], photo_of[other]) for one, other in near_pairs(photo_of, max_bits)]
 
 
 def _by_row(candidates: Iterable[Candidate]) -> dict[tuple[Json, ...], list[Candidate]]:

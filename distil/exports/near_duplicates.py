@@ -41,16 +41,16 @@ def photo_hash(path: Path, sources: Sources, _: Executors) -> int | None:
         return None
 
 
-def near_pairs(hashes: Collection[int], distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs of different hashes that differ in `distance` bits at most, each once, in no order.
+def near_pairs(hashes: Collection[int], max_bits: int) -> Iterator[tuple[int, int]]:
+    """Pairs of different hashes that differ in `max_bits` bits at most, each once, in no order.
 
     Hashes that differ in few bits have one of some pieces in common: only those that do are compared.
     """
     values = np.array(sorted(set(hashes)), dtype=np.uint64)
     seen: set[tuple[int, int]] = set()
-    for start, end in _pieces(distance + 1):
+    for start, end in _pieces(max_bits + 1):
         piece = (values >> np.uint64(start)) & np.uint64((1 << (end - start)) - 1)
-        for pair in _pairs_within(values, piece, distance):
+        for pair in _pairs_within(values, piece, max_bits):
             if pair not in seen:
                 seen.add(pair)
                 yield pair
@@ -62,7 +62,7 @@ def _pieces(number: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _pairs_within(values: _Hashes, piece: _Hashes, distance: int) -> Iterator[tuple[int, int]]:
+def _pairs_within(values: _Hashes, piece: _Hashes, max_bits: int) -> Iterator[tuple[int, int]]:
     """Pairs of values with the same piece that are near, the smaller one first."""
     order = np.argsort(piece, kind="stable")  # equal ones stay in the order of their values
     edges = np.flatnonzero(np.diff(piece[order])) + 1
@@ -70,7 +70,7 @@ def _pairs_within(values: _Hashes, piece: _Hashes, distance: int) -> Iterator[tu
         for start in range(0, len(group) if len(group) > 1 else 0, _ROWS_AT_ONCE):
             some = group[start : start + _ROWS_AT_ONCE]
             num_bits = _num_bits(values[some][:, None] ^ values[group][None, :])
-            for row, column in zip(*np.nonzero(num_bits <= distance), strict=True):
+            for row, column in zip(*np.nonzero(num_bits <= max_bits), strict=True):
                 if start + row < column:
                     yield int(values[some[row]]), int(values[group[column]])
 

@@ -73,7 +73,7 @@ class Selection:
     accept: str | None = None  # SQL: which of them pass
     drops_repeats: bool = False
     near_duplicates: NearDuplicates | None = None
-    near_distance: int = 4  # bits of a perceptual hash of 64
+    near_bits: int = 4  # bits of a perceptual hash of 64
     best_of: int | None = None
     max_per_sample: int | None = None
     balance: str | None = None  # a column
@@ -305,8 +305,8 @@ def _filters(
     if selection.drops_repeats:
         yield "--drop_repeats", partial(without_repeats, reader)
     if selection.near_duplicates is NearDuplicates.DROP:
-        name = f"--near_duplicates drop --near_distance {selection.near_distance}"
-        yield name, partial(without_near, selection.near_distance, reader)
+        name = f"--near_duplicates drop --near_bits {selection.near_bits}"
+        yield name, partial(without_near, selection.near_bits, reader)
     if selection.best_of is not None:
         yield f"--best_of {selection.best_of}", partial(best, selection.best_of)
     if selection.max_per_sample is not None:
@@ -323,7 +323,7 @@ def _validation(candidates: Sequence[Candidate], selection: Selection, reader: R
         return ()
     pairs: list[tuple[str, str]] = []
     if selection.near_duplicates is NearDuplicates.TOGETHER:
-        pairs = near_photos(candidates, selection.near_distance, reader)
+        pairs = near_photos(candidates, selection.near_bits, reader)
     grouped = [Grouped(each.photo, each.place) for each in candidates]
     numbers = validation_members(grouped, pairs, splitting, selection.seed)
     return {candidates[number].position for number in numbers}
