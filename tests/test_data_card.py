@@ -264,13 +264,13 @@ def test_plots_have_the_same_bytes_whatever_the_users_style(
         "attribution": {},
     }
     found = []
-    for number, font_size in enumerate((9, 30)):
-        monkeypatch.setitem(mpl.rcParams, "font.size", font_size)
+    for number, colour in enumerate(("white", "red")):
+        monkeypatch.setitem(mpl.rcParams, "axes.facecolor", colour)
         (tmp_path / str(number)).mkdir()
         names = draw_plots(card, tmp_path / str(number))
         assert names == {"Figures": "card/figures.png", "Values": "card/values.png"}
         found.append(contents(tmp_path / str(number)))
-        assert mpl.rcParams["font.size"] == font_size
+        assert mpl.rcParams["axes.facecolor"] == colour
     assert found[0] == found[1]
     for data in found[0].values():
         assert set(chunks(data)) == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
