@@ -158,7 +158,7 @@ def test_what_is_refused_or_left_out_is_counted_by_its_reason(traces: Path, tmp_
     ((reason, number),) = card["refused_by_reason"].items()
     assert "it was edited" in reason and number == 2
     page = (out / "README.md").read_text()
-    assert "2 were refused: its content does not fit its integrity_shaN" in page
+    assert "2 were refused: its content does not fit its integrity_sha256" in page
 
 
 def test_the_command_on_the_card_makes_the_same_export_again(traces: Path, tmp_path: Path) -> None:

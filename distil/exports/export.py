@@ -197,7 +197,7 @@ def _add_rows(
 
 def _general(reason: str) -> str:
     """A reason without what is of one trace or of one machine alone."""
-    return re.sub(r"\d+", "N", re.sub(r"(?<![\w.])/[^\s:;,]+", "PATH", reason))
+    return re.sub(r"\b\d+\b", "N", re.sub(r"(?<![\w.])/[^\s:;,]+", "PATH", reason))
 
 
 def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> str:

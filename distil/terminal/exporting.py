@@ -52,7 +52,11 @@ def show_selection(paths: Sequence[Path], selection: Selection, job: Job, termin
     splits = Counter(pick.split for pick in selected.picks)
     lines = [f"{count:,} left out: {reason}" for reason, count in sorted(selected.left_out.items())]
     rows = ", ".join(f"{count:,} {split}" for split, count in sorted(splits.items()))
-    for line in [*_selection_lines(selected), *lines, f"{rows} traces would be exported; nothing is written"]:
+    for line in [
+        *_selection_lines(selected),
+        *lines,
+        f"{rows or 'no'} traces would be exported; nothing is written",
+    ]:
         terminal.say(line)
     if terminal.gives_json:
         terminal.give({"selection": _selection_json(selected), "picked": dict(sorted(splits.items()))})
