@@ -144,6 +144,8 @@ def _selection(flags: ExportFlags) -> Selection:
 
     asked = flags.selection
     splitting = None
+    if asked.split_step is not None and asked.split_by is None:
+        raise argparse.ArgumentTypeError("--split_step: say of which columns, as --split_by COLUMN,COLUMN")
     if asked.validation is not None:
         columns = tuple(name.strip() for name in (asked.split_by or "").split(",") if name.strip())
         splitting = Splitting(asked.validation, columns, asked.split_step)

@@ -130,6 +130,7 @@ def test_the_card_says_what_each_filter_left_and_what_the_rows_are_like(traces: 
         {"filter": "not marked drop", "before": NUM, "after": NUM},
         {"filter": "with an answer", "before": NUM, "after": NUM},
         {"filter": "--where calls > 0", "before": NUM, "after": num_calling},
+        {"filter": "replayed, --limit 20", "before": num_calling, "after": 20},
     ]
     assert card["rows"] == {"train": 20} and len(rows) == 20
     assert sum(card["figures"]["calls"]["bins"]) == card["figures"]["calls"]["traces"] == 20
@@ -155,6 +156,7 @@ def test_what_is_refused_or_left_out_is_counted_by_its_reason(traces: Path, tmp_
     out = export(folder, tmp_path / "out", "--format", "trl", expected=1)
     card = card_of(out)
     assert card["left_out"] == {"it ended without an answer (max_turns)": 1}
+    assert card["filters"][-1] == {"filter": "replayed", "before": 3, "after": 1}
     ((reason, number),) = card["refused_by_reason"].items()
     assert "it was edited" in reason and number == 2
     page = (out / "README.md").read_text()

@@ -472,6 +472,7 @@ def test_a_dry_run_says_what_each_filter_leaves_and_writes_nothing(
         (("--balance", "contry"), "there is no column 'contry'; did you mean country?"),
         (("--only_kept", "--ignore_marks"), "cannot both be"),
         (("--split_by", "country"), "--split_by: say how much is for validation"),
+        (("--validation", 0.2, "--split_step", 5), "--split_step: say of which columns"),
         (("--validation", 1.5), "must be a share between 0 and 1"),
         (("--near_duplicates", "together"), "there is nothing to split"),
         (("--only_kept",), "no trace is left to export of 6: --only_kept: 0"),

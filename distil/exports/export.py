@@ -28,7 +28,7 @@ from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
 from distil.exports.plots import FOLDER as PLOTS
 from distil.exports.plots import NO_PLOTS, can_plot, draw_plots
-from distil.exports.selection import TRAIN, Pick, Selected
+from distil.exports.selection import TRAIN, Pick, Selected, Step
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
@@ -210,6 +210,9 @@ def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, 
 def _write_card(text: str, target: Target, job: Job, selected: Selected, report: Report) -> None:
     """The data card: behind the text that says how to start, and as JSON with the hashes of all else."""
     contents = read_contents(selected, report.exported)
+    name = "replayed" if job.limit is None else f"replayed, --limit {job.limit}"
+    written = Step(name, len(selected.picks), len(report.exported))
+    selected = replace(selected, steps=(*selected.steps, written))
     card = card_json(selected, contents, report.lengths.counts, report.as_json(), job.command)
     card["selection_sha256"] = report.rows_sha256.hexdigest()
     pictures = draw_plots(card, target.folder) if can_plot() else {}
