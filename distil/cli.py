@@ -34,15 +34,16 @@ from distil.flags import (
     read_flags,
     stated_flags,
 )
-from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
+from distil.records import ExportFormat, FailedCalls, Frame, NearDuplicates, Student, Thoughts, ToolMode
 from distil.terminal.words import printable
 from distil.usage import Parser, examples_text
 
 if TYPE_CHECKING:
+    from distil.exports.selection import Selection
     from distil.terminal.terminal import Terminal
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
-_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json")
+_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json", "dry_run")
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
@@ -151,9 +152,8 @@ def _with_own_code(
 def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.export import Job  # noqa: PLC0415
     from distil.exports.options import ExportOptions  # noqa: PLC0415
-    from distil.exports.selection import find_picks  # noqa: PLC0415
     from distil.replay.processes import Workers  # noqa: PLC0415
-    from distil.terminal.exporting import export  # noqa: PLC0415
+    from distil.terminal.exporting import export, show_selection  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     form = flags.form
@@ -177,10 +177,44 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
     )
     terminal = Terminal(gives_json=flags.json)
 
-    def write() -> int:
-        return export(find_picks(flags.paths, flags.where), options, job, terminal)
+    selection = _selection(flags)
+    action = partial(export, flags.paths, selection, options, job, terminal)
+    if flags.dry_run:
+        action = partial(show_selection, flags.paths, selection, job, terminal)
+    return partial(_with_own_code, action, flags.own.task, flags.own.tool_module, None)
 
-    return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
+
+def _selection(flags: ExportFlags) -> Selection:
+    from distil.exports.selection import Selection  # noqa: PLC0415
+    from distil.exports.splits import Splitting  # noqa: PLC0415
+
+    asked = flags.selection
+    splitting = None
+    if asked.split_step is not None and asked.split_by is None:
+        raise argparse.ArgumentTypeError("--split_step: say of which columns, as --split_by COLUMN,COLUMN")
+    if asked.validation is not None:
+        columns = tuple(name.strip() for name in (asked.split_by or "").split(",") if name.strip())
+        splitting = Splitting(asked.validation, columns, asked.split_step)
+    elif asked.split_by is not None:
+        raise argparse.ArgumentTypeError("--split_by: say how much is for validation, as --validation 0.05")
+    return Selection(
+        only_kept=asked.only_kept,
+        ignores_marks=asked.ignore_marks,
+        takes_all=flags.all,
+        where=flags.where,
+        pass_rate=asked.pass_rate,
+        accept=asked.accept,
+        drops_repeats=asked.drop_repeats,
+        near_duplicates=NearDuplicates(asked.near_duplicates) if asked.near_duplicates else None,
+        near_bits=asked.near_bits,
+        best_of=asked.best_of,
+        max_per_sample=asked.max_per_sample,
+        balance=asked.balance,
+        balance_max=asked.balance_max,
+        splitting=splitting,
+        shuffles=asked.shuffle,
+        seed=asked.seed,
+    )
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -359,6 +393,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
+            "traces_concurrent --format trl --out sft_best --best_of 1 --validation 0.1 --dry_run",
         ),
     ),
     Command(

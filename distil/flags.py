@@ -18,11 +18,13 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
+    Band,
     CropFrom,
     ExportFormat,
     FailedCalls,
     Frame,
     Json,
+    NearDuplicates,
     OnChange,
     Student,
     Thoughts,
@@ -206,6 +208,21 @@ def _number(text: str, fits: Callable[[float], bool], told: str) -> float:
 
 def _amount(text: str) -> float:
     return _number(text, lambda value: value > 0, "must be an amount above 0")
+
+
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 < value < 1, "must be a share between 0 and 1")
+
+
+def _bits(text: str) -> int:
+    return int(_number(text, lambda value: value in range(33), "must be a whole number from 0 to 32"))
+
+
+def _band(text: str) -> Band:
+    try:
+        return Band.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8") from None
 
 
 def _prices(text: str) -> FixedPrices:
@@ -663,6 +680,56 @@ class FormFlags:
 
 
 @dataclass(frozen=True)
+class SelectionFlags:
+    """Which traces are exported, and which of them are kept for validation."""
+
+    only_kept: Annotated[bool, Flag("only traces that are marked keep; those marked drop never are")] = False
+    ignore_marks: Annotated[bool, Flag("traces that are marked drop, too")] = False
+    pass_rate: Annotated[
+        Band | None,
+        Flag("only rows of which such a share of all their traces passes: 0.2..0.8", "LOW..HIGH", _band),
+    ] = None
+    accept: Annotated[str | None, Flag('which of them pass, as "score > 0.8"', "SQL")] = None
+    drop_repeats: Annotated[bool, Flag("of a row's traces that say the same only the first")] = False
+    near_duplicates: Annotated[
+        str | None,
+        Flag(
+            "photos that are nearly the same: only one of them, or all on one side of the split",
+            choices=NearDuplicates,
+        ),
+    ] = None
+    near_bits: Annotated[
+        int,
+        Flag("in how many bits of 64 their perceptual hashes may differ (default: {default})", "N", _bits),
+    ] = 4
+    best_of: Annotated[int | None, Flag("of a row the K traces with the best scores", "K", _positive)] = None
+    max_per_sample: Annotated[
+        int | None, Flag("of a row at most N traces, the first ones", "N", _positive)
+    ] = None
+    balance: Annotated[
+        str | None,
+        Flag("as many traces for each value of a column, drawn at random: those of the rarest", "COLUMN"),
+    ] = None
+    balance_max: Annotated[
+        int | None, Flag("of each value at most N, however rare others are", "N", _positive)
+    ] = None
+    validation: Annotated[
+        float | None,
+        Flag("keep such a share for validation; a photo is never on both sides", "SHARE", _share),
+    ] = None
+    split_by: Annotated[
+        str | None,
+        Flag("columns of which a value is never on both sides either, as country", "COLUMN[,COLUMN]"),
+    ] = None
+    split_step: Annotated[
+        float | None,
+        Flag("take their numbers in steps of N: of two coordinates cells are made", "N", _amount),
+    ] = None
+    shuffle: Annotated[bool, Flag("rows in random order, of which --limit takes the first")] = False
+    seed: Annotated[int, Flag("of all that is drawn (default: {default})", parse=_whole)] = 0
+
+
+@dataclass(frozen=True)
 class ExportFlags:
     """The flags of `distil export`."""
 
@@ -682,8 +749,10 @@ class ExportFlags:
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")
     ] = False
+    selection: Annotated[SelectionFlags, Group("which traces")] = field(default_factory=SelectionFlags)
     form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
     overwrite: Annotated[bool, Flag("replace an export that is there")] = False
+    dry_run: Annotated[bool, Flag("only say how many traces each filter leaves; nothing is written")] = False
     dataset_path: Annotated[
         str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
     ] = None

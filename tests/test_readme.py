@@ -168,6 +168,20 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     return Tried(folder, result.stdout)
 
 
+def test_the_commands_of_training_data_export_in_all_formats(tried: Tried) -> None:
+    run, export = (
+        command for command in commands(ENGLISH) if re.search("--rollouts_per_sample|^for ", command)
+    )
+    assert len(formats := re.findall(r"\w+", export.partition(" in ")[2].partition(";")[0])) == 6
+    result = shell(f"{run}\n{export}", tried.folder)
+    assert result.returncode == 0, result.stderr
+    for name in formats:
+        card = json.loads((tried.folder / "sft" / name / "card.json").read_text(encoding="utf-8"))
+        assert card["format"] and (tried.folder / "sft" / name / "README.md").is_file()
+    num_rows = re.findall(r"(\d+) train rows", result.stdout)
+    assert len(num_rows) == 6 and len(set(num_rows)) == 1
+
+
 def test_the_last_of_them_shows_the_traces_as_pages(tried: Tried) -> None:
     (line,) = (command for command in commands(ENGLISH) if "--serve" in command)
     viewer = subprocess.Popen(
@@ -301,6 +315,8 @@ def test_the_readmes_restore_recipe_works(clone: Path, photos: Path) -> None:
 def test_every_command_of_the_readme_is_run_by_one_of_these_tests() -> None:
     run_here = (
         "python view_",
+        "python demo_concurrent.py --api_base embedded",
+        "for format in",
         "distil verify",
         "distil export",
         "distil view",

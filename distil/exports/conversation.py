@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from distil.errors import TraceError
+from distil.exports.attribution import ATTRIBUTION, attribution_of
 from distil.exports.escape import escaped, escaped_json, json_text
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import Shown, ShownCall, box_frame
@@ -132,7 +133,7 @@ def conversation_of(trace: StoredTrace, shown: Shown, options: ExportOptions) ->
     if not turns:
         return None
     return Conversation(
-        origin=origin_of(trace),
+        origin=origin_of(trace, options),
         system=escaped(trace.prompt.system),
         tools=_tools(trace, options),
         question=_question(trace, shown, options),
@@ -141,13 +142,15 @@ def conversation_of(trace: StoredTrace, shown: Shown, options: ExportOptions) ->
     )
 
 
-def origin_of(trace: StoredTrace) -> dict[str, Json]:
+def origin_of(trace: StoredTrace, options: ExportOptions) -> dict[str, Json]:
     """What tells an exported row's trace, for whoever wants to look at it or make the row again."""
+    of_owner = {ATTRIBUTION: attribution_of(trace.json["sample_data"])} if options.has_attribution else {}
     return {
         "id": f"{trace.path.absolute().parent.name}/{trace.path.name}",
         "sample_index": trace.sample_id.index,
         "rollout": trace.sample_id.rollout,
         "trace_sha256": trace.json["integrity_sha256"],
+        **of_owner,
     }
 
 

@@ -7,22 +7,28 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from distil import __version__
 from distil.errors import SourceError, ToolError, TraceError, UsageError
+from distil.exports.attribution import is_attribution
+from distil.exports.card import CARD, card_json, card_text, read_contents
 from distil.exports.conversation import Conversation, check_roles, conversation_of
 from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
-from distil.exports.selection import Pick
+from distil.exports.plots import FOLDER as PLOTS
+from distil.exports.plots import NO_PLOTS, can_plot, draw_plots
+from distil.exports.selection import TRAIN, Pick, Selected, Step
 from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
@@ -66,19 +72,26 @@ class Report:
     num_picked: int = 0
     num_rows: Counter[str] = field(default_factory=Counter)  # by split
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
-    num_refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # by reason
+    exported: list[Path] = field(default_factory=list)
+    rows_sha256: Any = field(default_factory=hashlib.sha256)  # of which traces they are, in their order
     num_pictures: int = 0
     num_turns: int = 0
     num_masked_turns: int = 0
     lengths: Lengths = field(default_factory=Lengths)
 
+    @property
+    def num_refused(self) -> int:
+        return self.refused.total()
+
     def as_json(self) -> dict[str, Json]:
         """As the manifest has it."""
         return {
             "picked": self.num_picked,
-            "rows": dict(self.num_rows),
+            "rows": dict(sorted(self.num_rows.items())),
             "left_out": dict(sorted(self.left_out.items())),
             "refused": self.num_refused,
+            "refused_by_reason": dict(sorted(self.refused.items())),
             "pictures": self.num_pictures,
             "turns": self.num_turns,
             "masked_turns": self.num_masked_turns,
@@ -99,7 +112,7 @@ class Job:
 
 
 def export_traces(
-    picks: Sequence[Pick],
+    selected: Selected,
     options: ExportOptions,
     job: Job,
     look: Callable[[Found], None] = lambda _: None,
@@ -112,6 +125,7 @@ def export_traces(
     """
     _check_options(options)
     _check_free(job)
+    options = replace(options, has_attribution=_says_whose(selected))
     work = partial(conversation_at, options=options)
     with interruptible(lambda: None) as interruption, _whole_or_nothing(job.out.absolute()) as folder:
 
@@ -123,13 +137,21 @@ def export_traces(
 
         target = Target(folder, job.out.absolute())
         form = FORMATS[options.format](target, options)
+        picks = selected.picks
         traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
+        report = Report(left_out=Counter(selected.left_out))
         with closing(traces) as found, closing(form):
-            report = _add_rows(form, zip(picks, look_at(found), strict=False), options, job.limit)
-        if not report.num_rows:
+            _add_rows(report, form, zip(picks, look_at(found), strict=False), options, job.limit)
+        if not report.num_rows[TRAIN]:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
-        _write_beside(form, target, job, options, report)
+        text = _write_beside(form, target, job, options, report)
+        _write_card(text, target, job, selected, report)
+        (folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, folder)))
     return report
+
+
+def _says_whose(selected: Selected) -> bool:
+    return any(column.source == "row" and is_attribution(column.heading) for column in selected.columns)
 
 
 def _check_options(options: ExportOptions) -> None:
@@ -152,30 +174,52 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _add_rows(
-    form: Form, found: Iterable[tuple[Pick, Found]], options: ExportOptions, limit: int | None
-) -> Report:
-    report = Report()
+    report: Report,
+    form: Form,
+    found: Iterable[tuple[Pick, Found]],
+    options: ExportOptions,
+    limit: int | None,
+) -> None:
     for pick, result in found:
         report.num_picked += 1
         if isinstance(result, Refused):
-            report.num_refused += 1
+            report.refused[_general(result.reason)] += 1
         elif isinstance(result, LeftOut):
             report.left_out[result.reason] += 1
         else:
             form.add(result, pick.split)
             _count(report, result, pick.split, options)
-            if sum(report.num_rows.values()) == limit:
+            report.exported.append(pick.path)
+            report.rows_sha256.update(f"{pick.split} {result.origin['trace_sha256']}\n".encode())
+            if len(report.exported) == limit:
                 break
-    return report
 
 
-def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> None:
-    """What a trainer needs beside the rows, the page that says so, and the manifest."""
-    facts = Facts(dict(report.num_rows), report.lengths.to_set, report.num_masked_turns > 0)
+def _general(reason: str) -> str:
+    """A reason without what is of one trace or of one machine alone."""
+    return re.sub(r"\b\d+\b", "N", re.sub(r"(?<![\w.])/[^\s:;,]+", "PATH", reason))
+
+
+def _write_beside(form: Form, target: Target, job: Job, options: ExportOptions, report: Report) -> str:
+    """What a trainer needs beside the rows; the text that says how it is started."""
+    facts = Facts(dict(sorted(report.num_rows.items())), report.lengths.to_set, report.num_masked_turns > 0)
     head = card_head(facts) if options.format is ExportFormat.HF else ""
-    text = head + _readme(job, options, report, form.guide(facts))
+    return head + _readme(job, options, report, form.guide(facts))
+
+
+def _write_card(text: str, target: Target, job: Job, selected: Selected, report: Report) -> None:
+    """The data card: behind the text that says how to start, and as JSON with the hashes of all else."""
+    contents = read_contents(selected, report.exported)
+    name = "replayed" if job.limit is None else f"replayed, --limit {job.limit}"
+    written = Step(name, len(selected.picks), len(report.exported))
+    selected = replace(selected, steps=(*selected.steps, written))
+    card = card_json(selected, contents, report.lengths.counts, report.as_json(), job.command)
+    card["selection_sha256"] = report.rows_sha256.hexdigest()
+    pictures = draw_plots(card, target.folder) if can_plot() else {}
+    text += "\n" + card_text(card, pictures, "" if can_plot() else NO_PLOTS)
     (target.folder / "README.md").write_text(text, encoding="utf-8")
-    (target.folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, target.folder)))
+    card["files"] = _files_sha256(target.folder)
+    (target.folder / CARD).write_bytes(json_bytes(card))
 
 
 def _count(report: Report, conversation: Conversation, split: str, options: ExportOptions) -> None:
@@ -230,7 +274,7 @@ def _why_none(report: Report) -> str:
 
 
 def _readme(job: Job, options: ExportOptions, report: Report, guide: str) -> str:
-    num_rows = ", ".join(f"{count:,} {split}" for split, count in report.num_rows.items())
+    num_rows = ", ".join(f"{count:,} {split}" for split, count in sorted(report.num_rows.items()))
     tokens = report.lengths.as_json()
     return f"""\
 # Traces for {options.format.value}
@@ -258,16 +302,22 @@ def _frame_text(options: ExportOptions) -> str:
 
 
 def _manifest(options: ExportOptions, job: Job, report: Report, folder: Path) -> dict[str, Json]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    files += sorted(path for path in (folder / "data").glob("*") if path.is_file())
     return {
         "format": FORMAT,
         "distil": __version__,
         "command": job.command,
         "options": options.as_json(),
         "counts": report.as_json(),
-        "files": {str(path.relative_to(folder)): _file_sha256(path) for path in files},
+        "files": _files_sha256(folder),
     }
+
+
+def _files_sha256(folder: Path) -> dict[str, Json]:
+    """The hashes of the files but the pictures, whose names are their hashes."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for within in ("data", PLOTS):
+        files += sorted(path for path in (folder / within).glob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _file_sha256(path) for path in files}
 
 
 def _file_sha256(path: Path) -> str:

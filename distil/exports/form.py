@@ -11,16 +11,23 @@ from typing import Any, Protocol
 
 import datasets
 
+from distil.exports.attribution import ATTRIBUTION
 from distil.exports.conversation import Conversation
 from distil.exports.options import ExportOptions
 from distil.records import ToolMode
 
-ORIGIN_FEATURES: Mapping[str, Any] = {
+_ORIGIN_FEATURES: Mapping[str, Any] = {
     "id": datasets.Value("string"),
     "sample_index": datasets.Value("int64"),
     "rollout": datasets.Value("int64"),
     "trace_sha256": datasets.Value("string"),
 }
+
+
+def origin_features(options: ExportOptions) -> dict[str, Any]:
+    """The columns that tell a row's trace, and whose it is where that is known."""
+    of_owner = {ATTRIBUTION: datasets.Value("string")} if options.has_attribution else {}
+    return {**_ORIGIN_FEATURES, **of_owner}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class ExportOptions:
     call_form: ToolMode = ToolMode.TEXT
     student: Student = Student.QWEN3_VL
     takes_all: bool = False  # also traces without an answer
+    has_attribution: bool = False  # rows say whose they are
 
     @property
     def student_rule(self) -> ResizeRule:
@@ -63,4 +64,5 @@ class ExportOptions:
             "call_form": self.call_form.value,
             "student": self.student.value,
             "all": self.takes_all,
+            "attribution": self.has_attribution,
         }

@@ -21,7 +21,9 @@ class ToHf:
     def __init__(self, target: Target, options: ExportOptions) -> None:
         self._target = target
         (target.folder / FOLDER).mkdir(exist_ok=True)
-        self._tables = Tables(target.folder / FOLDER, typed_features(has_calls=False), "-00000.parquet")
+        self._tables = Tables(
+            target.folder / FOLDER, typed_features(options, has_calls=False), "-00000.parquet"
+        )
 
     def add(self, conversation: Conversation, split: str) -> None:
         pictures = conversation.pictures()

@@ -36,8 +36,9 @@ class ToOpenAI:
         self._lines.close()
 
     def guide(self, facts: Facts) -> str:
+        files = " and ".join(f"`{self._target.out}/{split}.jsonl`" for split in facts.num_rows)
         return f"""\
-`{self._target.out}/train.jsonl`: a row has `messages` as the chat API takes them, pictures as data URLs.
+{files}: a row has `messages` as the chat API takes them, pictures as data URLs.
 Assistant messages that are not to be trained have `"weight": 0`, which OpenAI's fine-tuning reads.
 The longest row has about {facts.max_length:,} tokens for a student of {self._options.student.value}.
 Where a service refuses fields that it does not know, keep the messages alone: `jq -c '{{messages}}'`."""

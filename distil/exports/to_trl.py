@@ -9,7 +9,7 @@ import datasets
 
 from distil.exports.conversation import Conversation
 from distil.exports.files import Tables, num_bytes, picture_cell
-from distil.exports.form import ORIGIN_FEATURES, Facts, Target, ship
+from distil.exports.form import Facts, Target, origin_features, ship
 from distil.exports.options import ExportOptions
 from distil.exports.rows import function, typed_messages
 from distil.records import ToolMode
@@ -53,10 +53,10 @@ trainer.train()
 '''
 
 
-def typed_features(has_calls: bool) -> dict[str, Any]:
+def typed_features(options: ExportOptions, has_calls: bool) -> dict[str, Any]:
     """The columns of rows of typed parts."""
     message = {**_MESSAGE, "tool_calls": _CALLS} if has_calls else _MESSAGE
-    return {**ORIGIN_FEATURES, "messages": [dict(message)], "images": [datasets.Image()]}
+    return {**origin_features(options), "messages": [dict(message)], "images": [datasets.Image()]}
 
 
 class ToTrl:
@@ -71,7 +71,7 @@ class ToTrl:
     def __init__(self, target: Target, options: ExportOptions) -> None:
         self._target, self._options = target, options
         self._is_native = options.call_form is ToolMode.NATIVE
-        self._tables = Tables(target.folder, typed_features(self._is_native))
+        self._tables = Tables(target.folder, typed_features(options, self._is_native))
 
     def add(self, conversation: Conversation, split: str) -> None:
         pictures = conversation.pictures()

@@ -8,7 +8,7 @@ import datasets
 
 from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import Tables, num_bytes, picture_cell
-from distil.exports.form import ORIGIN_FEATURES, Facts, Target, ship
+from distil.exports.form import Facts, Target, origin_features, ship
 from distil.exports.options import ExportOptions
 from distil.exports.rows import function, joined_results, opening, string_messages
 from distil.records import Json, ToolMode
@@ -42,7 +42,7 @@ class ToVerl:
         self._target, self._options = target, options
         self._is_native = options.call_form is ToolMode.NATIVE
         message = {**_MESSAGE, "tool_calls": _CALLS} if self._is_native else _MESSAGE
-        features = {**ORIGIN_FEATURES, "messages": [dict(message)], "images": [_PICTURE]}
+        features = {**origin_features(options), "messages": [dict(message)], "images": [_PICTURE]}
         self._tables = Tables(target.folder, features)
 
     def add(self, conversation: Conversation, split: str) -> None:
