@@ -172,13 +172,14 @@ def test_the_commands_of_training_data_export_in_all_formats(tried: Tried) -> No
     run, export = (
         command for command in commands(ENGLISH) if re.search("--rollouts_per_sample|^for ", command)
     )
-    assert len(formats := re.findall(r"\w+", export.partition(" in ")[2].partition(";")[0])) == 6
+    formats = export.partition(" in ")[2].partition(";")[0].split()
+    assert len(formats) == 6
     result = shell(f"{run}\n{export}", tried.folder)
     assert result.returncode == 0, result.stderr
     for name in formats:
-        card = json.loads((tried.folder / "sft" / name / "card.json").read_text(encoding="utf-8"))
-        assert card["format"] and (tried.folder / "sft" / name / "README.md").is_file()
-    num_rows = re.findall(r"(\d+) train rows", result.stdout)
+        assert json.loads((tried.folder / "sft" / name / "card.json").read_text(encoding="utf-8"))
+        assert (tried.folder / "sft" / name / "README.md").is_file()
+    num_rows = re.findall(r"(\d+ train, \d+ validation) rows", result.stdout)
     assert len(num_rows) == 6 and len(set(num_rows)) == 1
 
 
