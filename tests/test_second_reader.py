@@ -1,0 +1,107 @@
+"""What a second reader found: each of these was wrong once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
+from test_exports import export, photos, rows_of, run
+
+from distil.cli import main
+from distil.tools.base import Tool
+from distil.tools.own import OwnTool
+
+# --- code of the user's own
+
+SPOT = """
+from dataclasses import dataclass
+from distil.pictures import box_to_pixels, pixels_to_box
+from distil.tools.base import Applied, Resolved, Tool, function_schema
+
+@dataclass(frozen=True)
+class Spot(Tool):
+    name: str = "spot"
+
+    def schema(self, boxes):
+        return function_schema(self.name, "Crop.", {"where": {"type": "array"}}, ["where"])
+
+    def resolve(self, raw, seen, boxes):
+        box, is_clamped = box_to_pixels(raw["where"], boxes.frame, seen.current_sent, seen.scene.picture.size)
+        return Resolved({"where": list(box)}, is_clamped)
+
+    def apply(self, arguments, scene):
+        return Applied(scene.cropped(tuple(arguments["where"])))
+
+    def restate(self, arguments, seen, boxes):
+        box = tuple(arguments["where"])
+        return {"where": list(pixels_to_box(box, boxes.frame, seen.current_sent, seen.scene.picture.size))}
+"""
+
+
+def test_a_tool_of_an_own_file_is_asked_all_that_distils_own_are_asked() -> None:
+    asked = [name for name, value in vars(Tool).items() if not name.startswith("_")]
+    missing = [name for name in asked if name not in vars(OwnTool)]
+    assert not missing
+
+
+def test_the_boxes_of_an_own_tool_are_exported_in_the_students_frame(tmp_path: Path) -> None:
+    file = tmp_path / "spot.py"
+    file.write_text(SPOT, encoding="utf-8")
+
+    def script(request: dict[str, Any]) -> Any:
+        if is_probe(request):
+            return calls(("spot", {"where": [0, 0, 9, 9]}))
+        return (
+            says("\\boxed{1, 2}") if num_turns(request) else calls(("spot", {"where": [100, 200, 900, 800]}))
+        )
+
+    traces = run(tmp_path, script, "--tool_module", file, "--tools", "spot", "--tool_mode", "native")
+    out = export(traces, tmp_path / "out", "--format", "ms_swift", "--tool_module", file)
+    assert '{"where": [100, 200, 900, 800]}' in rows_of(out)[0]["messages"][2]["content"]
+
+
+REWARDS = {
+    "a number of 5,000 digits": ("{'score': 1, 'n': 10**5000}", 1.0),
+    "a lone surrogate": ("{'score': 1, 's': '\\ud800', '\\udfff': 1}", 1.0),
+    "texts and numbers of its own classes": ("{'score': Level.LOW, 't': Text('abc'), 'f': Real(1.5)}", 1.0),
+    "an error that says a lone surrogate": ("fail(ValueError('\\ud800'))", None),
+    "an error that cannot say what it is": ("fail(Mute())", None),
+    "an exception that is no Exception": ("fail(Odd())", None),
+    "a cancelled coroutine": ("fail(asyncio.CancelledError())", None),
+}
+HEAD = """
+import asyncio, enum
+class Odd(BaseException): pass
+class Mute(Exception):
+    def __str__(self): raise RuntimeError
+class Level(enum.IntEnum):
+    LOW = 1
+class Text(str):
+    def __getitem__(self, place): return object()
+class Real(float): pass
+def fail(error): raise error
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return """
+
+
+@pytest.mark.parametrize("given", REWARDS)
+def test_whatever_a_reward_gives_or_raises_the_trace_is_written(given: str, tmp_path: Path) -> None:
+    body, expected = REWARDS[given]
+    file = tmp_path / "reward.py"
+    file.write_text(HEAD + body + "\n", encoding="utf-8")
+    traces = run(
+        tmp_path,
+        lambda _: says("\\boxed{1, 2}"),
+        "--tools",
+        "none",
+        "--reward",
+        file,
+        dataset=photos(tmp_path, 1),
+    )
+    (path,) = traces.glob("trace_*.json")
+    assert json.loads(path.read_text(encoding="utf-8"))["reward_score"]["reward@compute_score"] == expected
+    assert main(["verify", str(traces), "--reward", str(file)]) == 0
+    assert main(["score", str(traces), "--reward", str(file)]) == (0 if expected is not None else 1)
