@@ -105,3 +105,83 @@ def test_whatever_a_reward_gives_or_raises_the_trace_is_written(given: str, tmp_
     assert json.loads(path.read_text(encoding="utf-8"))["reward_score"]["reward@compute_score"] == expected
     assert main(["verify", str(traces), "--reward", str(file)]) == 0
     assert main(["score", str(traces), "--reward", str(file)]) == (0 if expected is not None else 1)
+
+
+TASK = """
+from dataclasses import dataclass
+from distil.records import Score
+from distil.tasks.base import Task
+
+@dataclass(frozen=True)
+class Odd(Task):
+    name: str = "odd"
+    user_prompt: str = "Which city?"
+
+    def truth(self, row):
+        {truth}
+        return {{"city": "x", "all": ("a", "b")}}
+
+    def parse_answer(self, response):
+        {answer}
+        return {{"city": response}}
+
+    def score(self, answer, truth):
+        {score}
+        return Score(1.0, True, {{}})
+"""
+
+
+def ask_task(tmp_path: Path, *flags: object, **bodies: str) -> tuple[int, int, Path]:
+    """A run's exit code, how many requests it made, and its folder; for a task with such methods."""
+    file = tmp_path / "task.py"
+    file.write_text(TASK.format(**({"truth": "pass", "answer": "pass", "score": "pass"} | bodies)))
+    with ScriptedTeacher(lambda _: says("Paris")) as teacher:
+        arguments = [
+            "run", "--api_base", teacher.api_base, "--dataset_path", photos(tmp_path / "photos", 2),
+            "--output_dir", tmp_path / "traces", "--num_samples", 0, "--tools", "none", "--quiet",
+            "--task", f"{file}:odd", *flags,
+        ]  # fmt: skip
+        code = main([str(each) for each in arguments])
+        asked = [request for request in teacher.requests if not is_probe(request)]
+        return code, len(asked), tmp_path / "traces"
+
+
+@pytest.mark.parametrize("what", ["truth", "answer", "score"])
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "type('Odd', (BaseException,), {})('no')"])
+def test_a_task_that_ends_the_program_fails_its_samples(what: str, raised: str, tmp_path: Path) -> None:
+    code, num_asked, traces = ask_task(tmp_path, **{what: f"raise {raised}"})
+    assert (code, num_asked) == (1, 0 if what == "truth" else 2)
+    failures = (traces / "failed_samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in failures] == ["unexpected"] * 2
+
+
+@pytest.mark.parametrize(
+    "truth", ["{'a': {1, 2}}", "{'a': float('nan')}", "{'a': '\\ud800'}", "'text'", "{'a': 10**5000}", "None"]
+)
+def test_nothing_is_paid_for_a_row_whose_truth_no_trace_can_hold(truth: str, tmp_path: Path) -> None:
+    code, num_asked, traces = ask_task(tmp_path, truth=f"return {truth}")
+    assert (code, num_asked) == (1, 0)
+    assert "its truth is no JSON object" in (traces / "failed_samples.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("score", ["float('nan')", "float('inf')", "10**400"])
+def test_a_score_that_is_no_finite_number_fails_its_sample_alone(score: str, tmp_path: Path) -> None:
+    code, num_asked, traces = ask_task(tmp_path, score=f"return Score({score}, True, {{}})")
+    assert (code, num_asked) == (1, 2)
+    assert not [*traces.glob("trace_*.json")]
+
+
+def test_a_task_that_changes_what_it_is_given_changes_no_trace(tmp_path: Path) -> None:
+    code, _, traces = ask_task(tmp_path, score="truth.clear(); answer.clear()")
+    metadata = json.loads((traces / "trace_00000.json").read_text(encoding="utf-8"))["metadata"]
+    assert code == 0
+    assert (metadata["truth"], metadata["answer"]) == ({"city": "x", "all": ["a", "b"]}, {"city": "Paris"})
+    assert main(["verify", str(traces), "--task", f"{tmp_path / 'task.py'}:odd"]) == 0
+
+
+def test_accept_says_so_where_a_task_can_use_none_of_the_first_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, num_asked, _ = ask_task(tmp_path, "--accept", "score > 0.5", truth="raise ValueError('no')")
+    assert (code, num_asked) == (2, 0)
+    assert "none of the first rows can be used" in capsys.readouterr().err
