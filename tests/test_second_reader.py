@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from test_exports import export, photos, rows_of, run
 
 from distil.cli import main
+from distil.errors import SampleError, TraceError
+from distil.exports.options import ExportOptions
+from distil.exports.pictures import student_size
+from distil.pictures import sent_size
+from distil.records import ExportFormat, Frame, Student
 from distil.tools.base import Tool
 from distil.tools.own import OwnTool
 
@@ -185,3 +192,49 @@ def test_accept_says_so_where_a_task_can_use_none_of_the_first_rows(
     code, num_asked, _ = ask_task(tmp_path, "--accept", "score > 0.5", truth="raise ValueError('no')")
     assert (code, num_asked) == (2, 0)
     assert "none of the first rows can be used" in capsys.readouterr().err
+
+
+# --- pictures and boxes
+
+
+@given(
+    st.tuples(st.integers(1, 9000), st.floats(0.01, 100)),
+    st.one_of(st.none(), st.integers(100_000, 10**7)),
+    st.sampled_from(list(Student)),
+)
+def test_a_student_sees_a_picture_with_boxes_in_pixels_in_the_size_it_is_exported_in(
+    shape: tuple[int, float], limit: int | None, student: Student
+) -> None:
+    options = ExportOptions(ExportFormat.TRL, Frame.PIXEL, limit, student=student)
+    width, height = shape[0], max(1, int(shape[0] * shape[1]))
+    try:
+        size = student_size((width, height), options)
+    except (TraceError, SampleError):  # too long, or a limit that is too small for its shape
+        assert max(width, height) > 10 * min(width, height)
+        return
+    assert sent_size(size, options.student_rule) == size
+    assert limit is None or size[0] * size[1] <= limit
+
+
+@pytest.mark.parametrize("sent", [(320, 240), (90, 70), (640, 480)])
+def test_a_picture_that_the_student_would_see_in_another_size_is_refused(sent: tuple[int, int]) -> None:
+    with pytest.raises(TraceError, match="70000 is too small for it"):
+        student_size(sent, ExportOptions(ExportFormat.TRL, Frame.PIXEL, 70_000))
+
+
+# --- words and calls
+
+
+@pytest.mark.parametrize("name", ["ms_swift", "llamafactory"])
+@pytest.mark.parametrize("given", [json.dumps('["\\u003cimage\\u003e"]'), "[" * 100_000])
+def test_a_failed_native_call_of_any_arguments_is_exported_without_special_words(
+    name: str, given: str, tmp_path: Path
+) -> None:
+    def script(request: dict[str, Any]) -> Any:
+        is_first = is_probe(request) or num_turns(request) == 0
+        return calls(("image_rotate_tool", given)) if is_first else says("\\boxed{1, 2}")
+
+    traces = run(tmp_path, script, "--tool_mode", "native", dataset=photos(tmp_path / "photos", 1))
+    out = export(traces, tmp_path / "out", "--format", name, "--call_form", "native", "--errors", "train")
+    (row,) = rows_of(out)
+    assert sum(message["content"].count("<image>") for message in row["messages"]) == 1

@@ -35,7 +35,7 @@ from distil.store.trace_file import StoredTrace, read_trace, trace_name
 MANIFEST = "export.json"
 FORMAT = "distil-export/1"
 _MIN_PIXEL_FRAME_PX = (
-    65_536  # the students' processors make smaller pictures larger, and boxes would not follow
+    100_000  # the students' processors make pictures of less than 65,536 larger, and boxes would not follow
 )
 NOTHING_TO_TRAIN = "nothing in it is left to train"
 
