@@ -13,9 +13,11 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from test_exports import export, photos, rows_of, run
 
 from distil.cli import main
-from distil.errors import SampleError, TraceError
+from distil.errors import FolderError, SampleError, TraceError, UsageError
+from distil.exports.export import Job, export_traces
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import student_size
+from distil.exports.selection import find_picks
 from distil.pictures import sent_size
 from distil.records import ExportFormat, Frame, Student
 from distil.tools.base import Tool
@@ -238,3 +240,56 @@ def test_a_failed_native_call_of_any_arguments_is_exported_without_special_words
     out = export(traces, tmp_path / "out", "--format", name, "--call_form", "native", "--errors", "train")
     (row,) = rows_of(out)
     assert sum(message["content"].count("<image>") for message in row["messages"]) == 1
+
+
+# --- the folder of an export
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three traces of one turn."""
+    return run(tmp_path_factory.mktemp("traces"), lambda _: says("\\boxed{1, 2}"), "--tools", "none")
+
+
+def test_of_two_exports_to_one_place_the_later_replaces_nothing(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def another_comes_first(_: object) -> None:
+        if not out.exists():
+            out.mkdir()
+            (out / "mine").write_text("of somebody else")
+
+    job, options = Job(out, "distil export"), ExportOptions(ExportFormat.OPENAI)
+    with pytest.raises(UsageError, match="exists already"):
+        export_traces(find_picks([traces]), options, job, another_comes_first)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_an_export_in_which_a_training_left_its_model_is_not_replaced(traces: Path, tmp_path: Path) -> None:
+    out = export(traces, tmp_path / "out", "--format", "llamafactory")
+    (out / "__pycache__").mkdir()
+    export(traces, out, "--format", "verl", "--overwrite")
+    (out / "trl_output").mkdir()
+    (out / "trl_output" / "model.safetensors").write_text("a night's work")
+    export(traces, out, "--format", "llamafactory", "--overwrite", expected=2)
+    assert (out / "trl_output" / "model.safetensors").exists() and (out / "train.parquet").exists()
+
+
+def test_an_export_that_cannot_be_put_in_its_place_leaves_the_former_one(
+    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export(traces, tmp_path / "out", "--format", "openai")
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    job = Job(out, "distil export", overwrites=True)
+    with pytest.raises(FolderError):
+        export_traces(find_picks([traces]), ExportOptions(ExportFormat.HF), job)
+    assert (out / "train.jsonl").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from distil import __version__
 from distil.errors import SourceError, ToolError, TraceError, UsageError
 from distil.exports.conversation import Conversation, check_roles, conversation_of
+from distil.exports.files import PICTURES
 from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
@@ -129,6 +130,7 @@ def export_traces(
         if not report.num_rows:
             raise UsageError(f"no trace is left to export: {_why_none(report)}")
         _write_beside(form, target, job, options, report)
+        _check_free(job)  # another export may have come to the same place in the meantime
     return report
 
 
@@ -281,16 +283,24 @@ def _check_free(job: Job) -> None:
         return
     if not job.overwrites:
         raise UsageError(f"--out {job.out} exists already; --overwrite replaces an export")
-    if job.out.is_symlink() or not _is_export(job.out):
+    written = None if job.out.is_symlink() else _written_into(job.out)
+    if written is None:
         raise UsageError(f"--out {job.out} is no export of distil: it is not replaced")
+    others = [path.name for path in job.out.iterdir() if path.name not in written and path.name[0] != "."]
+    if others:
+        raise UsageError(
+            f"--out {job.out} holds {min(others)!r}, which no export has written: it is not replaced"
+        )
 
 
-def _is_export(folder: Path) -> bool:
+def _written_into(folder: Path) -> set[str] | None:
+    """What an export has put into its folder, and Python beside it; None for a folder that is no export."""
     try:
         manifest: Mapping[str, Json] = json.loads((folder / MANIFEST).read_bytes())
-        return bool(manifest["format"] == FORMAT)
+        files = [Path(name).parts[0] for name in manifest["files"]] if manifest["format"] == FORMAT else None
     except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return None
+    return None if files is None else {MANIFEST, PICTURES, "__pycache__", *files}
 
 
 @contextlib.contextmanager
@@ -306,10 +316,12 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _remove_left_behind(out: Path) -> None:

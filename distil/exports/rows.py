@@ -54,7 +54,7 @@ def function(call: Call) -> dict[str, Json]:
 def call_json(call: Call) -> dict[str, Json]:
     """A call as an object; arguments that are no JSON stay a text."""
     try:
-        arguments = escaped_json(json.loads(call.arguments))  # its `\\u003c` is a `<` only now
+        arguments = escaped_json(json.loads(call.arguments))  # its `\u003c` is a `<` only now
     except (ValueError, RecursionError):
         arguments = call.arguments
     return {"name": call.name, "arguments": arguments}
