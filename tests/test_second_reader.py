@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +295,14 @@ def test_an_export_that_cannot_be_put_in_its_place_leaves_the_former_one(
         export_traces(find_picks([traces]), ExportOptions(ExportFormat.HF), job)
     assert (out / "train.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_verl_is_started_on_a_folder_of_any_name(traces: Path, tmp_path: Path) -> None:
+    out = export(traces, tmp_path / "照片 d'été", "--format", "verl")
+    (block,) = re.findall(r"```bash\n(torchrun.*?)```", (out / "README.md").read_text("utf-8"), re.DOTALL)
+    given = shlex.split(block.replace("\\\n", " "))
+    # Hydra takes letters that are not ASCII, commas, brackets and the like only within double quotes.
+    assert f'data.train_files="{out}/train.parquet"' in given
+    assert f'data.custom_cls.path="{out}/verl_dataset.py"' in given
+    plain = export(traces, tmp_path / "plain", "--format", "verl")
+    assert f"data.train_files={plain}/train.parquet " in (plain / "README.md").read_text("utf-8")

@@ -121,8 +121,8 @@ def _check_stays(size: Size, options: ExportOptions) -> None:
     fits = size[0] * size[1] <= options.max_student_pixels
     if not fits or sent_size(size, options.student_rule) != size:
         raise TraceError(
-            f"a picture of {size[0]}×{size[1]} pixels, of which the student's processor makes another "
-            f"size, so boxes would be wrong: --image_max_pixels {options.image_max_pixels} is too small for it"
+            f"the student's processor resizes a picture of {size[0]}×{size[1]} pixels, so boxes "
+            f"would be wrong: --image_max_pixels {options.image_max_pixels} is too small for it"
         )
 
 
