@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,17 @@ def test_verl_is_started_on_a_folder_of_any_name(traces: Path, tmp_path: Path) -
     assert f'data.custom_cls.path="{out}/verl_dataset.py"' in given
     plain = export(traces, tmp_path / "plain", "--format", "verl")
     assert f"data.train_files={plain}/train.parquet " in (plain / "README.md").read_text("utf-8")
+
+
+def test_what_an_export_left_that_was_killed_while_it_removed_the_former_one_is_removed(
+    traces: Path, tmp_path: Path
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kinds = {kind: tmp_path / f".out.{ended.pid}.{kind}" for kind in ("tmp", "old", "mine")}
+    for folder in kinds.values():
+        folder.mkdir()
+    export(traces, tmp_path / "out", "--format", "openai")
+    assert [kinds[kind].exists() for kind in ("tmp", "old", "mine")] == [False, True, True]
+    export(traces, tmp_path / "out", "--format", "openai", "--overwrite")
+    assert [kinds[kind].exists() for kind in ("tmp", "old", "mine")] == [False, False, True]

@@ -325,10 +325,11 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _remove_left_behind(out: Path) -> None:
-    """Remove what exports to the same place have left that were killed."""
-    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        number = folder.name.removesuffix(".tmp").rpartition(".")[2]
-        if number.isdigit() and not _is_running(int(number)):
+    """Remove what exports to the same place have left that were killed; of a former one what is replaced."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.*"):
+        _, number, kind = folder.name.rsplit(".", 2)
+        is_useless = kind == "tmp" or (kind == "old" and out.exists())
+        if is_useless and number.isdigit() and not _is_running(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
