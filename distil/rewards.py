@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from distil.foreign import Caught
+from distil.messages.read import clean_text
 from distil.records import Json
 
 _PREFIX = "reward@"  # begins their fields in a trace's `reward_score`
@@ -130,7 +132,7 @@ def _scored(value: Any) -> Scored:
         return _with_score(value, {})
     if "score" not in value:
         return Scored(None, error="it gave an object without 'score'")
-    details = {str(key): _plain(each) for key, each in value.items() if key != "score"}
+    details = {clean_text(str(key)): _plain(each) for key, each in value.items() if key != "score"}
     return _with_score(value["score"], {key: each for key, each in details.items() if each is not _NOT_PLAIN})
 
 
@@ -145,11 +147,16 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """A number, a text, true, false or null as JSON has it, also of numpy; `_NOT_PLAIN` for anything else."""
+    """A number, a text, true, false or null as JSON has it, also of numpy; `_NOT_PLAIN` for anything else.
+
+    Of a whole number that no float holds JSON knows nothing either, and of lone surrogates UTF-8.
+    """
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if isinstance(value, float):
-        return value if math.isfinite(value) else _NOT_PLAIN
+        return float(value) if math.isfinite(value) else _NOT_PLAIN
     if isinstance(value, str):
-        return value[:_MAX_TEXT_CHARS]
-    return value if value is None or isinstance(value, int) else _NOT_PLAIN
+        return clean_text(str(value)[:_MAX_TEXT_CHARS])
+    if value is None or isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, int) and abs(value) <= sys.float_info.max else _NOT_PLAIN

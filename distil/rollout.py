@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from distil.errors import ContextOverflow, SampleError
@@ -153,15 +156,28 @@ def _read_row(sample: Sample, task: Task) -> tuple[Mapping[str, Json], Mapping[s
     """A row's truth, and its texts for the prompt."""
     row = {**sample.data, **sample.fields}
     try:
-        return task.truth(row), task.prompt_fields(row)
+        return _as_kept(task.truth(row)), task.prompt_fields(row)
     except SampleError as error:
         raise SampleError(f"{sample.name}: {error}") from None
+
+
+def _as_kept(truth: Mapping[str, Json]) -> Mapping[str, Json]:
+    """A truth as a trace will hold it; raises SampleError, before anything is paid, for one that none can."""
+    try:
+        text = json.dumps(dict(truth), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise SampleError(f"its truth is no JSON object: {error}") from None
+    kept: Mapping[str, Json] = json.loads(text)
+    return kept
 
 
 def _finish(conversation: Conversation, stop: StopReason) -> Rollout:
     task, truth, turns = conversation.settings.task, conversation.truth, tuple(conversation.turns)
     answer = _answer(turns[-1].reply, stop, task)
-    score = task.score(answer, truth)
+    score = task.score(deepcopy(answer), deepcopy(truth))  # what it does to them is not done to the trace
+    if not math.isfinite(score.value):
+        raise SampleError(f"{conversation.sample.name}: the task's score is {score.value}, no finite number")
     fields = conversation.prompt_fields
     return Rollout(conversation.sample, truth, conversation.sent, turns, stop, answer, score, fields)
 

@@ -127,9 +127,13 @@ def test_there_is_one_broad_except() -> None:
         if is_of_embedded_teacher(path):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ExceptHandler) and (
-                node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
-            ):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            name = node.type.id if isinstance(node.type, ast.Name) else node.type and ""
+            passes_on = any(isinstance(line, ast.Raise) and line.exc is None for line in node.body)
+            is_around_code = room_of(path) == "sandbox"  # of a model: whatever it raises is its result
+            takes_all = name == "BaseException" and not passes_on and not is_around_code
+            if name in (None, "Exception") or takes_all:
                 broad.append(path.name)
     assert broad == ["threads.py"]
 

@@ -22,6 +22,7 @@ from distil.errors import SourceError, ToolError, TraceError, UsageError
 from distil.exports.attribution import is_attribution
 from distil.exports.card import CARD, card_json, card_text, read_contents
 from distil.exports.conversation import Conversation, check_roles, conversation_of
+from distil.exports.files import PICTURES
 from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
@@ -41,7 +42,7 @@ from distil.store.trace_file import StoredTrace, read_trace, trace_name
 MANIFEST = "export.json"
 FORMAT = "distil-export/1"
 _MIN_PIXEL_FRAME_PX = (
-    65_536  # the students' processors make smaller pictures larger, and boxes would not follow
+    100_000  # the students' processors make pictures of less than 65,536 larger, and boxes would not follow
 )
 NOTHING_TO_TRAIN = "nothing in it is left to train"
 
@@ -147,6 +148,7 @@ def export_traces(
         text = _write_beside(form, target, job, options, report)
         _write_card(text, target, job, selected, report)
         (folder / MANIFEST).write_bytes(json_bytes(_manifest(options, job, report, folder)))
+        _check_free(job)  # another export may have come to the same place in the meantime
     return report
 
 
@@ -331,16 +333,24 @@ def _check_free(job: Job) -> None:
         return
     if not job.overwrites:
         raise UsageError(f"--out {job.out} exists already; --overwrite replaces an export")
-    if job.out.is_symlink() or not _is_export(job.out):
+    written = None if job.out.is_symlink() else _written_into(job.out)
+    if written is None:
         raise UsageError(f"--out {job.out} is no export of distil: it is not replaced")
+    others = [path.name for path in job.out.iterdir() if path.name not in written and path.name[0] != "."]
+    if others:
+        raise UsageError(
+            f"--out {job.out} holds {min(others)!r}, which no export has written: it is not replaced"
+        )
 
 
-def _is_export(folder: Path) -> bool:
+def _written_into(folder: Path) -> set[str] | None:
+    """What an export has put into its folder, and Python beside it; None for a folder that is no export."""
     try:
         manifest: Mapping[str, Json] = json.loads((folder / MANIFEST).read_bytes())
-        return bool(manifest["format"] == FORMAT)
+        files = [Path(name).parts[0] for name in manifest["files"]] if manifest["format"] == FORMAT else None
     except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return None
+    return None if files is None else {MANIFEST, PICTURES, "__pycache__", *files}
 
 
 @contextlib.contextmanager
@@ -356,17 +366,20 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _remove_left_behind(out: Path) -> None:
-    """Remove what exports to the same place have left that were killed."""
-    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        number = folder.name.removesuffix(".tmp").rpartition(".")[2]
-        if number.isdigit() and not _is_running(int(number)):
+    """Remove what exports to the same place have left that were killed; of a former one what is replaced."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.*"):
+        _, number, kind = folder.name.rsplit(".", 2)
+        is_useless = kind == "tmp" or (kind == "old" and out.exists())
+        if is_useless and number.isdigit() and not _is_running(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -110,7 +110,20 @@ def student_size(sent: Size, options: ExportOptions) -> Size:
     limit = options.image_max_pixels
     if options.coordinates is not Frame.PIXEL and (limit is None or sent[0] * sent[1] <= limit):
         return sent
-    return sent_size(sent, with_limit(options.student_rule, limit))
+    size = sent_size(sent, with_limit(options.student_rule, limit))
+    if options.coordinates is Frame.PIXEL:
+        _check_stays(size, options)
+    return size
+
+
+def _check_stays(size: Size, options: ExportOptions) -> None:
+    """Raise TraceError for a size that the student would not see as it is, so that pixels mean others."""
+    fits = size[0] * size[1] <= options.max_student_pixels
+    if not fits or sent_size(size, options.student_rule) != size:
+        raise TraceError(
+            f"the student's processor resizes a picture of {size[0]}×{size[1]} pixels, so boxes "
+            f"would be wrong: --image_max_pixels {options.image_max_pixels} is too small for it"
+        )
 
 
 def with_limit(rule: ResizeRule, limit: int | None) -> ResizeRule:

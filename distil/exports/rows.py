@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from distil.exports.conversation import Call, Conversation, Message, Result, Turn
+from distil.exports.escape import escaped_json
 from distil.records import Json
 
 PLACEHOLDER = "<image>"
@@ -51,10 +52,10 @@ def function(call: Call) -> dict[str, Json]:
 
 
 def call_json(call: Call) -> dict[str, Json]:
-    """A call as an object; arguments that are no JSON object stay a text."""
+    """A call as an object; arguments that are no JSON stay a text."""
     try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
+        arguments = escaped_json(json.loads(call.arguments))  # its `\u003c` is a `<` only now
+    except (ValueError, RecursionError):
         arguments = call.arguments
     return {"name": call.name, "arguments": arguments}
 

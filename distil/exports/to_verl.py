@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,6 +28,7 @@ _CALLS = [
         "function": {"name": datasets.Value("string"), "arguments": datasets.Value("string")},
     }
 ]
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _PICTURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
 
@@ -56,24 +60,33 @@ class ToVerl:
 
     def guide(self, facts: Facts) -> str:
         ship(DATASET_FILE, self._target.folder)
-        out, length = self._target.quoted, facts.max_length
-        validation = (
-            f" \\\n  data.val_files={out}/validation.parquet" if "validation" in facts.num_rows else ""
-        )
+        out, length = self._target.out, facts.max_length
+        train = _override("data.train_files", out / "train.parquet")
+        has_validation = "validation" in facts.num_rows
+        validated = _override("data.val_files", out / "validation.parquet")
+        validation = f" \\\n  {validated}" if has_validation else ""
         return f"""\
 ```bash
 torchrun --standalone --nproc_per_node=8 -m verl.trainer.sft_trainer \\
   model.path={self._options.student_model} \\
-  data.train_files={out}/train.parquet{validation} \\
+  {train}{validation} \\
   data.max_length={length} \\
   data.max_token_len_per_gpu={max(length, 8192)} \\
   data.truncation=error \\
-  data.custom_cls.path={out}/{DATASET_FILE} \\
+  {_override("data.custom_cls.path", out / DATASET_FILE)} \\
   data.custom_cls.name={DATASET_CLASS}
 ```
 
 verl's own data-set class trains every assistant message; the one beside the data trains none with
 `"loss": false`."""
+
+
+def _override(name: str, path: Path) -> str:
+    """A setting for Hydra's command line, whose own grammar takes more than plain ASCII in quotes alone."""
+    text = str(path)
+    if not _PLAIN_PATH.fullmatch(text):
+        text = '"' + text.replace('"', r"\"").replace("${", r"\${") + '"'
+    return shlex.quote(f"{name}={text}")
 
 
 def _native(conversation: Conversation) -> list[dict[str, Json]]:

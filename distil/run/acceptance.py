@@ -9,6 +9,7 @@ from itertools import islice
 
 from distil.errors import SampleError, TraceError, UsageError
 from distil.flags import RunFlags
+from distil.foreign import Caught
 from distil.index.columns import FIXED, Source, dynamic_name, quoted
 from distil.index.guard import TABLE, check_where, limit_values
 from distil.index.trace_row import Cell, TraceRow, trace_row
@@ -105,8 +106,12 @@ def acceptance(
 
 def _right_answer(sample: Sample, task: Task) -> Rollout:
     """A rollout that answers a row's truth at once; raises SampleError where there is none."""
-    truth = task.truth({**sample.data, **sample.fields})
+    with Caught() as caught:
+        truth = task.truth({**sample.data, **sample.fields})
+        score = task.score(truth, truth)
+    if caught.error is not None:
+        raise SampleError(caught.text())
     sent = SentPicture("", (1, 1), b"", 0, "")
     reply = Reply("", None, None, "stop", (), ToolMode.NONE, None)
     turns = (Turn(1, reply, ()),)
-    return Rollout(sample, truth, sent, turns, StopReason.ANSWERED, truth, task.score(truth, truth))
+    return Rollout(sample, truth, sent, turns, StopReason.ANSWERED, truth, score)

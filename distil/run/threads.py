@@ -133,17 +133,18 @@ def _next_ended(ended: SimpleQueue[ItemT | None], until: float | None) -> ItemT 
 def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
     try:
         return Outcome(sample_id, solver.solve(sample_id), None)
-    except (TeacherRefused, SandboxUnavailable, FolderError):
+    except (TeacherRefused, SandboxUnavailable, FolderError, KeyboardInterrupt):
         raise
     except BudgetExceeded as error:
         return Outcome(sample_id, None, None, f"limit reached, {error}")
     except (RunHalted, RunGivenUp) as error:
         return Outcome(sample_id, None, None, str(error))
-    except Exception as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
+    except BaseException as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
+        # Code of the user's own may raise anything: its sys.exit(0) must not end the run as if all were done.
         return Outcome(sample_id, None, _failure(sample_id, error))
 
 
-def _failure(sample_id: SampleId, error: Exception) -> Failure:
+def _failure(sample_id: SampleId, error: BaseException) -> Failure:
     kinds = (kind for kind_class, kind in _FAILURE_KINDS if isinstance(error, kind_class))
     kind, text = next(kinds, FailureKind.UNEXPECTED), error_text(error)
     if kind is FailureKind.UNEXPECTED:

@@ -46,8 +46,23 @@ class OwnTool(Tool):
             return self.tool.apply(arguments, scene)
         raise self._failure(caught)
 
+    def restate(self, arguments: Mapping[str, Json], seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
+        with Caught() as caught:
+            return self.tool.restate(arguments, seen, boxes)
+        raise self._failure(caught)
+
     def box_of(self, raw: Json) -> tuple[float, ...] | None:
-        return self.tool.box_of(raw)
+        with Caught():
+            return self.tool.box_of(raw)
+        return None
+
+    def angle_of(self, arguments: Json) -> float | None:
+        with Caught():
+            return self.tool.angle_of(arguments)
+        return None
+
+    def works_on_photo(self, arguments: Mapping[str, Json]) -> bool:
+        return self.tool.works_on_photo(arguments)
 
     def restores(self, arguments: Mapping[str, Json]) -> bool:
         return self.tool.restores(arguments)
