@@ -20,7 +20,7 @@ from distil.errors import FolderError, SampleError, TraceError, UsageError
 from distil.exports.export import Job, export_traces
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import student_size
-from distil.exports.selection import find_picks
+from distil.exports.selection import Selection, select_traces
 from distil.pictures import sent_size
 from distil.records import ExportFormat, Frame, Student
 from distil.tools.base import Tool
@@ -264,7 +264,7 @@ def test_of_two_exports_to_one_place_the_later_replaces_nothing(traces: Path, tm
 
     job, options = Job(out, "distil export"), ExportOptions(ExportFormat.OPENAI)
     with pytest.raises(UsageError, match="exists already"):
-        export_traces(find_picks([traces]), options, job, another_comes_first)
+        export_traces(select_traces([traces], Selection()), options, job, another_comes_first)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["mine"]
 
@@ -293,7 +293,7 @@ def test_an_export_that_cannot_be_put_in_its_place_leaves_the_former_one(
     monkeypatch.setattr(Path, "rename", fails)
     job = Job(out, "distil export", overwrites=True)
     with pytest.raises(FolderError):
-        export_traces(find_picks([traces]), ExportOptions(ExportFormat.HF), job)
+        export_traces(select_traces([traces], Selection()), ExportOptions(ExportFormat.HF), job)
     assert (out / "train.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -54,9 +54,9 @@ def draw_plots(card: Mapping[str, Json], folder: Path) -> dict[str, str]:
         if len(each) > 1
     ]
     written = {}
-    (folder / FOLDER).mkdir()
     for title, panels in (("Figures", figures), ("Values", values)):
         if panels:
+            (folder / FOLDER).mkdir(exist_ok=True)
             written[title] = f"{FOLDER}/{title.lower()}.png"
             _draw(panels[:_MAX_PANELS], folder / written[title])
     return written
