@@ -16,6 +16,7 @@ from distil.errors import UsageError
 from distil.flags import (
     REPORT_TRACES,
     VIEW_PORT,
+    CheckFlags,
     CleanFlags,
     CompletionFlags,
     DoctorFlags,
@@ -181,6 +182,20 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         return export(find_picks(flags.paths, flags.where), options, job, terminal)
 
     return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
+
+
+def _check(flags: CheckFlags) -> Callable[[], int]:
+    from distil.exports.check import Setup  # noqa: PLC0415
+    from distil.terminal.checking import check  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    setup = Setup(
+        format=None if flags.format is None else ExportFormat(flags.format),
+        coordinates=None if flags.coordinates is None else Frame(flags.coordinates),
+        max_length=flags.max_length,
+        traces=flags.traces,
+    )
+    return partial(check, flags.path, setup, flags.tokenizer, Terminal(gives_json=flags.json))
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -360,6 +375,14 @@ COMMANDS: tuple[Command, ...] = (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
         ),
+    ),
+    Command(
+        "check",
+        None,
+        "Say what a trainer's loader would find wrong with an export, or with a file of rows.",
+        CheckFlags(),
+        _check,
+        ("sft_trl", "rows.jsonl --format ms_swift --max_length 8192"),
     ),
     Command(
         "doctor",

@@ -695,6 +695,36 @@ class ExportFlags:
 
 
 @dataclass(frozen=True)
+class CheckFlags:
+    """The flags of `distil check`."""
+
+    path: Annotated[
+        Path, Flag("an export's folder, or a file of rows", "EXPORT", Path, is_positional=True)
+    ] = Path()
+    format: Annotated[
+        str | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
+    ] = None
+    coordinates: Annotated[
+        str | None,
+        Flag(
+            "the frame of its boxes (default: as the export says, else rel1000)",
+            choices=(Frame.REL1000, Frame.PIXEL),
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None, Flag("of a row, in tokens (default: as the export sets it)", "N", _positive)
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Flag("a model's folder, to count tokens by (default: they are estimated)", "DIR", Path)
+    ] = None
+    traces: Annotated[
+        Path | None,
+        Flag("the run's folder, for the truth (default: where the export's command says)", "DIR", Path),
+    ] = None
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
 class StatusFlags:
     """The flags of `distil status`."""
 
