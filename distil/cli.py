@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distil import __version__, process
@@ -177,9 +178,16 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         overwrites=flags.overwrite,
     )
     terminal = Terminal(gives_json=flags.json)
+    if flags.preview is None and flags.out == Path():
+        raise argparse.ArgumentTypeError("say where to write: --out PATH; or look first: --preview 3")
 
     def write() -> int:
-        return export(find_picks(flags.paths, flags.where), options, job, terminal)
+        picks = find_picks(flags.paths, flags.where)
+        if flags.preview is None:
+            return export(picks, options, job, terminal)
+        from distil.terminal.previewing import preview  # noqa: PLC0415
+
+        return preview(picks, options, flags.preview, flags.dataset_path, terminal)
 
     return partial(_with_own_code, write, flags.own.task, flags.own.tool_module, None)
 
@@ -374,6 +382,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
+            "traces_concurrent --format trl --preview 3",
         ),
     ),
     Command(

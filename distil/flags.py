@@ -675,7 +675,11 @@ class ExportFlags:
     format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
         ExportFormat.TRL.value
     )
-    out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
+    out: Annotated[Path, Flag("the folder to write (needed but for --preview)", "PATH", Path)] = Path()
+    preview: Annotated[
+        int | None,
+        Flag("show the first N rows as the student will see them, and write nothing", "N", _positive),
+    ] = None
     where: Annotated[
         str | None,
         Flag('of the folders only these traces, as "score > 0.8 AND calls > 0" (default: all)', "SQL"),

@@ -121,9 +121,8 @@ _CONTROL = re.compile(r"<\|\w+\|>")
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 _TAG = re.compile(r"</?(?:tool_call|tool_response|think|thinking)>")
 _RESPONSE_TAG = re.compile(r"</?tool_response>")
-_THINK = re.compile(r"<(think|thinking)>(.*?)</\1>", re.DOTALL)
 _EMPTY_THINK = re.compile(r"<(think|thinking)>\s*</\1>")
-_THINK_TAG = re.compile(r"</?(?:think|thinking)>")
+_THINK_TAG = re.compile(r"<(/?)(?:think|thinking)>")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w]|\.\d)")
 
@@ -390,7 +389,7 @@ def _decoded_once(file: _File) -> tuple[Size | None, str | None]:
 def _picture_counts(seen: Seen, subject: Subject) -> Iterator[Problem]:
     if subject.format is ExportFormat.OPENAI:
         for message in seen.row.messages:
-            if message.num_pictures and message.role != "user":
+            if message.num_pictures and message.role in _ROLES[subject.format] - {"user"}:
                 yield (
                     f"{message.at}.content",
                     f"a picture in a message of the role {message.role}: only the user's may have one",
@@ -554,7 +553,7 @@ def _thoughts(seen: Seen, subject: Subject) -> Iterator[Problem]:
             continue
         if _EMPTY_THINK.search(message.text):
             yield f"{message.at}.content", "an empty block of thoughts, which is trained"
-        elif _THINK_TAG.search(_THINK.sub("", message.text)):
+        elif (tags := _THINK_TAG.findall(message.text)) != ["", "/"] * (len(tags) // 2):
             yield f"{message.at}.content", "a block of thoughts is not closed, or not opened"
 
 
