@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 
+from rich.cells import chop_cells
 from rich.text import Text
 
 from distil.errors import UsageError
@@ -119,12 +120,10 @@ def _show_message(
 
 
 def _show_lines(text: str, sign: str, style: str, terminal: Terminal) -> None:
-    lines = printable(text).expandtabs(4).split("\n")
-    for line in lines:
-        shown = Text(style=style)
-        shown.append(sign)
-        shown.append(line)
-        terminal.show(shown)
+    width = max(20, terminal.columns - len(sign))
+    for line in printable(text).expandtabs(4).split("\n"):
+        for piece in chop_cells(line, width) or [""]:  # the sign is in front of what is wrapped, too
+            terminal.show(Text(f"{sign}{piece}", style=style))
 
 
 def _placeholder(picture: SentPicture, number: int, options: ExportOptions) -> str:
