@@ -23,6 +23,7 @@ from distil.flags import (
     DoctorFlags,
     EstimateFlags,
     ExportFlags,
+    ImportFlags,
     RunFlags,
     SampleFlags,
     ScoreFlags,
@@ -204,6 +205,15 @@ def _check(flags: CheckFlags) -> Callable[[], int]:
         traces=flags.traces,
     )
     return partial(check, flags.path, setup, flags.tokenizer, Terminal(gives_json=flags.json))
+
+
+def _import(flags: ImportFlags) -> Callable[[], int]:
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
+    from distil.terminal.importing import import_files  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    terminal = Terminal(gives_json=flags.json)
+    return partial(import_files, flags.paths, flags.output_dir, Frame(flags.coordinates), terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -392,6 +402,14 @@ COMMANDS: tuple[Command, ...] = (
         CheckFlags(),
         _check,
         ("sft_trl", "rows.jsonl --format ms_swift --max_length 8192"),
+    ),
+    Command(
+        "import",
+        None,
+        "Make traces of conversations that others had: chat messages with pictures.",
+        ImportFlags(),
+        _import,
+        ("theirs.jsonl --output_dir traces_theirs",),
     ),
     Command(
         "doctor",

@@ -729,6 +729,30 @@ class CheckFlags:
 
 
 @dataclass(frozen=True)
+class ImportFlags:
+    """The flags of `distil import`."""
+
+    paths: Annotated[
+        tuple[Path, ...],
+        Flag(
+            "files of conversations: .jsonl, .json or .parquet",
+            "FILE",
+            Path,
+            is_positional=True,
+            is_many=True,
+        ),
+    ] = ()
+    output_dir: Annotated[Path, Flag("the folder to make", "DIR", Path, is_required=True)] = Path()
+    format: Annotated[
+        str, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
+    ] = ExportFormat.OPENAI.value
+    coordinates: Annotated[
+        str, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
+    ] = Frame.REL1000.value
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
 class StatusFlags:
     """The flags of `distil status`."""
 

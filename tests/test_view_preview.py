@@ -55,7 +55,7 @@ Ask = Callable[..., Any]
 @pytest.fixture(scope="module")
 def ask(traces: Path) -> Ask:
     client = TestClient(create_app(Viewer((traces,), TraceIndex.open([traces]))))
-    return lambda path: client.get(path)
+    return client.get
 
 
 @pytest.fixture
@@ -125,7 +125,6 @@ def test_the_page_is_accessible_and_fits(open_page: Callable[..., pw.Page], them
     set_theme(page, theme)
     assert serious_violations(page) == []
     assert overflow_px(page) <= 0
-    page.screenshot(path=f"/tmp/check/preview_{theme}_{width}.png", full_page=True)
 
 
 def test_boxes_in_pixels_come_with_the_pictures_that_they_are_of(ask: Ask) -> None:

@@ -255,7 +255,7 @@ def _inline(part: Mapping[str, Json], name: str) -> WrittenPicture:
     if not isinstance(url, str):
         return WrittenPicture(name, problem="it has no URL")
     if not url.startswith("data:"):
-        return WrittenPicture(name, problem=f"{url[:80]!r} is no data URL")
+        return WrittenPicture(name, url, problem=f"{url[:80]!r} is no data URL")
     try:
         return WrittenPicture(name, data=base64.b64decode(url.partition(",")[2], validate=True))
     except (binascii.Error, ValueError) as error:

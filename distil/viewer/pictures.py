@@ -47,6 +47,7 @@ from distil.records import (
     Size,
     StoredPicture,
 )
+from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.recipe import FAILURES
 from distil.replay.replay import Sources
 from distil.sandbox.bounds import MEMORY_BYTES
@@ -327,6 +328,14 @@ class Pictures:
         source = self._source(path, trace)
         _refuse_far(source, trace.sample_id)
         sample = source.load(trace.sample_id)
+        if trace.is_imported:
+            yield _photo(sample, photo_of(trace, sample))
+            for picture in imported_pictures(trace, sample):
+                _check_time(until)
+                _check_area(picture.scene.picture.size, picture.scene.photo.size)
+                facts = picture_facts(picture.scene.current)
+                yield _Made(picture.number, partial(_current, picture.scene), facts, picture.sent, None)
+            return
         toolbox = trace.settings.toolbox(self._sandbox)
         _check_rule(toolbox.rule)
         scene = Scene.start(sample.picture.picture)
