@@ -189,7 +189,8 @@ def _write_traces(files: Sequence[Path], places: _Places, into: _Into) -> None:
         write_json(into.folder / trace_name(sample_id), _trace(row, found, sample_id, into))
         into.done.num_traces += 1
     identity = into.source.identity
-    run = {"imported": [str(file) for file in files], "versions": versions_now()}
+    run: dict[str, Json] = {"imported": [str(file) for file in files], "versions": versions_now()}
+    run |= {"seconds": 0.0, "num_finished": into.done.num_traces}
     run["dataset"] = {"path": identity.path, **dataset_json(identity)}
     write_json(into.folder / RUN_RECORD, {"runs": [run]})
 

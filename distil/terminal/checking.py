@@ -66,8 +66,8 @@ def _facts(subject: Subject, findings: Findings, how: str) -> list[str]:
     ]
     if findings.num_truths < findings.num_rows.total():
         lines.append(
-            f"Truth in prompts was looked for in {findings.num_truths:,} rows: of the others no trace is at "
-            "hand (--traces DIR)"
+            f"A truth in prompts was looked for in {findings.num_truths:,} rows: of the others none is known "
+            "(--traces DIR)"
         )
     if not subject.manifest and subject.format is not ExportFormat.HF:
         lines.append(f"No export of distil says how boxes stand: taken as {_frame(subject).value}")
