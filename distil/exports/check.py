@@ -24,12 +24,12 @@ from distil.exports.options import ExportOptions
 from distil.exports.pictures import MAX_STUDENT_RATIO
 from distil.exports.tokens import TOKENS_A_MESSAGE, picture_tokens, text_tokens
 from distil.exports.written import (
-    Place,
+    RowFiles,
     WrittenCall,
     WrittenMessage,
     WrittenPicture,
     WrittenRow,
-    find_place,
+    find_row_files,
     read_rows,
     without_calls,
     without_joints,
@@ -160,7 +160,7 @@ class Findings:
 class Subject:
     """What is checked, with all that is known of it."""
 
-    place: Place
+    place: RowFiles
     format: ExportFormat
     manifest: Mapping[str, Json]  # {} for a file that no export of distil is
     setup: Setup
@@ -243,7 +243,7 @@ def check_export(
 
     Raises UsageError where there is nothing to check, or where it does not say what it is.
     """
-    place = find_place(path)
+    place = find_row_files(path)
     manifest = _manifest(path)
     stated = manifest.get("options", {}).get("format")
     if setup.format is None and stated is None:

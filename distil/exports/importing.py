@@ -23,7 +23,7 @@ from distil.exports.written import (
     WrittenMessage,
     WrittenPicture,
     WrittenRow,
-    find_place,
+    find_row_files,
     read_rows,
 )
 from distil.messages.compose import system_text
@@ -150,7 +150,7 @@ class _Into:
 
 def _plain_rows(files: Sequence[Path]) -> Iterator[tuple[WrittenRow, Plain | NotPlain]]:
     for file in files:
-        place = find_place(file)
+        place = find_row_files(file)
         for row in read_rows(place, ExportFormat.OPENAI):
             try:
                 yield row, plain_row(row, place.folder)

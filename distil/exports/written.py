@@ -99,28 +99,28 @@ class WrittenRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowFiles:
     """Where rows lie: a folder and the files of rows in it."""
 
     folder: Path
     files: tuple[Path, ...]
 
 
-def find_place(path: Path) -> Place:
+def find_row_files(path: Path) -> RowFiles:
     """The files of rows of an export, or the one that is named; raises UsageError where there is none."""
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"{path} is no file of rows: it must be one of {', '.join(_SUFFIXES)}")
-        return Place(path.parent, (path,))
+        return RowFiles(path.parent, (path,))
     if not path.is_dir():
         raise UsageError(f"{path} does not exist")
     found = [*path.glob("*.jsonl"), *path.glob("*.parquet"), *(path / FOLDER).glob("*.parquet")]
     if not found:
         raise UsageError(f"{path} holds no rows: no *.jsonl, no *.parquet, no {FOLDER}/*.parquet")
-    return Place(path, tuple(sorted(found)))
+    return RowFiles(path, tuple(sorted(found)))
 
 
-def read_rows(place: Place, form: ExportFormat) -> Iterator[WrittenRow]:
+def read_rows(place: RowFiles, form: ExportFormat) -> Iterator[WrittenRow]:
     """All rows of all files, one after another; raises UsageError where a file is none of its kind."""
     for path in place.files:
         name = str(path.relative_to(place.folder))
