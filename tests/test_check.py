@@ -613,3 +613,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
     peak(5)
     assert peak(300) < peak(20) + 1_000_000
+
+
+def test_the_folder_for_the_hub_has_a_card_that_can_be_pushed_as_it_is(made: Callable[..., Path]) -> None:
+    from datasets import load_dataset  # noqa: PLC0415
+    from huggingface_hub import DatasetCard  # noqa: PLC0415
+
+    out = made("hf")
+    card = DatasetCard.load(out / "README.md", ignore_metadata_errors=False).data.to_dict()
+    assert card["task_categories"] == ["image-text-to-text"]
+    (config,) = card["configs"]
+    found = {path for each in config["data_files"] for path in out.glob(each["path"])}
+    assert found == set(out.rglob("*.parquet")) and found
+    rows = load_dataset(str(out), split="train")
+    assert len(rows) == 3 and rows[0]["images"][0].size == (640, 480)

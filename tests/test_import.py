@@ -149,7 +149,7 @@ def test_imported_traces_are_viewed_and_verified_as_far_as_that_goes(
     assert "ended" in said
 
 
-@pytest.mark.parametrize("what", ["text", "picture", "box", "photo"])
+@pytest.mark.parametrize("what", ["text", "picture", "box", "huge_box", "photo"])
 def test_what_is_changed_later_is_found(
     what: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +165,8 @@ def test_what_is_changed_later_is_found(
             found["tool_calls_log"][3]["picture"] = url(smooth(200, 100))
         elif what == "box":
             found["tool_calls_log"][0]["tool_arguments"]["bbox_2d"][0] += 1
+        elif what == "huge_box":  # gigabytes of a crop, if anybody made it
+            found["tool_calls_log"][0]["tool_arguments"]["bbox_2d"] = [0, 0, 100_000, 100_000]
         else:
             found["image"]["sent"]["sha256"] = "0" * 64
         del found["integrity_sha256"]

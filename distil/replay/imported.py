@@ -14,9 +14,9 @@ from PIL import Image
 from distil.errors import ToolError, TraceError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
 from distil.records import Frame, Json, PictureFacts, Sample, SentPicture
-from distil.store.trace_file import StoredTrace
+from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.base import BoxFrame, Scene
-from distil.tools.toolbox import Toolbox, all_tools
+from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
 AS_IT_IS = ResizeRule(min_side_px=0)  # pictures keep the sizes in which they came
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png"}
@@ -62,6 +62,7 @@ def imported_pictures(trace: StoredTrace, sample: Sample) -> Iterator[ImportedPi
         entry = trace.json["tool_calls_log"][number - 1]
         before, made = scene, None
         if entry["verified"]:
+            _check_box(call, scene, number)
             try:
                 observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
             except ToolError as error:
@@ -76,6 +77,19 @@ def imported_pictures(trace: StoredTrace, sample: Sample) -> Iterator[ImportedPi
             _check(picture_facts(image), call.facts, number)
             scene = scene.replaced(image)
         yield ImportedPicture(number, sent, before, scene, bool(entry["verified"]))
+
+
+def _check_box(call: StoredCall, scene: Scene, number: int) -> None:
+    """Raise TraceError for a box that no import stores: it would crop what is not there, however large."""
+    tool = find_tool(call.raw.name)
+    box = tool.box_of(call.arguments) if tool is not None else None
+    if box is None:
+        return
+    width, height = scene.picture.size
+    if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+        raise TraceError(
+            f"the stored box of call {number} lies outside its picture of {width}×{height} pixels"
+        )
 
 
 def _check(found: PictureFacts | None, stored: PictureFacts, number: int) -> None:
