@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_imported_traces_are_viewed_and_verified_as_far_as_that_goes(
     assert "ended" in said
 
 
-@pytest.mark.parametrize("what", ["text", "picture", "box", "huge_box", "photo"])
+@pytest.mark.parametrize("what", ["text", "picture", "file", "pixels", "box", "huge_box", "photo"])
 def test_what_is_changed_later_is_found(
     what: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,10 +164,15 @@ def test_what_is_changed_later_is_found(
 
         if what == "picture":
             found["tool_calls_log"][3]["picture"] = url(smooth(200, 100))
+        elif what == "file":  # the same pixels, in another file
+            data = base64.b64decode(found["tool_calls_log"][3]["picture"].partition(",")[2])
+            found["tool_calls_log"][3]["picture"] = url(Image.open(io.BytesIO(data)), "PNG")
+        elif what == "pixels":
+            found["tool_calls_log"][3]["result"]["pixel_sha256"] = "0" * 64
         elif what == "box":
             found["tool_calls_log"][0]["tool_arguments"]["bbox_2d"][0] += 1
-        elif what == "huge_box":  # gigabytes of a crop, if anybody made it
-            found["tool_calls_log"][0]["tool_arguments"]["bbox_2d"] = [0, 0, 100_000, 100_000]
+        elif what == "huge_box":  # it could be gigabytes
+            found["tool_calls_log"][0]["tool_arguments"]["bbox_2d"] = [0, 0, 4000, 4000]
         else:
             found["image"]["sent"]["sha256"] = "0" * 64
         del found["integrity_sha256"]
@@ -176,6 +182,7 @@ def test_what_is_changed_later_is_found(
     assert main(["export", str(folder), "--format", "trl", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
     assert "1 refused" in said and "3 matched" in said
+    assert ("lies outside its picture" in said) == (what == "huge_box")
 
 
 def test_the_viewer_shows_the_pictures_of_an_imported_trace(imported: Path) -> None:
@@ -245,6 +252,14 @@ def test_paths_and_parquet_and_plain_results_are_taken(tmp_path: Path) -> None:
     (entry,) = made["tool_calls_log"]
     assert (entry["tool_name"], entry["verified"], entry["message"]) == ("magnify", False, "seen larger")
     assert made["conversation_log"][1]["trained"] is False
+    (again,) = rows_of(
+        export(tmp_path / "made", tmp_path / "out", "--format", "openai", "--call_form", "native")
+    )
+    assert [each["role"] for each in again["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+    ]  # to what is trained
     assert base64.b64decode(entry["picture"].partition(",")[2]) == file_bytes(smooth(64, 48), "PNG")
 
 
