@@ -7,8 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distil import __version__, process
@@ -16,11 +17,13 @@ from distil.errors import UsageError
 from distil.flags import (
     REPORT_TRACES,
     VIEW_PORT,
+    CheckFlags,
     CleanFlags,
     CompletionFlags,
     DoctorFlags,
     EstimateFlags,
     ExportFlags,
+    ImportFlags,
     RunFlags,
     SampleFlags,
     ScoreFlags,
@@ -153,7 +156,7 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.export import Job  # noqa: PLC0415
     from distil.exports.options import ExportOptions  # noqa: PLC0415
     from distil.replay.processes import Workers  # noqa: PLC0415
-    from distil.terminal.exporting import export, show_selection  # noqa: PLC0415
+    from distil.terminal.exporting import export, show_rows, show_selection  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     form = flags.form
@@ -176,11 +179,17 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         overwrites=flags.overwrite,
     )
     terminal = Terminal(gives_json=flags.json)
+    if flags.preview is None and not flags.dry_run and flags.out == Path():
+        raise argparse.ArgumentTypeError("say where to write: --out PATH; or look first: --preview 3")
 
     selection = _selection(flags)
     action = partial(export, flags.paths, selection, options, job, terminal)
     if flags.dry_run:
         action = partial(show_selection, flags.paths, selection, job, terminal)
+    elif flags.preview is not None:
+        action = partial(
+            show_rows, flags.paths, selection, options, replace(job, limit=flags.preview), terminal
+        )
     return partial(_with_own_code, action, flags.own.task, flags.own.tool_module, None)
 
 
@@ -215,6 +224,29 @@ def _selection(flags: ExportFlags) -> Selection:
         shuffles=asked.shuffle,
         seed=asked.seed,
     )
+
+
+def _check(flags: CheckFlags) -> Callable[[], int]:
+    from distil.exports.check import Setup  # noqa: PLC0415
+    from distil.terminal.checking import check  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    setup = Setup(
+        format=None if flags.format is None else ExportFormat(flags.format),
+        coordinates=None if flags.coordinates is None else Frame(flags.coordinates),
+        max_length=flags.max_length,
+        traces=flags.traces,
+    )
+    return partial(check, flags.path, setup, flags.tokenizer, Terminal(gives_json=flags.json))
+
+
+def _import(flags: ImportFlags) -> Callable[[], int]:
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
+    from distil.terminal.importing import import_files  # noqa: PLC0415
+    from distil.terminal.terminal import Terminal  # noqa: PLC0415
+
+    terminal = Terminal(gives_json=flags.json)
+    return partial(import_files, flags.paths, flags.output_dir, Frame(flags.coordinates), terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
@@ -394,7 +426,24 @@ COMMANDS: tuple[Command, ...] = (
             "traces_concurrent --format trl --out sft_trl",
             "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
             "traces_concurrent --format trl --out sft_best --best_of 1 --validation 0.1 --dry_run",
+            "traces_concurrent --format trl --preview 3",
         ),
+    ),
+    Command(
+        "check",
+        None,
+        "Say what a trainer's loader would find wrong with an export, or with a file of rows.",
+        CheckFlags(),
+        _check,
+        ("sft_trl", "rows.jsonl --format ms_swift --max_length 8192"),
+    ),
+    Command(
+        "import",
+        None,
+        "Make traces of conversations that others had: chat messages with pictures.",
+        ImportFlags(),
+        _import,
+        ("theirs.jsonl --output_dir traces_theirs",),
     ),
     Command(
         "doctor",

@@ -740,7 +740,11 @@ class ExportFlags:
     format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
         ExportFormat.TRL.value
     )
-    out: Annotated[Path, Flag("the folder to write", "PATH", Path, is_required=True)] = Path()
+    out: Annotated[Path, Flag("the folder to write (needed but for --preview)", "PATH", Path)] = Path()
+    preview: Annotated[
+        int | None,
+        Flag("show the first N rows as the student will see them, and write nothing", "N", _positive),
+    ] = None
     where: Annotated[
         str | None,
         Flag('of the folders only these traces, as "score > 0.8 AND calls > 0" (default: all)', "SQL"),
@@ -759,6 +763,60 @@ class ExportFlags:
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
     own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
+
+
+@dataclass(frozen=True)
+class CheckFlags:
+    """The flags of `distil check`."""
+
+    path: Annotated[
+        Path, Flag("an export's folder, or a file of rows", "EXPORT", Path, is_positional=True)
+    ] = Path()
+    format: Annotated[
+        str | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
+    ] = None
+    coordinates: Annotated[
+        str | None,
+        Flag(
+            "the frame of its boxes (default: as the export says, else rel1000)",
+            choices=(Frame.REL1000, Frame.PIXEL),
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None, Flag("of a row, in tokens (default: as the export sets it)", "N", _positive)
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Flag("a model's folder, to count tokens by (default: they are estimated)", "DIR", Path)
+    ] = None
+    traces: Annotated[
+        Path | None,
+        Flag("the run's folder, for the truth (default: where the export's command says)", "DIR", Path),
+    ] = None
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True)
+class ImportFlags:
+    """The flags of `distil import`."""
+
+    paths: Annotated[
+        tuple[Path, ...],
+        Flag(
+            "files of conversations: .jsonl, .json or .parquet",
+            "FILE",
+            Path,
+            is_positional=True,
+            is_many=True,
+        ),
+    ] = ()
+    output_dir: Annotated[Path, Flag("the folder to make", "DIR", Path, is_required=True)] = Path()
+    format: Annotated[
+        str, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
+    ] = ExportFormat.OPENAI.value
+    coordinates: Annotated[
+        str, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
+    ] = Frame.REL1000.value
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_flags_that_the_pages_name_exist() -> None:
         subprocess.run(
             [sys.executable, "-m", "distil", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for command in ("estimate", "view", "export")
+        for command in ("estimate", "view", "export", "check")
     )
     ours = set(re.findall(r"--[a-z_]+", help_text))
     for path in (ENGLISH, *DOCS):

@@ -183,7 +183,9 @@ def _until_trained(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 def _turns(trace: StoredTrace, shown: Shown, options: ExportOptions) -> Iterator[Turn | None]:
     for number, reply in enumerate(trace.replies, start=1):
         calls = [call for call in shown.calls if call.stored.turn == number]
-        yield _turn(trace, reply, calls, options)
+        turn = _turn(trace, reply, calls, options)
+        is_masked = trace.json["conversation_log"][number - 1].get("trained") is False  # of an imported one
+        yield replace(turn, is_trained=False) if turn is not None and is_masked else turn
 
 
 def _turn(

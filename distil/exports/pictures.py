@@ -9,6 +9,7 @@ from distil.errors import ToolError, TraceError
 from distil.exports.options import ExportOptions
 from distil.pictures import ResizeRule, encode_at, encode_sent, sent_size
 from distil.records import Frame, Json, PictureFacts, SentPicture, Size
+from distil.replay.imported import imported_pictures, photo_of
 from distil.source.rows import Source
 from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.base import BoxFrame, Scene, SeenSizes
@@ -51,6 +52,8 @@ def shown(trace: StoredTrace, source: Source, executor: Executor | None, options
     Raises SourceError where the row cannot be read, SandboxUnavailable where there is code but nothing to run
     it in.
     """
+    if trace.is_imported:
+        return _shown_as_imported(trace, source, options)
     sample, toolbox = source.load(trace.sample_id), trace.settings.toolbox(executor)
     if sample.picture.file_sha256 != trace.file_sha256:
         raise TraceError("its row holds another picture file now")
@@ -78,6 +81,41 @@ def shown(trace: StoredTrace, source: Source, executor: Executor | None, options
         scene.let_go()
         calls.append(ShownCall(call, arguments, current, observation.sent.size))
     return Shown(photo, sent.size, tuple(calls))
+
+
+def _shown_as_imported(trace: StoredTrace, source: Source, options: ExportOptions) -> Shown:
+    """An imported trace: calls as they came, but for boxes that are to stand in another frame."""
+    sample = source.load(trace.sample_id)
+    sent = photo_of(trace, sample)
+    photo = current = _sized(Scene.start(sample.picture.picture), sent, options)
+    made = {picture.number: picture for picture in imported_pictures(trace, sample)}
+    calls, size_before = [], sent.size
+    for number, call in enumerate(trace.calls, start=1):
+        picture, arguments = made.get(number), None
+        if _has_box(call) and not _box_stays(trace, size_before, current.size, options):
+            if picture is None or not picture.is_verified:
+                raise TraceError(
+                    f"the box of call {number} stays in its frame: it is imported, and no picture proves it"
+                )
+            seen = SeenSizes(picture.before, photo.size, current.size)
+            arguments = _restated(call, seen, box_frame(trace, options))
+        if picture is None:
+            calls.append(ShownCall(call, arguments))
+            continue
+        current, size_before = _sized(picture.scene, picture.sent, options), picture.sent.size
+        calls.append(ShownCall(call, arguments, current, picture.sent.size))
+    return Shown(photo, sent.size, tuple(calls))
+
+
+def _has_box(call: StoredCall) -> bool:
+    tool = find_tool(call.raw.name)
+    return tool is not None and tool.box_of(call.raw.arguments) is not None
+
+
+def _box_stays(trace: StoredTrace, sent: Size, exported: Size, options: ExportOptions) -> bool:
+    """Whether a box of a picture means the same in an export as it did where it was written."""
+    is_same_frame = trace.settings.coordinates is options.coordinates
+    return is_same_frame and (options.coordinates is not Frame.PIXEL or sent == exported)
 
 
 def _check_facts(found: PictureFacts | None, stored: PictureFacts | None, what: str) -> None:

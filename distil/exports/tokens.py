@@ -13,7 +13,7 @@ from distil.records import Json, Size
 
 _CHARS_A_TOKEN = 3  # of a word; English has more, names and other languages have fewer
 _WORD = re.compile(r"[A-Za-z]+")
-_TOKENS_A_MESSAGE = 5  # <|im_start|>, role, newline, <|im_end|>, newline
+TOKENS_A_MESSAGE = 5  # <|im_start|>, role, newline, <|im_end|>, newline
 _TOKENS_A_PICTURE = 2  # its first and its last, beside its patches
 _ROUNDED_TO = 1024
 _MARGIN = 20  # a twentieth more: trainers make small pictures larger, each a little otherwise
@@ -45,7 +45,7 @@ def row_tokens(messages: Sequence[Message], options: ExportOptions) -> int:
     """Tokens of a whole row."""
     texts = sum(text_tokens(message.text("")) for message in messages)
     pictures = sum(picture_tokens(part.size, options) for message in messages for part in message.pictures)
-    return texts + pictures + _TOKENS_A_MESSAGE * len(messages)
+    return texts + pictures + TOKENS_A_MESSAGE * len(messages)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from distil.errors import ContextOverflow, DistilError, SampleError, SourceError
 from distil.foreign import Caught
 from distil.own_code import other_files
 from distil.records import Json, Sample
+from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.rebuild import (
     ABSENT,
     Difference,
@@ -41,6 +42,7 @@ _MAX_SHOWN = 3  # of the fields that differ
 # Fields of a call that say what was done, and the whole of one.
 _ACTION = re.compile(r"tool_calls_log\[\d+\](\.(turn|tool_name|tool_arguments|code|raw_arguments)\b.*)?")
 RECIPE_NOT_RUN = "the restore recipe was not run: --dataset_path is no save_to_disk folder"
+IMPORTED_NOT_PROVEN = "of imported conversations only photos, kept pictures and verified calls are proven"
 REWARD_NOT_RUN = "what the user's own reward gave was taken as stored: --reward computes it again"
 
 
@@ -70,6 +72,8 @@ def verify_trace(path: Path, sources: Sources, executors: Executors | None = Non
     """Make one trace again and compare all it stores; code needs `executors` to run again."""
     try:
         trace = read_trace(path)
+        if trace.is_imported:
+            return Verification(path, *(_own_problem(trace) or _compare_imported(trace, sources)))
         return Verification(path, *(_own_problem(trace) or _compare_by(trace, sources, executors)))
     except (TraceError, SourceError) as error:
         return Verification(path, Verdict.UNREADABLE, str(error))
@@ -95,6 +99,18 @@ def _own_problem(trace: StoredTrace) -> _Found | None:
         difference = Difference("metadata.settings_sha256", stored, now)
         return Verdict.INCONSISTENT, f"{difference} (of settings and dataset.fingerprint)"
     return None
+
+
+def _compare_imported(trace: StoredTrace, sources: Sources) -> _Found:
+    """What can be told of an imported trace: of its photo, of verified calls and of kept pictures."""
+    sample = sources.of(trace).load(trace.sample_id)
+    try:
+        photo_of(trace, sample)
+        for _ in imported_pictures(trace, sample):
+            pass
+    except TraceError as error:
+        return Verdict.CHANGED_RESULT, str(error)
+    return Verdict.MATCHED, IMPORTED_NOT_PROVEN
 
 
 def _compare_by(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:

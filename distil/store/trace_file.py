@@ -42,6 +42,7 @@ from distil.tasks import TASKS
 from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
+IMPORTED = "distil-import/1"  # of a conversation that another program had
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
 
@@ -92,13 +93,13 @@ def trace_json(rollout: Rollout, run: RunFacts) -> dict[str, Json]:
         "final_response": rollout.turns[-1].reply.content,
         "reward_score": _score_json(rollout.score),
         "metadata": _metadata_json(rollout, run),
-        "dataset": _dataset_json(run.dataset),
+        "dataset": dataset_json(run.dataset),
         "image": {
             "file_sha256": sample.picture.file_sha256,
             "file_format": sample.picture.file_format,
             "exif_orientation": sample.picture.exif_orientation,
-            **_facts_json(sample.picture.facts),
-            "sent": _sent_json(rollout.sent),
+            **facts_json(sample.picture.facts),
+            "sent": sent_json(rollout.sent),
         },
         "settings": run.settings_json,
     }
@@ -176,13 +177,14 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
     if call.raw.call_id is not None:
         entry["call_id"] = call.raw.call_id
     if observation.facts is not None and observation.sent is not None:
-        entry["result"] = {**_facts_json(observation.facts), "sent": _sent_json(observation.sent)}
+        entry["result"] = {**facts_json(observation.facts), "sent": sent_json(observation.sent)}
         if keeps_pictures:
             entry["picture"] = data_url(observation.sent)
     return entry
 
 
-def _facts_json(facts: PictureFacts) -> dict[str, Json]:
+def facts_json(facts: PictureFacts) -> dict[str, Json]:
+    """As a trace has them."""
     return {
         "width_px": facts.width_px,
         "height_px": facts.height_px,
@@ -191,7 +193,8 @@ def _facts_json(facts: PictureFacts) -> dict[str, Json]:
     }
 
 
-def _sent_json(sent: SentPicture) -> Json:
+def sent_json(sent: SentPicture) -> Json:
+    """As a trace has it."""
     entry: dict[str, Json] = {
         "media_type": sent.media_type,
         "width_px": sent.size[0],
@@ -247,7 +250,8 @@ def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
     return totals
 
 
-def _dataset_json(identity: DatasetIdentity) -> Json:
+def dataset_json(identity: DatasetIdentity) -> Json:
+    """As a trace has it, but for its path."""
     return {
         "source": identity.source,
         "kind": identity.kind,
@@ -293,6 +297,11 @@ class StoredTrace:
     replies: tuple[Reply, ...]
     calls: tuple[StoredCall, ...]
     is_unedited: bool
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program had the conversation: much of it nothing can prove."""
+        return bool(self.json["format"] == IMPORTED)
 
     @cached_property
     def settings(self) -> TraceSettings:
@@ -342,7 +351,7 @@ def readable_bytes(path: Path, trace: Mapping[str, Json]) -> bytes:
 
 
 def _checked_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
-    if value.get("format") != FORMAT:
+    if value.get("format") not in (FORMAT, IMPORTED):
         raise TraceError(f"{path}: field 'format' is {value.get('format')!r}, this version reads {FORMAT!r}")
     try:
         return _stored_trace(path, value)

@@ -12,12 +12,15 @@ from distil.tasks.geolocation import GEOLOCATION
 from distil.tasks.vqa import VQA
 
 TASKS: dict[str, Task] = {GEOLOCATION.name: GEOLOCATION, VQA.name: VQA}
+IMPORTED_TASK = "imported"  # of conversations of others: nobody knows their truth
 DEFAULT_TASK = GEOLOCATION.name  # of a run that names none; the earlier system's traces know no other
 
 
 def task_of(trace: Mapping[str, Json]) -> Task:
     """The task that a trace of either format was made for; raises TraceError where there is no such task."""
     name = task_name_of(trace)
+    if name == IMPORTED_TASK:
+        return _NotAtHand(IMPORTED_TASK)
     if not isinstance(name, str) or name not in TASKS:
         known = ", ".join(TASKS)
         raise TraceError(f"there is no task {name!r} to read it with; tasks: {known}{_own_file_text(trace)}")

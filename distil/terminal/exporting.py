@@ -63,6 +63,19 @@ def show_selection(paths: Sequence[Path], selection: Selection, job: Job, termin
     return 0
 
 
+def show_rows(
+    paths: Sequence[Path], selection: Selection, options: ExportOptions, job: Job, terminal: Terminal
+) -> int:
+    """Show the first rows of an export as the student will see them, `job.limit` of them, and write nothing.
+
+    Returns 0, or 1 where a trace was refused before. Raises UsageError where no row is left.
+    """
+    from distil.terminal.previewing import preview  # noqa: PLC0415
+
+    selected = _select(paths, selection, job, terminal)
+    return preview(selected.picks, options, job.limit or 1, job.dataset_path, terminal)
+
+
 def _select(paths: Sequence[Path], selection: Selection, job: Job, terminal: Terminal) -> Selected:
     with _progress() as tell_progress:
         tell = partial(say_above_bar, terminal)

@@ -49,6 +49,14 @@ class ShownPictures:
             return
         self._draw(image)
 
+    def draw(self, data: bytes) -> None:
+        """A picture's file; one that cannot be read is left out."""
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                self._draw(image.convert("RGB"))
+        except FAILURES as error:
+            self._terminal.say(f"No picture: {error_text(error)}", "dim")
+
     def show_sheet(self, traces: Sequence[tuple[Path, TraceSummary]]) -> None:
         """The photos of the first traces of a folder side by side, each with its row and its score."""
         cells = []

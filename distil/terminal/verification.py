@@ -9,13 +9,14 @@ from pathlib import Path
 
 from distil.errors import UsageError
 from distil.replay.processes import verify_traces
-from distil.replay.verify import RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
+from distil.replay.verify import IMPORTED_NOT_PROVEN, RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.documents import verification_document
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
+_NOTES = (RECIPE_NOT_RUN, REWARD_NOT_RUN, IMPORTED_NOT_PROVEN)
 
 
 def verify(
@@ -44,7 +45,7 @@ def verify(
         for result in found:
             counts[result.verdict] += 1
             if result.verdict is Verdict.MATCHED:
-                not_run |= {note: True for note in (RECIPE_NOT_RUN, REWARD_NOT_RUN) if note in result.detail}
+                not_run |= {note: True for note in _NOTES if note in result.detail}
             if terminal.gives_json:
                 if verbose or result.verdict is not Verdict.MATCHED:
                     shown.append(result)

@@ -15,6 +15,7 @@ from distil.errors import DistilError
 from distil.viewer.compare_page import COMPARE_ROUTES
 from distil.viewer.list_page import LIST_ROUTES
 from distil.viewer.marking import MARK_ROUTES
+from distil.viewer.preview_page import PREVIEW_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
 from distil.viewer.templating import HERE, Answer, render
 from distil.viewer.trace_page import TRACE_ROUTES
@@ -25,6 +26,7 @@ ROUTES: Sequence[BaseRoute] = (
     *LIST_ROUTES,
     *MARK_ROUTES,
     *TRACE_ROUTES,
+    *PREVIEW_ROUTES,
     *COMPARE_ROUTES,
     Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
 )

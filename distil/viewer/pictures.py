@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import PIL
 from PIL import Image
@@ -46,6 +47,7 @@ from distil.records import (
     Size,
     StoredPicture,
 )
+from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.recipe import FAILURES
 from distil.replay.replay import Sources
 from distil.sandbox.bounds import MEMORY_BYTES
@@ -57,6 +59,7 @@ from distil.store.claim import RUN_RECORD, read_runs
 from distil.store.summary import call_name, call_succeeded, mapping_of, trace_calls, trace_turns
 from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
+from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool
 
 MAX_CALLS = 2000  # of a trace: no teacher makes as many
@@ -72,6 +75,9 @@ _UNSTATED_RULE = ResizeRule(max_side_px=1600)  # for traces that do not say at w
 _KEPT_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,20};base64,", re.IGNORECASE)
 _FAILURES = (DistilError, MemoryError, *FAILURES)
+
+
+ResultT = TypeVar("ResultT")
 
 
 class View(StrEnum):
@@ -186,6 +192,20 @@ class Pictures:
         while (shown := task.shown_at(seen)) is not None:
             seen += 1
             yield shown
+
+    def replayed(self, path: Path, work: Callable[[StoredTrace, Source, Executor], ResultT]) -> ResultT:
+        """What `work` makes of a trace whose pictures can all be made within the bounds that hold here.
+
+        Raises DistilError, of whatever cannot be read or made.
+        """
+        try:
+            with self._at_once:
+                value, trace = load_json(path), read_trace(path)
+                for _ in self._replayed(path, value):
+                    pass
+                return work(trace, self._source(path, trace), self._sandbox)
+        except _FAILURES as error:
+            raise error if isinstance(error, DistilError) else NoPicture(_reason(error)) from None
 
     def file(self, path: Path, number: int, view: View) -> Encoded:
         """A picture of a trace; raises NoPicture, TraceError where there is no such file."""
@@ -308,6 +328,14 @@ class Pictures:
         source = self._source(path, trace)
         _refuse_far(source, trace.sample_id)
         sample = source.load(trace.sample_id)
+        if trace.is_imported:
+            yield _photo(sample, photo_of(trace, sample))
+            for picture in imported_pictures(trace, sample):
+                _check_time(until)
+                _check_area(picture.scene.picture.size, picture.scene.photo.size)
+                facts = picture_facts(picture.scene.current)
+                yield _Made(picture.number, partial(_current, picture.scene), facts, picture.sent, None)
+            return
         toolbox = trace.settings.toolbox(self._sandbox)
         _check_rule(toolbox.rule)
         scene = Scene.start(sample.picture.picture)

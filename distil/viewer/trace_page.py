@@ -87,11 +87,12 @@ def trace_file(viewer: Viewer, run: int, part: str) -> Path:
     return path
 
 
-def _asked_file(request: Request) -> Path:
+def asked_file(request: Request) -> Path:
+    """The trace file of a page's address; raises HTTPException where there is none."""
     return trace_file(viewer_of(request), request.path_params["run"], request.path_params["part"])
 
 
-def _pictures(request: Request) -> Pictures:
+def pictures_of(request: Request) -> Pictures:
     """The app's pictures, made when they are first asked for."""
     state = request.app.state
     with _MADE:
@@ -266,7 +267,7 @@ def _photo_of(viewer: Viewer, run: int, sample_id: SampleId) -> Json:
 
 def pair(request: Request) -> Response:
     """Answer and truth of one trace for the map, as `map.pairs` gives those of many."""
-    found = _view(_asked_file(request))["result"]
+    found = _view(asked_file(request))["result"]
     ends = found["map"] or {}
     if "answer" not in ends:
         return JSONResponse({"pairs": [], "total": 0})
@@ -285,12 +286,12 @@ def picture(request: Request) -> Response:
         view = View(request.query_params.get("view", View.SENT))
     except ValueError:
         raise HTTPException(404, f"view= is one of {', '.join(View)}.") from None
-    path, number = _asked_file(request), request.path_params["number"]
+    path, number = asked_file(request), request.path_params["number"]
     headers = {"cache-control": "private, no-cache", "etag": _etag(viewer_of(request), path, number, view)}
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
     try:
-        file = _pictures(request).file(path, number, view)
+        file = pictures_of(request).file(path, number, view)
     except (NoPicture, TraceError) as error:
         if view is View.THUMB:  # in a list of many: a sign in its place, and no error for each
             return Response(_NO_PICTURE, media_type="image/svg+xml")
@@ -307,7 +308,7 @@ def _etag(viewer: Viewer, path: Path, number: int, view: View) -> str:
 
 def marks(request: Request) -> Response:
     """A line of JSON for each picture of a trace, as it is made: whether it is what the trace says."""
-    found = _pictures(request).marks(_asked_file(request))
+    found = pictures_of(request).marks(asked_file(request))
 
     def lines() -> Iterator[bytes]:
         try:
@@ -324,7 +325,7 @@ def marks(request: Request) -> Response:
 
 def messages(request: Request) -> Response:
     """The messages of a trace's last request and its answer, pictures as what is known of them."""
-    path = _asked_file(request)
+    path = asked_file(request)
     whole = request.query_params.get("whole") == "1"
     try:
         trace = read_trace(path)
@@ -407,7 +408,7 @@ def _cut(value: Json, limit: int) -> Json:
 def whole_text(request: Request) -> Response:
     """One text of a trace, all of it: `at=` says where it stands in the JSON (RFC 6901)."""
     try:
-        value = value_at(load_json(_asked_file(request)), request.query_params.get("at", ""))
+        value = value_at(load_json(asked_file(request)), request.query_params.get("at", ""))
     except (LookupError, TraceError):
         raise HTTPException(404, "The trace has no such field.") from None
     return PlainTextResponse(plain(value if isinstance(value, str) else json_text(value)))
@@ -415,7 +416,7 @@ def whole_text(request: Request) -> Response:
 
 def raw(request: Request) -> Response:
     """The file, to be saved."""
-    path = _asked_file(request)
+    path = asked_file(request)
     return FileResponse(path, media_type="application/json", filename=path.name)
 
 

@@ -1,0 +1,200 @@
+"""The page of a trace as training data: the exported conversation, with what of it is trained marked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from enum import StrEnum
+from typing import TypeVar
+
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from distil.errors import DistilError, TraceError
+from distil.exports.conversation import Message, check_roles, conversation_of
+from distil.exports.export import NOTHING_TO_TRAIN
+from distil.exports.options import ExportOptions
+from distil.exports.pictures import shown
+from distil.exports.preview import END, START, Preview, previews_of
+from distil.exports.tokens import picture_tokens
+from distil.pictures import data_url
+from distil.records import (
+    ExportFormat,
+    FailedCalls,
+    Frame,
+    SentPicture,
+    StopReason,
+    Student,
+    Thoughts,
+)
+from distil.source.rows import Source
+from distil.store.trace_file import StoredTrace
+from distil.tools.python_code import Executor
+from distil.viewer.templating import render
+from distil.viewer.trace_page import asked_file, display_size, pictures_of
+from distil.viewer.trace_view import Fields
+from distil.viewer.viewer import viewer_of
+from distil.viewer.visible import plain
+
+_FORMAT_NAMES = {
+    ExportFormat.TRL: "TRL",
+    ExportFormat.VERL: "verl",
+    ExportFormat.LLAMAFACTORY: "LLaMA-Factory",
+    ExportFormat.MS_SWIFT: "ms-swift",
+    ExportFormat.OPENAI: "chat API",
+    ExportFormat.HF: "the hub",
+}
+_CHOICES: tuple[tuple[str, str, type[StrEnum], tuple[StrEnum, ...]], ...] = (
+    ("format", "for", ExportFormat, tuple(ExportFormat)),
+    ("reasoning", "thoughts", Thoughts, tuple(Thoughts)),
+    ("errors", "failed calls", FailedCalls, tuple(FailedCalls)),
+    ("coordinates", "boxes", Frame, (Frame.REL1000, Frame.PIXEL)),
+    ("student", "student", Student, tuple(Student)),
+)
+_MAX_PICTURE_PX = (480, 360)
+ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
+
+
+def preview_page(request: Request) -> Response:
+    """The rows that an export makes of a trace."""
+    options = _options(request.query_params)
+    path = asked_file(request)
+    viewer = viewer_of(request)
+    rows: list[Preview] = []
+    problem = note = None
+
+    def work(trace: StoredTrace, source: Source, executor: Executor) -> list[Preview]:
+        nonlocal note
+        note = _note(trace)
+        return _rows(trace, source, executor, options)
+
+    try:
+        rows = pictures_of(request).replayed(path, work)
+    except DistilError as error:
+        problem = str(error)
+    run, part = request.path_params["run"], request.path_params["part"]
+    return render(
+        request,
+        "preview.html",
+        run=run,
+        part=part,
+        name=plain(path.name),
+        folder=plain(viewer.names[run]),
+        choices=_choices(options),
+        format_name=_FORMAT_NAMES[options.format],
+        rows=[_row(row) for row in rows],
+        problem=problem,
+        note=note,
+        start=START,
+        end=END,
+    )
+
+
+def _options(asked: QueryParams) -> ExportOptions:
+    """The options of a page's address; raises HTTPException where one is none."""
+    stated = {field.name: field.default for field in fields(ExportOptions)}
+    return ExportOptions(
+        format=_choice(asked, "format", ExportFormat.TRL),
+        thoughts=_choice(asked, "reasoning", Thoughts(str(stated["thoughts"]))),
+        failed_calls=_choice(asked, "errors", FailedCalls(str(stated["failed_calls"]))),
+        coordinates=_choice(asked, "coordinates", Frame.REL1000, Frame.PIXEL),
+        student=_choice(asked, "student", Student(str(stated["student"]))),
+        takes_all=True,
+    )
+
+
+def _choice(asked: QueryParams, name: str, default: ChoiceT, *others: ChoiceT) -> ChoiceT:
+    known = (default, *others) if others else tuple(type(default))
+    found = next((each for each in known if each.value == asked.get(name, default.value)), None)
+    if found is None:
+        raise HTTPException(404, f"{name}= is one of {', '.join(each.value for each in known)}.")
+    return found
+
+
+def _choices(options: ExportOptions) -> list[Fields]:
+    """What can be chosen, for a form."""
+    chosen = options.as_json()
+    return [
+        {
+            "name": name,
+            "label": label,
+            "values": [
+                {
+                    "value": value.value,
+                    "text": _FORMAT_NAMES[value] if isinstance(value, ExportFormat) else value.value,
+                    "is_chosen": value.value == chosen[name],
+                }
+                for value in values
+            ],
+        }
+        for name, label, _, values in _CHOICES
+    ]
+
+
+def _rows(trace: StoredTrace, source: Source, executor: Executor, options: ExportOptions) -> list[Preview]:
+    if not trace.is_unedited:
+        raise TraceError("its content does not fit its integrity_sha256: it was edited, and is not exported")
+    conversation = conversation_of(trace, shown(trace, source, executor, options), options)
+    if conversation is None:
+        raise TraceError(f"it is left out of an export: {NOTHING_TO_TRAIN}")
+    check_roles(conversation.messages())
+    return previews_of(conversation, options)
+
+
+def _note(trace: StoredTrace) -> str | None:
+    """Why an export leaves the trace out unless it is told to take all; None where it takes it."""
+    metadata = trace.json["metadata"]
+    if metadata["stop_reason"] != StopReason.ANSWERED:
+        return f"It ended without an answer ({metadata['stop_reason']}): an export has it with --all only."
+    if not metadata["parse_success"]:
+        return "Its answer cannot be read: an export has it with --all only."
+    return None
+
+
+def _row(row: Preview) -> Fields:
+    number = 0
+    messages = []
+    for message in row.messages:
+        parts = [_part(part, number + place, row) for place, part in _placed(message)]
+        number += len(message.pictures)
+        messages.append({"role": message.role, "is_trained": bool(message.is_trained), "parts": parts})
+    num_said = sum(message.role == "assistant" for message in row.messages)
+    return {
+        "id": plain(row.id),
+        "anchor": re.sub(r"\W+", "-", row.id),
+        "num_tokens": row.num_tokens,
+        "num_trained": row.num_trained,
+        "num_said": num_said,
+        "num_pictures": row.num_pictures,
+        "messages": messages,
+    }
+
+
+def _placed(message: Message) -> list[tuple[int, str | SentPicture]]:
+    """The parts, each with how many pictures of the message there are up to it."""
+    found: list[tuple[int, str | SentPicture]] = []
+    number = 0
+    for part in message.parts:
+        number += not isinstance(part, str)
+        found.append((number, part))
+    return found
+
+
+def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
+    if isinstance(part, str):
+        return {"text": part}
+    return {
+        "text": None,
+        "url": data_url(part),
+        "size": part.size,
+        "shown": display_size(part.size, *_MAX_PICTURE_PX),
+        "number": number,
+        "num_bytes": part.num_bytes,
+        "num_tokens": picture_tokens(part.size, row.options),
+    }
+
+
+PREVIEW_ROUTES = (Route("/preview/{run:int}/{part}", preview_page, name="preview"),)
