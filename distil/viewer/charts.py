@@ -18,6 +18,7 @@ from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json
+from distil.viewer.visible import LARGEST
 
 Chart = dict[str, Json]
 Floats = NDArray[np.float64]  # one number a trace, NaN where the trace has none
@@ -59,6 +60,7 @@ class _Columns:
 def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart]:
     """All charts of the traces that a query finds; `labels` name the runs, in their order."""
     metrics = [each for each in index.columns if each.source == "metric" and each.name != "score"]
+    metrics = [each for each in metrics if each.kind != "text"]
     data = _read(index, query, labels, [column.name for column in metrics])
     if not len(data.run):
         return []
@@ -92,7 +94,8 @@ def _read(index: TraceIndex, query: Query, labels: Sequence[str], metrics: Seque
 
 
 def _floats(values: Sequence[Json]) -> Floats:
-    return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    numbers = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
 
 
 def _is_share(values: Floats) -> bool:

@@ -93,6 +93,8 @@ def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
 def _status_json(status: FolderStatus) -> dict[str, Json]:
     values = asdict(status)
     del values["spent"]
+    if not status.num_runs and status.state == "broken off":  # of another program, or made by nobody's run
+        values["state"] = "no record"
     costs = [bill.cost_usd for bill in status.spent.bills if bill.cost_usd is not None]
     return values | {
         "num_failed": sum(status.failed.values()),
