@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from distil.store.folder import FAILED_SAMPLES, TIMINGS
 from distil.store.marks import MARKS, append_mark
 from distil.store.scores import SCORES
 from distil.store.spending import SPENDING
+from distil.viewer import run_page
+from distil.viewer.charts import charts
 from distil.viewer.keeper import Keeper, Now
+from distil.viewer.map import pairs as map_pairs
 
 sys.path.append(str(PACKAGE.parent / "benchmarks"))
 
@@ -220,3 +225,29 @@ def test_a_search_for_thousands_of_words_is_refused_at_once(folder: Path, show: 
     site = show(folder)
     assert site.json("/api/rows?q=" + "+".join(["sign"] * 100))["total"] >= 0
     assert "at most 100 words" in site.json("/api/rows?q=" + "a+" * 20_000)["error"]
+
+
+def test_distances_that_are_all_zero_are_kilometres_and_no_share(folder: Path) -> None:
+    for number in range(NUM_TRACES):
+        changed(folder, number, reward_score={"score": 1, "distance@km": 0.0, "acc@1km": 1})
+    with closing(TraceIndex.open([folder])) as index:
+        found = {chart["id"]: chart for chart in charts(index, Query(), ["run"])}
+    assert found["distance_km"]["kind"] == "histogram"
+    assert [row["label"] for row in found["shares"]["rows"]] == ["with an answer", "acc@1km"]
+
+
+def test_what_the_map_draws_is_read_once_and_follows_the_traces(
+    folder: Path, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(run_page, "pairs", lambda *given: asked.append(given) or map_pairs(*given))
+    site = show(folder)
+    first = [site.json("/api/pairs") for _ in range(3)]
+    assert first[0] == first[1] == first[2] and first[0]["total"] > 0
+    assert len(asked) == 1
+    assert site.json("/api/pairs?where=score<0")["total"] == 0
+    make_traces(folder, 2 * NUM_TRACES)
+    give_up_at = time.monotonic() + 20
+    while site.json("/api/pairs")["total"] <= first[0]["total"]:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
