@@ -119,7 +119,7 @@ def _is_score_too(data: _Columns, name: str) -> bool:
     if not both.any() or largest == 0:
         return False
     unit = values[both][np.abs(score[both]).argmax()] / score[both][np.abs(score[both]).argmax()]
-    return bool(np.allclose(values[both], unit * score[both], rtol=1e-6, atol=1e-9 * abs(unit)))
+    return unit != 0 and bool(np.allclose(values[both], unit * score[both], rtol=1e-6, atol=1e-9 * abs(unit)))
 
 
 def _histogram(data: _Columns, name: str, title: str, values: Floats) -> Chart | None:
