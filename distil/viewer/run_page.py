@@ -119,7 +119,7 @@ def pairs_of(request: Request) -> Response:
         return Answer({"pairs": [], "total": 0})
     if query != Query():
         return Answer(_pairs(viewer, query, task))
-    body = viewer.cached("pairs", generation, lambda: Answer(_pairs(viewer, query, task)).body)
+    body = viewer.cached("map", generation, lambda: Answer(_pairs(viewer, query, task)).body)
     return Response(body, media_type=Answer.media_type)
 
 
