@@ -19,10 +19,20 @@ from typing import NamedTuple
 
 from distil.errors import FolderError, TraceError, UsageError
 from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
-from distil.index.trace_row import Cell, DynamicCell, TraceRow, kind_of, read_row, score_cells, storable
+from distil.index.trace_row import (
+    MAX_INTEGER,
+    Cell,
+    DynamicCell,
+    TraceRow,
+    cell,
+    kind_of,
+    read_row,
+    score_cells,
+    storable,
+)
 from distil.records import Json, SampleId
 from distil.store.folder import TIMINGS, WITHOUT_TOOLS
-from distil.store.json_lines import parse_line
+from distil.store.json_lines import open_regular, parse_line
 from distil.store.marks import MARKS, Mark, marked_sample
 from distil.store.scores import SCORES
 
@@ -225,8 +235,10 @@ def _there(folder: Path) -> Path:
 
 def _may_be_ours(path: Path) -> bool:
     """Whether a file can be written and is none of another program's: such a one is left alone."""
+    if path.is_symlink():  # it may lead anywhere
+        return False
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(100)
     except FileNotFoundError:
         return True
@@ -421,7 +433,7 @@ def _read_lines(connection: sqlite3.Connection, folder: Path) -> None:
         stored = connection.execute("SELECT end_bytes, last_bytes FROM line_files WHERE name = ?", (name,))
         end_bytes, last_bytes = stored.fetchone() or (0, b"")
         try:
-            file = path.open("rb")
+            file = open_regular(path)
         except OSError:
             if end_bytes:
                 _forget(connection, name, table)
@@ -442,12 +454,16 @@ def _read_lines(connection: sqlite3.Connection, folder: Path) -> None:
                 last_bytes = (last_bytes + line)[-_CHECKED_BYTES:]
                 value = parse_line(line)
                 sample_id = marked_sample(value)
-                if value is not None and sample_id is not None:
+                if value is not None and sample_id is not None and _is_storable(sample_id):
                     take(connection, sample_id, value)
         connection.execute(
             "INSERT OR REPLACE INTO line_files VALUES (?, ?, ?)", (name, end_bytes, last_bytes)
         )
         _count_change(connection)
+
+
+def _is_storable(sample_id: SampleId) -> bool:
+    return max(abs(sample_id.index), abs(sample_id.rollout)) <= MAX_INTEGER
 
 
 def _forget(connection: sqlite3.Connection, name: str, table: str) -> None:
@@ -481,7 +497,7 @@ def _take_score(connection: sqlite3.Connection, sample_id: SampleId, line: Mappi
 
 
 def _take_timing(connection: sqlite3.Connection, sample_id: SampleId, line: Mapping[str, Json]) -> None:
-    seconds = line.get("seconds")
+    seconds = cell(line.get("seconds"))
     if isinstance(seconds, int | float):
         sample = (sample_id.index, sample_id.rollout)
         connection.execute("INSERT OR REPLACE INTO timings VALUES (?, ?, ?)", (*sample, float(seconds)))

@@ -20,6 +20,7 @@ _COMPARISONS = ("<", "<=", ">", ">=")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 TIES = ("run", "sample_index", "rollout", "file")
 _MAX_VALUES = 10_000
+_MAX_WORDS = 100  # of a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ def order_by(query: Query, columns: Mapping[str, Column], num_folders: int) -> s
 
 
 def search_expression(search: str) -> str:
-    """What FTS5 is asked for the words of a search: each quoted, so that none of its signs means anything."""
+    """What FTS5 is asked for the words of a search: each quoted, so that none of its signs means anything.
+
+    Raises UsageError for too many words: they are looked up one by one, and none of that can be ended.
+    """
     words = []
     for phrase, word in re.findall(r'"([^"]*)"?|([^\s"]+)', storable(search)):
         text = searchable(phrase or word).strip()
@@ -93,6 +97,8 @@ def search_expression(search: str) -> str:
         text = text.rstrip("*") if is_beginning else text
         if any(letter.isalnum() for letter in text):
             words.append(f'"{text}"{" *" if is_beginning else ""}')
+    if len(words) > _MAX_WORDS:
+        raise UsageError(f"a search has at most {_MAX_WORDS} words, not {len(words):,}")
     return " ".join(words)
 
 

@@ -30,7 +30,7 @@ from distil.tasks.base import Task
 
 Cell = str | int | float | bool | None
 MAX_CELL_CHARS = 4000  # a longer text of a row is cut: it is for filtering, the trace has it all
-_MAX_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # Scripts that are written without spaces: each letter is a word to the search.
 _UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -110,7 +110,7 @@ def trace_row(file_name: str, trace: Mapping[str, Json]) -> TraceRow:
         "without_tools": _without_tools(trace, settings),
     }
     return TraceRow(
-        {name: _cell(value) for name, value in fixed.items()},
+        {name: cell(value) for name, value in fixed.items()},
         (
             *_metric_cells(task, reward, metadata),
             *_scalars("trace", {"answer": answer, "truth": truth}, separator="_"),
@@ -131,7 +131,7 @@ def score_cells(line: Mapping[str, Json]) -> list[DynamicCell]:
     fields = Scored(line.get("score"), details).fields(name)
     numbers = {key: value for key, value in fields.items() if value is None or _is_number(value)}
     return [
-        DynamicCell("metric", storable(key), storable(key), _cell(value)) for key, value in numbers.items()
+        DynamicCell("metric", storable(key), storable(key), cell(value)) for key, value in numbers.items()
     ]
 
 
@@ -178,7 +178,7 @@ def _metric_cells(
     }
     for key, value in {**elsewhere, **reward}.items():
         if _is_number(value) and key != "score":
-            yield DynamicCell("metric", storable(key), headings.get(key, storable(key)), _cell(value))
+            yield DynamicCell("metric", storable(key), headings.get(key, storable(key)), cell(value))
 
 
 def _is_number(value: Json) -> bool:
@@ -194,10 +194,10 @@ def _scalars(
         if isinstance(value, dict):
             yield from _scalars(source, value, separator, key + separator)
         elif not isinstance(value, list):
-            yield DynamicCell(source, key, key, _cell(value))
+            yield DynamicCell(source, key, key, cell(value))
 
 
-def _cell(value: Json) -> Cell:
+def cell(value: Json) -> Cell:
     """A value as a cell: null where it is no scalar, or no number that counts."""
     if isinstance(value, str):
         return storable(value[:MAX_CELL_CHARS])
@@ -205,9 +205,7 @@ def _cell(value: Json) -> Cell:
         return value
     if isinstance(value, int):
         return (
-            value
-            if abs(value) <= _MAX_INTEGER
-            else _cell(float(value) if value.bit_length() < 1000 else None)
+            value if abs(value) <= MAX_INTEGER else cell(float(value) if value.bit_length() < 1000 else None)
         )
     return value if isinstance(value, float) and math.isfinite(value) else None
 

@@ -57,12 +57,12 @@ def sync_files(paths: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def folder_errors(path: Path) -> Iterator[None]:
+def folder_errors(path: Path, what: str = "written") -> Iterator[None]:
     """Turn an OSError of the block into FolderError: on a full disk every further turn would be lost."""
     try:
         yield
     except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise FolderError(f"{path} cannot be {what}: {error.strerror or error}") from error
 
 
 def _write_bytes(path: Path, data: bytes, is_synced: bool) -> None:

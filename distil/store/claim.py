@@ -9,6 +9,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from distil.errors import UsageError
 from distil.records import Json
+from distil.store.json_lines import open_regular
 
 RUN_RECORD = "run_record.json"
 LOCK = ".lock"
@@ -49,11 +50,12 @@ def read_runs(folder: Path) -> list[Json]:
     if not path.exists():
         return []
     try:
-        runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+        with open_regular(path) as file:
+            runs = list(json.loads(file.read().decode("utf-8"))["runs"])
         if not all(isinstance(run, dict) for run in runs):
             raise TypeError("a run is no object")
         return runs
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} cannot be read ({error}); move it away, or choose another --output_dir"
         ) from None

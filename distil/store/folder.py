@@ -321,7 +321,7 @@ def _stored_failure(line: Mapping[str, Json] | None) -> Failure | None:
         failure = replace(failure, kind=FailureKind(failure.kind))
     except (KeyError, TypeError, ValueError):
         return None
-    return failure if type(failure.runs) is int else None
+    return failure if type(failure.runs) is int and isinstance(failure.message, str) else None
 
 
 def read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:

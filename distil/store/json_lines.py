@@ -6,6 +6,7 @@ crash left of a line: it is not read, and cut off before the next line is added.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from distil.records import Json
 from distil.store.atomic import folder_errors, write_all
@@ -23,14 +25,26 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an e
 
 
 def read_lines(path: Path) -> Iterator[tuple[dict[str, Json] | None, int]]:
-    """Each line's object, None for a line that does not count, and where it ends in the file, in bytes."""
+    """Each line's object, None for a line that does not count, and where it ends in the file, in bytes.
+
+    Raises FolderError for a pipe or a device.
+    """
     if not path.exists():
         return
+    with folder_errors(path, "read"):
+        file = open_regular(path)
     end = 0
-    with path.open("rb") as file:
+    with file:
         for line in file:
             end += len(line)
             yield parse_line(line), end
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it; raises OSError, for a pipe or a device too: what they give may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.open("rb")
 
 
 def line_bytes(value: Json) -> bytes:

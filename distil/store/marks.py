@@ -21,6 +21,8 @@ from distil.store.json_lines import line_bytes, read_lines
 MARKS = "marks.jsonl"
 KEEP, DROP = "keep", "drop"
 MAX_NOTE_CHARS = 10_000
+# No link is followed: a folder that somebody else made could have any file of this user's written to.
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Unchanged(Enum):
@@ -90,7 +92,7 @@ def append_mark(
 def _append(path: Path, line: bytes) -> None:
     """Add a line by one write; after half a line that a crash left, on a line of its own."""
     with folder_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(path, _FLAGS, 0o666)
         try:
             size = os.lseek(descriptor, 0, os.SEEK_END)
             if size:

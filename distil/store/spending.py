@@ -11,6 +11,7 @@ from distil.store.json_lines import LineFile, read_lines
 
 SPENDING = "spending.jsonl"
 _STATES = frozenset(RequestState)
+_MAX_COST_USD = 1e12  # of a request: what says more, or no number, is no entry of ours
 
 
 class SpendingFile(LineFile):
@@ -37,5 +38,5 @@ class SpendingFile(LineFile):
 
 def _is_entry(entry: Mapping[str, Json]) -> bool:
     state, cost_usd = entry.get("state"), entry.get("cost_usd")
-    is_number = cost_usd is None or type(cost_usd) in (int, float)
+    is_number = cost_usd is None or (type(cost_usd) in (int, float) and abs(cost_usd) < _MAX_COST_USD)
     return type(entry.get("request")) is int and isinstance(state, str) and state in _STATES and is_number

@@ -48,12 +48,14 @@ class FolderStatus:
 
 
 def read_status(folder: Path) -> FolderStatus:
-    """Where a folder stands; raises UsageError where it is no run's."""
+    """Where a folder stands; raises UsageError where it is no run's, or its record says what none does."""
     for _ in range(_TRIES):
         try:
             return _read(folder)
         except FileNotFoundError:  # since it was listed
             continue
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise UsageError(f"{folder / RUN_RECORD}: a field has the wrong form: {error}") from None
     raise UsageError(f"{folder} changes too fast to be read: try again")
 
 

@@ -18,6 +18,8 @@ from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json
+from distil.tasks import TASKS
+from distil.viewer.visible import LARGEST
 
 Chart = dict[str, Json]
 Floats = NDArray[np.float64]  # one number a trace, NaN where the trace has none
@@ -28,6 +30,9 @@ _NUM_BINS = 20
 _LOG_RANGE = 500  # the largest value is that many times the usual small one: equal steps would show one bar
 _STEPS = (1.0, 2.0, 5.0)
 _COUNTS = {"turns": "Turns", "calls": "Tool calls", "failed_calls": "Tool calls that failed"}
+_MEASURES = {
+    metric.heading for task in TASKS.values() for metric in task.metrics if metric.worst not in (0, 1)
+}
 _TOKENS = {"prompt_tokens": "Tokens in", "completion_tokens": "Tokens out"}
 
 
@@ -59,11 +64,13 @@ class _Columns:
 def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart]:
     """All charts of the traces that a query finds; `labels` name the runs, in their order."""
     metrics = [each for each in index.columns if each.source == "metric" and each.name != "score"]
+    metrics = [each for each in metrics if each.kind != "text"]
     data = _read(index, query, labels, [column.name for column in metrics])
     if not len(data.run):
         return []
     is_answer = data.numbers["parse_success"] == 1
-    measured = [column for column in metrics if not _is_share(data.numbers[column.name])]
+    shares = [column for column in metrics if _is_share(column, data.numbers[column.name])]
+    measured = [column for column in metrics if column not in shares]
     measured = [column for column in measured if not _is_score_too(data, column.name)]
     found = [
         _histogram(data, "score", "Score", data.numbers["score"]),
@@ -73,7 +80,7 @@ def charts(index: TraceIndex, query: Query, labels: Sequence[str]) -> list[Chart
             )
             for column in measured
         ),
-        _shares(data, metrics),
+        _shares(data, shares),
         *(_counts(data, name, title) for name, title in _COUNTS.items()),
         _bars(data, "stop_reason", "Ended by"),
         *(_histogram(data, name, title, data.numbers[name]) for name, title in _TOKENS.items()),
@@ -92,11 +99,14 @@ def _read(index: TraceIndex, query: Query, labels: Sequence[str], metrics: Seque
 
 
 def _floats(values: Sequence[Json]) -> Floats:
-    return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    numbers = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
 
 
-def _is_share(values: Floats) -> bool:
-    """Whether a metric that some trace has only says yes or no."""
+def _is_share(metric: Column, values: Floats) -> bool:
+    """Whether a metric that some trace has only says yes or no; one in kilometres that are all 0 does not."""
+    if metric.heading in _MEASURES:
+        return False
     known = values[~np.isnan(values)]
     return len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all())
 
@@ -109,7 +119,7 @@ def _is_score_too(data: _Columns, name: str) -> bool:
     if not both.any() or largest == 0:
         return False
     unit = values[both][np.abs(score[both]).argmax()] / score[both][np.abs(score[both]).argmax()]
-    return bool(np.allclose(values[both], unit * score[both], rtol=1e-6, atol=1e-9 * abs(unit)))
+    return unit != 0 and bool(np.allclose(values[both], unit * score[both], rtol=1e-6, atol=1e-9 * abs(unit)))
 
 
 def _histogram(data: _Columns, name: str, title: str, values: Floats) -> Chart | None:
@@ -169,10 +179,10 @@ def _round_step(step: float) -> float:
     return next(known * power for known in (*_STEPS, 10.0) if known * power >= step * (1 - 1e-9))
 
 
-def _shares(data: _Columns, metrics: Sequence[Column]) -> Chart:
+def _shares(data: _Columns, shares: Sequence[Column]) -> Chart:
     """Of all traces, those without an answer too, how many have an answer, and are what a metric says."""
     names = {"parse_success": "with an answer"}
-    names |= {each.name: each.heading for each in metrics if _is_share(data.numbers[each.name])}
+    names |= {each.name: each.heading for each in shares}
     rows = [
         {"label": label, "shares": [_share(of_run) for of_run in data.of_each_run(data.numbers[name])]}
         for name, label in names.items()

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN = "token"  # in the first URL
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+_MAX_PATH_CHARS = 2000
 _READING = frozenset({"GET", "HEAD"})
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -94,6 +95,8 @@ class Guard:
         host = headers.get("host", "").lower()
         if not self._is_ours(host):
             return _refused("This server does not answer to that name (the Host header).")
+        if len(scope["path"]) > _MAX_PATH_CHARS:
+            return _refused("No page has an address that long.", 414)
         if scope["method"] in _READING:
             return None
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -37,13 +37,14 @@ class Keeper:
         self._folders, self._update = folders, update
         self._wanted, self._first = threading.Event(), threading.Event()
         self._now = Now(statuses=(None,) * len(folders))
-        self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+        self._thread: threading.Thread | None = None
         self._start, self._reading = threading.Lock(), threading.Lock()
 
     def now(self, wait_seconds: float = 0.0) -> Now:
         """What is known; asks for it to be read anew. Only the first time is waited for, and not for long."""
         with self._start:
-            if not self._thread.is_alive():
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
                 self._thread.start()
         self._wanted.set()
         if wait_seconds:

@@ -33,6 +33,7 @@ async def _body(request: Request) -> dict[str, Json]:
             raise UsageError(f"at most {_MAX_BYTES} bytes")
     try:
         value = json.loads(data)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character is no text that a file can hold
     except (ValueError, RecursionError):
         raise UsageError("that is no JSON") from None
     if not isinstance(value, dict):

@@ -15,6 +15,7 @@ from distil.store.claim import read_runs
 from distil.store.folder import FAILED_SAMPLES, read_failures
 from distil.store.summary import mapping_of
 from distil.store.trace_settings import teacher_lines
+from distil.viewer.visible import finite
 
 _MAX_MESSAGES = 12  # of a kind of failure
 _MAX_SAMPLES = 8  # named for a message
@@ -78,7 +79,7 @@ def read_facts(folder: Path, name: str) -> RunFacts:
         runs, problem = [], str(error)
     last: Mapping[str, Json] = runs[-1] if runs else {}
     settings = mapping_of(last.get("settings"))
-    warnings = list(dict.fromkeys(str(text) for run in runs for text in run.get("warnings") or ()))
+    warnings = list(dict.fromkeys(str(text) for run in runs for text in _list(run.get("warnings"))))
     return RunFacts(
         name,
         str(folder),
@@ -115,19 +116,23 @@ def _facts(run: Mapping[str, Json]) -> Iterable[tuple[str, str]]:
 
 def _tool_names(settings: Mapping[str, Json]) -> list[str]:
     schemas = settings.get("tool_schemas")
-    names = [mapping_of(mapping_of(schema).get("function")).get("name") for schema in schemas or ()]
+    names = [mapping_of(mapping_of(schema).get("function")).get("name") for schema in _list(schemas)]
     return [name for name in names if isinstance(name, str)]
+
+
+def _list(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
 
 
 def _history_row(number: int, run: Mapping[str, Json]) -> Mapping[str, Json]:
     spent = mapping_of(run.get("spent"))
     costs = [mapping_of(spent.get(state)).get("cost_usd") for state in ("answered", "retried")]
-    known = [cost for cost in costs if isinstance(cost, int | float)]
+    known = [cost for cost in map(finite, costs) if cost is not None]
     versions = mapping_of(run.get("versions"))
     return {
         "number": number,
         "started": _time_text(run.get("started_at")),
-        "seconds": run.get("seconds"),
+        "seconds": finite(run.get("seconds")),
         "num_finished": run.get("num_finished"),
         "num_failed": run.get("num_failed"),
         "stopped_by": run.get("stopped_by"),

@@ -15,6 +15,7 @@ from distil.records import Json
 from distil.spending.budget import Bill, Spent
 from distil.store.summary import metrics_of
 from distil.tasks.base import Metric
+from distil.viewer.visible import LARGEST
 
 _NUMBERS = (
     "score",
@@ -77,7 +78,7 @@ def read_columns(index: TraceIndex, num_runs: int) -> list[OfRun]:
         for name, text in zip(_TEXTS, row[1:], strict=False):
             of_run.texts[name][text] += 1
         for append, value in zip(appends[row[0]], row[1 + len(_TEXTS) :], strict=True):
-            append(nan if value is None else value)
+            append(nan if value is None or abs(value) >= LARGEST else value)
     return found
 
 
@@ -116,6 +117,8 @@ def _metric_figures(index: TraceIndex, runs: Sequence[OfRun]) -> list[Figure]:
         if name is None:
             continue
         for position, run in enumerate(runs):
+            if metric not in metrics_of(run.counts("task")):  # of another run's task
+                continue
             for label, text in _over_many(metric, name, run).items():
                 texts.setdefault(label, [UNKNOWN] * len(runs))[position] = text
     return [Figure(label, tuple(of_runs)) for label, of_runs in texts.items()]

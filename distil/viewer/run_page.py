@@ -13,6 +13,7 @@ from starlette.routing import Route
 from distil.index.query import Query
 from distil.records import Json, SampleId
 from distil.store.status import FolderStatus
+from distil.tasks.base import Task
 from distil.viewer.charts import charts
 from distil.viewer.keeper import Now
 from distil.viewer.map import pairs, task_with_map
@@ -93,6 +94,8 @@ def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
 def _status_json(status: FolderStatus) -> dict[str, Json]:
     values = asdict(status)
     del values["spent"]
+    if not status.num_runs and status.state == "broken off":  # of another program, or made by nobody's run
+        values["state"] = "no record"
     costs = [bill.cost_usd for bill in status.spent.bills if bill.cost_usd is not None]
     return values | {
         "num_failed": sum(status.failed.values()),
@@ -109,13 +112,19 @@ def _may_go_on(status: FolderStatus) -> bool:
 
 def pairs_of(request: Request) -> Response:
     """What the map of the traces that a URL asks for draws."""
-    viewer = viewer_of(request)
-    query = read_query(request.query_params)
-    task = _figures(viewer, viewer.keeper.now().generation)["map_task"]
+    viewer, query = viewer_of(request), read_query(request.query_params)
+    generation = viewer.keeper.now().generation
+    task = _figures(viewer, generation)["map_task"]
     if task is None:
         return Answer({"pairs": [], "total": 0})
-    link_query = urlencode(list(query_pairs(query)))
-    return Answer(pairs(viewer.index, replace(query, order=()), task, link_query))
+    if query != Query():
+        return Answer(_pairs(viewer, query, task))
+    body = viewer.cached("map", generation, lambda: Answer(_pairs(viewer, query, task)).body)
+    return Response(body, media_type=Answer.media_type)
+
+
+def _pairs(viewer: Viewer, query: Query, task: Task) -> Json:
+    return pairs(viewer.index, replace(query, order=()), task, urlencode(list(query_pairs(query))))
 
 
 RUN_ROUTES = (Route("/", run_page), Route("/api/now", now_page), Route("/api/pairs", pairs_of))

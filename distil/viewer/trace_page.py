@@ -330,7 +330,7 @@ def messages(request: Request) -> Response:
     try:
         trace = read_trace(path)
         found = _sent_messages(trace)
-    except (DistilError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (DistilError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         text = error_text(error) if isinstance(error, DistilError) else f"a field cannot be read: {error!r}"
         return JSONResponse({"problem": plain(f"What was sent cannot be told: {text}")})
     limit = sys.maxsize if whole else _MESSAGE_CHARS

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from distil.records import Json
 
 CUT_CHARS = 6000
+LARGEST = 1e15  # numbers beyond are none that is measured: sums and squares of them may be no numbers
 _SHORT_ITEMS, _SHORT_CHARS = 8, 88  # of a JSON value that is shown on one line
 # Controls but new lines and tabs, marks of direction and of format, surrogates, private use; not what joins
 # letters of several scripts and emoji (U+200C, U+200D, U+FE0F). `static/trace.js` has the same.
@@ -127,4 +128,4 @@ def finite(value: Json) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) and abs(number) < 1e15 else None
+    return number if math.isfinite(number) and abs(number) < LARGEST else None

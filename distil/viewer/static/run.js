@@ -12,6 +12,7 @@ const WORDS = {
   ended: ["ended", "good"],
   stopped: ["stopped", "warn"],
   "broken off": ["broken off", "warn"],
+  "no record": ["no run record", ""],
 };
 
 let now = JSON.parse(document.getElementById("now").textContent);
