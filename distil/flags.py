@@ -307,6 +307,14 @@ class SampleFlags:
             metavar="ORDER",
         ),
     ] = "dataset"
+    where_row: Annotated[
+        str | None,
+        Flag(
+            "only rows that meet a condition in SQL over the dataset's columns, as \"country = 'Japan'\"; "
+            "no picture is read for it (default: all rows)",
+            "CONDITION",
+        ),
+    ] = None
     seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[
