@@ -177,6 +177,8 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
     source.choose(task.choose_columns(source.columns, _asked_columns(flags, task.fields)))
     _tell_guesses(source, _asked_columns(flags, (IMAGE_COLUMN, *task.fields)), tell)
     among = _rows_meant(flags, source, tell)
+    if flags.target_acc is not None:
+        return source, source.select("random", 0, flags.seed, among)  # any of them may be drawn
     indices = source.select(flags.order, flags.num_samples, flags.seed, among)
     if among is not None and flags.num_samples > len(among):
         tell("All of these are taken.")
