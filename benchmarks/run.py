@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import adaptive
 import journal
 import level
 import memory
@@ -43,6 +44,7 @@ SECTIONS = {
     "replay": replay,
     "index": trace_index,
     "start": start,
+    "adaptive": adaptive,
     "signs": signs,
 }
 NOT_QUICK = ("signs",)

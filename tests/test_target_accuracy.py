@@ -30,7 +30,7 @@ from distil.store.json_lines import read_lines
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # last: a module of the suite comes first
 
-from adaptive import WORLDS, World, blind, ours  # noqa: E402
+from adaptive import WORLDS, World, blind, ours
 
 NUM_ROWS = 300
 ROW_OF = {
