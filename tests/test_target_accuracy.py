@@ -331,6 +331,24 @@ def test_no_row_is_drawn_twice_and_who_ends_first_changes_nothing(
     one.why_missed()
 
 
+@pytest.mark.parametrize("num_draws", [60, 200])
+def test_the_draws_are_the_same_for_any_number_of_workers(num_draws: int) -> None:
+    world = World(WORLDS["usual"], num_draws, 1)
+    bins = quantile_bins(range(1000), np.array(world.scores[:1000]))
+    found = []
+    for workers in (1, 2, 9, 64, 300):
+        aim, flying, chance = Aim(0.6, num_draws, bins, 0), list[int](), random.Random(workers)
+        while True:
+            while len(flying) < workers and (index := aim.draw()) is not None:
+                flying.append(index)
+            if not flying:
+                break
+            index = flying.pop(chance.randrange(len(flying)))
+            aim.note(index, world.passes(index, 0))
+        found.append(aim.rows)
+    assert all(rows == found[0] for rows in found)
+
+
 def test_another_seed_draws_otherwise() -> None:
     bins = quantile_bins(range(500), np.arange(500.0))
     draws = []
