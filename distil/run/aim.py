@@ -6,8 +6,8 @@ such mixtures the one that is nearest to drawing blindly, so that every difficul
 and none is used up that is needed later.
 
 A draw depends on what came of the draws some places before it and of none after these, however many workers
-there are and whoever ends first. That lag is short at first, when little is known, and at the end, when each
-draw counts more.
+there are and whoever ends first. Of a few hundred draws that lag is short at first, when little is known, and
+at the end, when nothing makes up for what is not known.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_BINS = 10
-MAX_LAG = 64  # as many are in flight at the most, but for the end
-_FIRST_LAG, _LAST_LAG = 8, 4
-_DRAWS_PER_LAG = 4  # of the draws that were made, and of those that are left, a fourth may be in flight
-_HALF_LIFE = 500  # outcomes, after which one counts half: a teacher may change
-_WEIGHT_OF_CURVE = 12.0  # as so many outcomes of the bin itself
+MAX_LAG = 64  # as many are in flight at the most
+_HALF_LIFE = 300  # outcomes, after which one counts half: a teacher may change
+_WEIGHT_OF_CURVE = 40.0  # as so many outcomes of the bin itself
 _RIDGE = np.array([0.2, 0.2, 1.0])  # what holds the curve's level, slope and bend near 0
 _NEWTON_STEPS = 6
-_DOUBTS = 1.0  # standard deviations
+_DOUBTS = 0.5  # standard deviations
 _OUT_OF_REACH = 0.001  # of the rate that is lacking
 _TILTS = np.sinh(np.linspace(-6.0, 6.0, 17))  # from the hardest rows alone to the easiest
 _HALVINGS = 26
@@ -204,8 +202,10 @@ class Aim:
         return "the rows pass otherwise than those before them did, or they are too few"
 
     def _lag(self, number: int) -> int:
-        at_first = max(_FIRST_LAG, number // _DRAWS_PER_LAG)
-        at_last = max(_LAST_LAG, (self.num_draws - number) // _DRAWS_PER_LAG)
+        """How many draws before this one it does not know of."""
+        of_all, left = self.num_draws, self.num_draws - number
+        at_first = max(8, of_all // 16, number // 4)
+        at_last = max(2, of_all**2 // 20_000, left // 8)  # whose outcomes, unknown at the end, move the mean
         return min(MAX_LAG, at_first, at_last)
 
     def _take(self, row: int, place: int) -> None:
