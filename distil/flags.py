@@ -314,7 +314,7 @@ class SampleFlags:
     where_row: Annotated[
         str | None,
         Flag(
-            "only rows that meet a condition in SQL over the dataset's columns, as \"country = 'Japan'\"; "
+            'only rows that meet a condition in SQL over the dataset\'s columns, as "year > 2010"; '
             "no picture is read for it (default: all rows)",
             "CONDITION",
         ),
