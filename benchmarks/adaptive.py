@@ -1,7 +1,7 @@
 """How near `--target_acc` comes to its target, in a simulation of the draws alone: no request, no picture.
 
-Next to drawing blindly, and to the earlier system's way: rows by sorted score, their share of easy ones fixed
-beforehand by what the score promises, never corrected.
+Next to drawing blindly, and to shares of easy and hard rows that are fixed beforehand by what the score promises
+and never corrected.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def blind(world: World, _: float, num_draws: int, __: int, seed: int) -> float:
     return fmean(world.passes(row, number) for number, row in enumerate(rows))
 
 
-def earlier(world: World, target: float, num_draws: int, _: int, seed: int) -> float:
-    """Bins by score, mixed beforehand as if each row passed at the rate that its score says."""
-    chance = random.Random(f"earlier {seed}")
+def fixed_shares(world: World, target: float, num_draws: int, _: int, seed: int) -> float:
+    """Easy and hard rows, mixed beforehand as if they passed at the rates that their scores promise."""
+    chance = random.Random(f"fixed {seed}")
     easy = [row for row in range(NUM_ROWS) if world.scores[row] >= 0.5]
     hard = [row for row in range(NUM_ROWS) if world.scores[row] < 0.5]
     chance.shuffle(easy)
@@ -113,7 +113,7 @@ def earlier(world: World, target: float, num_draws: int, _: int, seed: int) -> f
     return fmean(world.passes(row, number) for number, row in enumerate(rows))
 
 
-CONTESTANTS = {"distil": ours, "blindly": blind, "shares fixed beforehand": earlier}
+CONTESTANTS = {"distil": ours, "blindly": blind, "shares fixed beforehand": fixed_shares}
 
 
 def lowest_and_highest(rate: Rate, num_draws: int) -> tuple[float, float]:

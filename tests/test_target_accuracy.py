@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ import datasets
 import numpy as np
 import pytest
 from builders import row, saved
+from conftest import PACKAGE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, is_probe, says
+from warm_door import start_door
 
 from distil.cli import main
 from distil.records import SampleId
@@ -137,7 +140,31 @@ def test_a_run_that_was_broken_off_again_and_again_draws_the_same(
     assert files(tmp_path / "out") == files(whole)
 
 
-def test_a_killed_run_draws_the_same(whole: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_with_the_same_draws(whole: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(reply_to) as server:
+        given = (
+            "--api_base",
+            server.api_base,
+            "--dataset_path",
+            data,
+            "--output_dir",
+            out,
+            "--tools",
+            "none",
+        )
+        flags = map(str, (*given, "--keep_going", *AIM, "--max_workers", 6))
+        door = start_door(str(PACKAGE / "__main__.py"), "run", *flags, cwd=tmp_path)
+        while len(files(out) if out.exists() else ()) < 40 and door.poll() is None:
+            time.sleep(0.01)
+        door.send_signal(signal.SIGKILL)
+        door.communicate(timeout=60)
+        assert 40 <= len(files(out)) < 120
+        assert run(server, data, out, *AIM, "--max_workers", 6) == 0
+    assert drawn(out) == drawn(whole) and files(out) == files(whole)
+
+
+def test_what_a_kill_leaves_draws_the_same(whole: Path, data: Path, tmp_path: Path) -> None:
     """After a kill the traces are those of the samples that ended, in any order: the others are asked again."""
     shutil.copytree(whole, tmp_path / "out")
     lines = (tmp_path / "out" / "draws.jsonl").read_bytes().splitlines(keepends=True)
