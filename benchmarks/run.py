@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import adaptive
 import journal
 import level
 import memory
@@ -45,6 +46,7 @@ SECTIONS = {
     "index": trace_index,
     "viewer": viewer,
     "start": start,
+    "adaptive": adaptive,
     "signs": signs,
 }
 NOT_QUICK = ("signs",)

@@ -40,6 +40,7 @@ def judge(sections: Sections, bench: Bench) -> list[Target]:
             _sandbox,
             _index,
             _viewer,
+            _adaptive,
         ):
             found += [
                 {"tree": tree.name, **target}
@@ -66,6 +67,18 @@ def _rows(sections: Sections, section: str, **wanted: Any) -> list[Row]:
 
 def _figure(sections: Sections, section: str, figure: str, **wanted: Any) -> float | None:
     return next((row[figure] for row in _rows(sections, section, **wanted)), None)
+
+
+def _adaptive(sections: Sections, label: Label) -> Iterator[Target]:
+    """Of the draws alone: no tree runs in it."""
+    rows = _rows(sections, "adaptive", contestant="distil")
+    if rows:
+        yield _most(
+            "--target_acc: mean miss, the worst of all rows and numbers",
+            max(row["mean_miss"] for row in rows),
+            0.01,
+        )
+        yield _least("--target_acc: runs within 0.02", min(row["share_within"] for row in rows), 0.9)
 
 
 def _cpu(sections: Sections, label: Label) -> Iterator[Target]:

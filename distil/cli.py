@@ -424,8 +424,7 @@ COMMANDS: tuple[Command, ...] = (
         _export,
         (
             "traces_concurrent --format trl --out sft_trl",
-            "run_a run_b --format llamafactory --out sft --errors drop --limit 1000",
-            "traces_concurrent --format trl --out sft_best --best_of 1 --validation 0.1 --dry_run",
+            "run_a run_b --format llamafactory --out sft --best_of 1 --validation 0.1 --errors drop",
             "traces_concurrent --format trl --preview 3",
         ),
     ),

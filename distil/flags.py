@@ -236,6 +236,10 @@ def _stored_prices(value: Json) -> FixedPrices | None:
     return None if value is None else FixedPrices(**value)
 
 
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")
+
+
 def _temperature(text: str) -> float:
     return _number(text, lambda value: 0 <= value <= 2, "must be a number from 0 to 2")
 
@@ -324,6 +328,27 @@ class SampleFlags:
             metavar="ORDER",
         ),
     ] = "dataset"
+    where_row: Annotated[
+        str | None,
+        Flag(
+            'only rows that meet a condition in SQL over the dataset\'s columns, as "year > 2010"; '
+            "no picture is read for it (default: all rows)",
+            "CONDITION",
+        ),
+    ] = None
+    target_acc: Annotated[
+        float | None,
+        Flag(
+            "choose rows by what came of others so that this share of them is accepted (--accept) or "
+            "solved, 0 to 1 (default: rows in --order)",
+            "A",
+            _share,
+        ),
+    ] = None
+    difficulty_column: Annotated[
+        str | None,
+        Flag("a number that says how easy or hard a row is, for --target_acc (default: the task's)", "NAME"),
+    ] = None
     seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[

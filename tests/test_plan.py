@@ -108,7 +108,11 @@ def test_no_flag_is_named_twice_in_a_command_and_each_is_read_back() -> None:
 def test_what_no_flag_says_is_the_default_of_the_command(command: Any) -> None:
     taken = {"path": ("p",), "paths": ("p", "q"), "shell": ("zsh",)}
     positional = [taken[name] for name, flag, *_ in stated_flags(command.flags) if flag.is_positional]
-    needed = {"signs": ["--output_dir", "p"], "export": ["--format", "trl", "p", "q"]}
+    needed = {
+        "signs": ["--output_dir", "p"],
+        "export": ["--format", "trl", "p", "q"],
+        "import": ["--output_dir", "p", "p", "q"],
+    }
     required = needed.get(command.name, [*chain(*positional)])
     parser = argparse.ArgumentParser()
     add_flags(parser, command.flags)

@@ -41,17 +41,27 @@ _TOKEN = re.compile(
 _HINT = "text is written in single quotes, a name that is no plain word in double ones"
 
 
-def check_where(expression: str, columns: Collection[str]) -> None:
-    """Raise UsageError, with one line that says why, where it is not one expression over these columns."""
-    _check_tokens(expression, columns)
-    with closing(_empty_table(tuple(columns))) as connection:
+def check_where(
+    expression: str, columns: Collection[str], table: str = TABLE, of_one_row: bool = False
+) -> frozenset[str]:
+    """The columns that it reads.
+
+    Raises UsageError, with one line that says why, where it is not one expression over these columns, or
+    looks at other rows than its own where it is to be of one row.
+    """
+    _check_tokens(expression, columns, table)
+    reading = _Reading(table)
+    with closing(_empty_table(tuple(columns), reading)) as connection:
         try:
-            connection.execute(f"SELECT 1 FROM {TABLE} WHERE (\n{expression}\n) LIMIT 0").fetchall()
+            connection.execute(f"SELECT 1 FROM {table} WHERE (\n{expression}\n) LIMIT 0").fetchall()
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise where_error(str(error), columns) from None
+            raise where_error(str(error), columns, table) from None
+    if of_one_row and reading.num_selects > 1:
+        raise UsageError("where: it can look at one row at a time, without a SELECT or a table of its own")
+    return frozenset(reading.columns)
 
 
-def where_error(message: str, columns: Collection[str]) -> UsageError:
+def where_error(message: str, columns: Collection[str], table: str = TABLE) -> UsageError:
     """What SQLite says of an expression, in one line for who wrote it."""
     column = re.search(r"no such column: (.+)", message)
     if column is not None:
@@ -60,7 +70,7 @@ def where_error(message: str, columns: Collection[str]) -> UsageError:
         function = re.search(r"not authorized to use function: (.+)", message)
         if function is not None:
             return UsageError(f"where: the function {function[1]} cannot be used here")
-        return UsageError(f"where: only the columns of the table {TABLE} can be read")
+        return UsageError(f"where: only the columns of the table {table} can be read")
     return UsageError(f"where: {' '.join(message.split())}")
 
 
@@ -74,7 +84,7 @@ def unknown_column(name: str, columns: Collection[str], hint: bool = False) -> U
     return UsageError(f"{text}; {_HINT}" if hint else text)
 
 
-def _check_tokens(expression: str, columns: Collection[str]) -> None:
+def _check_tokens(expression: str, columns: Collection[str], table: str) -> None:
     """Raise UsageError for what would end the expression, or hides what it says.
 
     SQLite takes a name in double quotes that it does not know for a text, so names are looked up here.
@@ -86,7 +96,7 @@ def _check_tokens(expression: str, columns: Collection[str]) -> None:
     if re.match(r"\s*select\b", expression, re.IGNORECASE):
         raise UsageError("where: only what would stand behind WHERE, not a whole SELECT")
     own_names = {name.lower() for name in re.findall(r"(?i)\bas\s+([^\W\d]\w*)", expression)}
-    known = {column.lower() for column in columns} | own_names | {TABLE}
+    known = {column.lower() for column in columns} | own_names | {table}
     depth = 0
     for token in _TOKEN.finditer(expression):
         text, kind = token[0], token.lastgroup
@@ -120,13 +130,16 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if end == "]" else name[1:-1].replace(end * 2, end)
 
 
-def _empty_table(columns: tuple[str, ...]) -> sqlite3.Connection:
+def _empty_table(columns: tuple[str, ...], reading: _Reading) -> sqlite3.Connection:
     """A database with nothing but a table of these columns, in which an expression may only read it."""
     connection = sqlite3.connect(":memory:")
     names = ", ".join(map(quoted, columns))
-    connection.execute(f"CREATE TABLE {TABLE} ({names}, PRIMARY KEY (file)) WITHOUT ROWID")  # nor a rowid
+    key = quoted(columns[0])
+    connection.execute(  # nor a rowid
+        f"CREATE TABLE {reading.table} ({names}, PRIMARY KEY ({key})) WITHOUT ROWID"
+    )
     limit_values(connection)
-    connection.set_authorizer(_authorize)
+    connection.set_authorizer(reading)
     return connection
 
 
@@ -136,11 +149,23 @@ def limit_values(connection: sqlite3.Connection) -> None:
     connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)
 
 
-def _authorize(action: int, first: str | None, second: str | None, _: str | None, __: str | None) -> int:
-    if action == sqlite3.SQLITE_SELECT:
-        return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_READ and first == TABLE:
-        return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
-        return sqlite3.SQLITE_OK
-    return sqlite3.SQLITE_DENY
+class _Reading:
+    """Allows an expression to read one table and to compute, and keeps what it reads."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.columns: set[str] = set()
+        self.num_selects = 0
+
+    def __call__(
+        self, action: int, first: str | None, second: str | None, _: str | None, __: str | None
+    ) -> int:
+        if action == sqlite3.SQLITE_SELECT:
+            self.num_selects += 1
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_READ and first == self.table:
+            self.columns |= {second} if second else set()
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, suppress
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.flags import RunFlags
 from distil.process import reuse_memory
+from distil.run.draws import Bins, open_bins
 from distil.run.schedule import Rollouts, WithoutTools
 from distil.run.settle import open_acceptance, settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
@@ -39,6 +40,7 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
         asked = stack.enter_context(what_is_asked(flags, terminal.say))
         sandbox = stack.enter_context(open_sandbox(flags, terminal.say))
         source, indices = open_rows(flags.samples, asked.task, terminal.say)
+        bins = open_bins(flags, asked.task, source, indices)
         accept = open_acceptance(flags, asked, source, indices)
         address = stack.enter_context(served(named, terminal.say))
         plan, claim = settle(flags, asked, source, address, terminal.say)
@@ -46,7 +48,8 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)
             solver.accept = accept
-            return _run_samples(solver, Rollouts(indices, flags.rollouts.rollouts_per_sample), terminal)
+            wanted = Rollouts(indices, flags.rollouts.rollouts_per_sample)
+            return _run_samples(solver, wanted, bins, terminal)
 
 
 def _announce(dataset_path: str | None, terminal: Terminal) -> None:
@@ -56,7 +59,7 @@ def _announce(dataset_path: str | None, terminal: Terminal) -> None:
     terminal.say(f"Dataset: {dataset_path}")
 
 
-def _run_samples(solver: RolloutSolver, wanted: Rollouts, terminal: Terminal) -> int:
+def _run_samples(solver: RolloutSolver, wanted: Rollouts, bins: Bins | None, terminal: Terminal) -> int:
     # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
     from distil.terminal.estimate import give_estimate, print_estimate  # noqa: PLC0415
     from distil.terminal.summary import print_summary  # noqa: PLC0415
@@ -64,7 +67,7 @@ def _run_samples(solver: RolloutSolver, wanted: Rollouts, terminal: Terminal) ->
     flags = solver.plan.flags
     if wanted.num_each > 1 and solver.plan.settings.temperature == 0:
         terminal.say("Warning: at --temperature 0 the rollouts of a row are likely to be equal")
-    work = Work.of(solver, wanted)
+    work = Work.of(solver, wanted, bins)
     main, totals = work.main, work.main.totals
     for note in main.folder.resume_notes(main.left if work.chosen is None else work.chosen):
         terminal.say(note)

@@ -12,6 +12,7 @@ from distil.errors import UsageError
 from distil.flags import RunFlags
 from distil.records import Json, OnChange, ToolMode
 from distil.rollout import Conversation, turn_seed
+from distil.run.draws import Bins, open_bins
 from distil.run.plan import teacher_settings, urls_text
 from distil.run.schedule import Rollouts
 from distil.run.settle import (
@@ -44,7 +45,11 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     address = find_teacher(flags.teacher.api_base)
     with what_is_asked(flags, tell) as asked, open_sandbox(flags, tell):
         source, indices = open_rows(flags.samples, asked.task, tell)
+        bins = open_bins(flags, asked.task, source, indices)
         open_acceptance(flags, asked, source, indices)
+        if bins is not None:
+            indices = _first_drawn(bins, flags)
+            tell(f"--target_acc: {len(indices)} rows are drawn at once, the others by what comes of these")
         folder = Path(flags.samples.output_dir)
         claim = _claimed(folder)
         model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
@@ -75,6 +80,14 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     tell(f"The first request, of sample {sample_id} to {urls}, {len(body):,} bytes:")
     for line in _pretty(body, conversation.sent.size).splitlines():
         tell(line)
+
+
+def _first_drawn(bins: Bins, flags: RunFlags) -> list[int]:
+    """The rows that a new folder's run draws before anything came of one."""
+    aim = bins.aim(flags)
+    while aim.draw() is not None:
+        pass
+    return aim.rows
 
 
 def _wanted_text(wanted: Rollouts) -> str:

@@ -68,6 +68,8 @@ class Part:
         self.record = _start_record(self.solver, len(self.left.wanted), len(self.left.done))
         if self.totals.rows is not None:
             self.record |= self.totals.rows.as_dict()
+        if self.totals.aim is not None:
+            self.record |= self.totals.aim.as_dict()
         self.folder.write_run_record(self.record)
         write_readme(self.folder.path)
         measured = self.totals.measured

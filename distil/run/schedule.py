@@ -143,8 +143,8 @@ class Schedule:
     It is told what comes of each; used by one thread.
     """
 
-    def __init__(self, rows: Iterable[Row], goal: Goal, num_accepted: int = 0) -> None:
-        """`num_accepted` are those that there are already."""
+    def __init__(self, rows: Iterable[Row | None], goal: Goal, num_accepted: int = 0) -> None:
+        """`num_accepted` are those that there are already; None of `rows` is one not known yet."""
         self.num_accepted = num_accepted
         self.num_rows_enough = 0  # that have come to it since
         self.num_begun = self.num_not_needed = 0  # without those that are asked without tools

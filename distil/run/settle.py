@@ -80,12 +80,26 @@ def read_user_prompt(path: str | None, task: Task) -> str:
 
 
 def open_acceptance(flags: RunFlags, asked: Asked, source: Source, rows: Sequence[int]) -> Accept | None:
-    """What `--accept` says, None where it says nothing; raises UsageError."""
+    """What `--accept` says, with `--target_acc` else what the task does; None where nothing is asked.
+
+    Raises UsageError.
+    """
     if flags.rollouts.accept is None:
-        return None
+        return None if flags.samples.target_acc is None else _passing(asked.task)
     from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
 
     return acceptance(flags.rollouts.accept, flags, asked, source, rows)
+
+
+def _passing(task: Task) -> Accept:
+    """Whether a trace's answer counts as right to the task; raises UsageError where the task cannot say."""
+    name = task.passed
+    if name is None:
+        raise UsageError(
+            f"--target_acc: the task {task.name} does not say which answers pass: say it by --accept, as "
+            '"score > 0.8"'
+        )
+    return lambda trace: trace["reward_score"].get(name) == 1
 
 
 def settle(

@@ -176,8 +176,13 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
     source = open_source(dataset_path(flags, task), tell, _asked_columns(flags, (IMAGE_COLUMN,)))
     source.choose(task.choose_columns(source.columns, _asked_columns(flags, task.fields)))
     _tell_guesses(source, _asked_columns(flags, (IMAGE_COLUMN, *task.fields)), tell)
-    indices = source.select(flags.order, flags.num_samples, flags.seed)
-    if flags.num_samples > len(source):
+    among = _rows_meant(flags, source, tell)
+    if flags.target_acc is not None:
+        return source, source.select("random", 0, flags.seed, among)  # any of them may be drawn
+    indices = source.select(flags.order, flags.num_samples, flags.seed, among)
+    if among is not None and flags.num_samples > len(among):
+        tell("All of these are taken.")
+    elif flags.num_samples > len(source):
         tell(f"The dataset has {len(source)} rows: all of them are taken.")
         if flags.dataset_path is None:
             kind = "" if task.drawn_data == DEFAULT_KIND else f" --kind {task.drawn_data}"
@@ -186,6 +191,17 @@ def open_rows(flags: SampleFlags, task: Task, tell: Callable[[str], None]) -> tu
                 f"distil signs{kind} --output_dir DIR --num_rows N"
             )
     return source, indices
+
+
+def _rows_meant(flags: SampleFlags, source: Source, tell: Callable[[str], None]) -> Sequence[int] | None:
+    """The rows that `--where_row` leaves to choose from, None where it says nothing; raises UsageError."""
+    if flags.where_row is None:
+        return None
+    from distil.run.row_condition import rows_that_meet  # noqa: PLC0415 - SQLite, which few runs need
+
+    rows = rows_that_meet(flags.where_row, source.cells)
+    tell(f"--where_row: {len(rows):,} of the dataset's {len(source):,} rows")
+    return rows
 
 
 def _refuse_columns_of_other_tasks(flags: SampleFlags, task: Task) -> None:

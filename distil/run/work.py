@@ -11,6 +11,7 @@ from itertools import groupby
 from distil.errors import UsageError
 from distil.flags import RolloutFlags, RunFlags
 from distil.records import Outcome, SampleId
+from distil.run.draws import Bins, Draws, check_aim
 from distil.run.part import Part
 from distil.run.schedule import (
     Goal,
@@ -26,6 +27,7 @@ from distil.run.schedule import (
 from distil.run.solver import RolloutSolver
 from distil.run.without_tools import solver_without_tools
 from distil.spending.estimate import Selection, choose_samples
+from distil.store.draws import DrawsFile
 from distil.store.run_totals import RowTotals
 from distil.store.summary import TraceSummary
 from distil.tools.toolbox import load_tools
@@ -33,6 +35,7 @@ from distil.tools.toolbox import load_tools
 
 def check_rollouts(flags: RunFlags) -> None:
     """Raise UsageError for flags that make no sense together, before anything is opened."""
+    check_aim(flags)
     asked = flags.rollouts
     for name, value in (
         ("accepted_per_sample", asked.accepted_per_sample),
@@ -64,12 +67,19 @@ class Work:
     schedule: Schedule
     num_left: int  # rollouts with tools
     chosen: list[SampleId] | None = None  # all of them, where they are the few that an estimate takes
+    draws: Draws | None = None  # where the rows are chosen by what comes of others
+    num_found_told: int = 0  # of its rollouts that had their trace already
 
     @classmethod
-    def of(cls, solver: RolloutSolver, wanted: Rollouts) -> Work:
-        """What is left to do; raises UsageError where a folder's traces cannot be kept."""
+    def of(cls, solver: RolloutSolver, wanted: Rollouts, bins: Bins | None = None) -> Work:
+        """What is left to do; raises UsageError where a folder's traces cannot be kept.
+
+        With bins, the rows that are wanted are those that may be drawn.
+        """
         flags = solver.plan.flags
         main, without = Part.of(solver, wanted), None
+        if bins is not None:
+            return cls._of_draws(main, bins)
         if flags.estimate_samples is not None:
             return cls._of_few(main, flags.estimate_samples)
         if flags.rollouts.also_without_tools:
@@ -77,6 +87,21 @@ class Work:
             main.totals.without_tools = without.totals
         schedule = Schedule(_rows(main, without), goal_of(flags.rollouts), len(main.accepted))
         return cls(main, without, schedule, len(main.left))
+
+    @classmethod
+    def _of_draws(cls, main: Part, bins: Bins) -> Work:
+        """Rows that are drawn as the run goes on, after those that are drawn already."""
+        flags = main.solver.plan.flags
+        draws = Draws(bins, flags, DrawsFile(main.folder.path, bins.drawn_from))
+        of_all, accepted = main.left, main.accepted
+        drawn = draws.wanted()
+        done = {each for each in drawn if each in of_all.done} if drawn.rows else set()
+        main.left = Left(drawn, done, of_all.only)
+        main.totals.num_skipped, main.accepted = len(done), accepted & done
+        is_retry = flags.samples.retry_failed
+        num_left = len(main.left) if is_retry else draws.num_samples - len(done)
+        rows = draws.rows(of_all, accepted, draws_more=not is_retry)
+        return cls(main, None, Schedule(rows, Goal(), len(main.accepted)), num_left, draws=draws)
 
     @classmethod
     def _of_few(cls, main: Part, number: int) -> Work:
@@ -110,11 +135,13 @@ class Work:
         totals = self.main.totals
         num_failed = sum(part.totals.measured.num_failed for part in self.parts)
         misses_target = totals.rows is not None and totals.rows.misses_target
-        return bool(num_failed or totals.stopped_by or misses_target)
+        misses_aim = totals.aim is not None and totals.aim.why_missed is not None
+        return bool(num_failed or totals.stopped_by or misses_target or misses_aim)
 
     def begin(self) -> None:
         """Write that the run has begun."""
         self.main.totals.rows = self._row_totals()
+        self.main.totals.aim = None if self.draws is None else self.draws.totals()
         for part in self.parts:
             part.begin()
 
@@ -127,11 +154,18 @@ class Work:
         before = self.schedule.num_not_needed
         is_accepted = outcome.result is not None and bool(outcome.result.is_accepted)
         self.schedule.note(outcome.sample_id, is_accepted)
+        if self.draws is not None:
+            self.draws.note(outcome.sample_id, None if outcome.result is None else is_accepted)
+            found, self.num_found_told = self.draws.num_found - self.num_found_told, self.draws.num_found
+            return found
         return self.schedule.num_not_needed - before
 
     def end(self) -> None:
         """Bring all records up to date."""
+        if self.draws is not None:
+            self.draws.close()
         self.main.totals.rows = self._row_totals()
+        self.main.totals.aim = None if self.draws is None else self.draws.totals()
         for part in self.parts:
             part.totals.stopped_by = self.main.totals.stopped_by
             part.end()

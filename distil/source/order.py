@@ -10,7 +10,7 @@ import hashlib
 import heapq
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,29 @@ from distil.source.saved import IMAGE_COLUMN, StoredRows
 _FEW = 8  # so many times fewer than all are picked out, not sorted
 
 
-def first_rows(rows: StoredRows, order: str, num_rows: int, seed: int) -> Sequence[int]:
+def first_among(
+    rows: StoredRows, order: str, num_rows: int, seed: int, among: Sequence[int]
+) -> Sequence[int]:
+    """The same of some rows, whose numbers are given in the dataset's order."""
+    if order in ("dataset", "random"):
+        return first_rows(rows, order, num_rows, seed, among)
+    is_among = bytearray(len(rows))
+    for row in among:
+        is_among[row] = True
+    return array(
+        "q", islice((row for row in first_rows(rows, order, len(rows), seed) if is_among[row]), num_rows)
+    )
+
+
+def first_rows(
+    rows: StoredRows, order: str, num_rows: int, seed: int, numbers: Sequence[int] | None = None
+) -> Sequence[int]:
     """The first `num_rows` row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`.
 
-    Empty values come last; of equal ones the earlier row comes first. Raises SourceError.
+    Empty values come last; of equal ones the earlier row comes first. Where the order is not by a column,
+    `numbers` are those to choose among, in the dataset's order. Raises SourceError.
     """
-    numbers = range(len(rows))
+    numbers = range(len(rows)) if numbers is None else numbers
     if order == "dataset":
         return numbers[:num_rows]
     if order == "random":

@@ -18,9 +18,10 @@ from PIL import Image
 from distil.errors import SampleError, error_text
 from distil.pictures import decode_stored
 from distil.records import DatasetIdentity, Json, Sample, SampleId
+from distil.source.cells import Cells, field_names
 from distil.source.exif import EXIF, gps_degrees, gps_names
 from distil.source.json_values import has_labels, to_json, with_label_names
-from distil.source.order import first_rows
+from distil.source.order import first_among, first_rows
 from distil.source.picture_paths import is_relative
 from distil.source.saved import IMAGE_COLUMN, StoredRows, read_saved
 
@@ -51,7 +52,7 @@ class Source:
 
         For a folder of pictures also `exif:NAME` for what the EXIF of one of the first says of its place.
         """
-        names = [name for column in self._rows.features.items() for name in _field_names(*column)]
+        names = [name for column in self._rows.features.items() for name in field_names(*column)]
         return [*names, *self._exif_names()] if self.identity.kind == "imagefolder" else names
 
     def _exif_names(self) -> list[str]:
@@ -128,12 +129,22 @@ class Source:
         self._trim.count_row()
         return row
 
-    def select(self, order: str, num_samples: int, seed: int) -> Sequence[int]:
+    def select(
+        self, order: str, num_samples: int, seed: int, among: Sequence[int] | None = None
+    ) -> Sequence[int]:
         """Row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`; 0 samples is all.
 
-        A larger `num_samples` keeps the shorter selection as its beginning. Empty values come last.
+        `among` are the only rows to choose from, in the dataset's order. A larger `num_samples` keeps the
+        shorter selection as its beginning. Empty values come last.
         """
-        return first_rows(self._rows, order, min(num_samples, len(self)) or len(self), seed)
+        if among is None:
+            return first_rows(self._rows, order, min(num_samples, len(self)) or len(self), seed)
+        return first_among(self._rows, order, min(num_samples, len(among)) or len(among), seed, among)
+
+    @property
+    def cells(self) -> Cells:
+        """Its columns to be read on their own, as texts and numbers."""
+        return Cells(self._rows, (IMAGE_COLUMN, self._rows.image_column), self._rows.left_out)
 
     def _value(self, column: str, value: Any) -> Json:
         labels = self._labels.get(column)
@@ -160,13 +171,6 @@ def open_source(
     source = Source(*opened)
     source.choose(columns)
     return source
-
-
-def _field_names(name: str, feature: Json) -> Iterator[str]:
-    yield name
-    if isinstance(feature, dict) and not isinstance(feature.get("_type"), str):
-        for field, inner in feature.items():
-            yield from _field_names(f"{name}.{field}", inner)
 
 
 def _field(row: Mapping[str, Any], column: str) -> Json:

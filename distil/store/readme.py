@@ -16,6 +16,7 @@ trace_*.json          a solved sample each: the teacher's turns, its tool calls,
 run_record.json       each run into this folder: options, settings, versions, counts, spending, warnings.
 failed_samples.jsonl  a line for each sample that failed, and why; gone where none did.
 spending.jsonl        two lines for each request: that it was sent, and what it came to.
+draws.jsonl           the rows that --target_acc has drawn, in their order: needed to go on.
 timings.jsonl         the seconds that each sample took.
 marks.jsonl           what a person decided about samples: keep, drop, notes; no run changes it.
 scores.jsonl          what `distil score` found, a line for each trace and reward; it can be written again.

@@ -41,6 +41,24 @@ class RowTotals:
         }
 
 
+@dataclass(frozen=True)
+class AimTotals:
+    """What a run came to that aims at a target, over all runs into the folder."""
+
+    target: float
+    num_samples: int  # rollouts that there are to be
+    num_drawn: int  # rows
+    num_counted: int  # rows of which something came
+    reached: float | None
+    column: str  # the bins are by
+    why_missed: str | None  # None where the target is reached
+
+    def as_dict(self) -> dict[str, Json]:
+        """As the run record keeps them."""
+        aim = asdict(self)
+        return {"num_samples": aim.pop("num_samples"), "aim": aim}
+
+
 @dataclass
 class RunTotals:
     """What a run came to; memory does not grow with its samples but by 16 bytes each (see `Totals`)."""
@@ -54,6 +72,7 @@ class RunTotals:
     stopped_by: str | None = None  # the limit, or the worthless samples, that ended the run early
     models: Mapping[str, int] = field(default_factory=dict)  # replies by the name that they give their model
     warnings: Sequence[str] = ()  # what is suspicious
+    aim: AimTotals | None = None  # where the run aims at a target
     rows: RowTotals | None = None  # where a row may have several rollouts, or some are accepted
     without_tools: RunTotals | None = None  # what the rows that are asked without tools too came to
 
@@ -78,4 +97,5 @@ class RunTotals:
             "models": dict(self.models),
             "warnings": list(self.warnings),
             **(self.rows.as_dict() if self.rows is not None else {}),
+            **(self.aim.as_dict() if self.aim is not None else {}),
         }

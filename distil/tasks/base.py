@@ -67,6 +67,16 @@ class Task(Protocol):
         return ()
 
     @property
+    def passed(self) -> str | None:
+        """The key in `reward_score` that is 1 where an answer counts as right, None where nothing says it."""
+        return None
+
+    @property
+    def difficulty(self) -> str | None:
+        """The usual column that says how easy or hard a row is, a number."""
+        return None
+
+    @property
     def needed_in_prompt(self) -> tuple[str, ...]:
         """Those of `prompt_fields` without which a prompt, the user's own too, asks nothing."""
         return ()

@@ -36,6 +36,7 @@ DECAY_KM = 1492.7
 NO_ANSWER_KM = 20000.0
 MAX_POINTS = 5000.0
 ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
+PASS_RADIUS_KM = 25  # one of these: a photo is placed right
 LAT_COLUMNS = ("lat", "latitude")
 LON_COLUMNS = ("lon", "longitude", "lng")
 _GUESSED = {  # the last name of a column, letters alone; and where the picture's EXIF has it
@@ -86,6 +87,8 @@ class Geolocation(Task):
     fields: tuple[str, ...] = tuple(_GUESSED)
     map_axes: tuple[str, str] | None = ("lat", "lon")
     drawn_data: str | None = "signs"
+    passed: str | None = f"acc@{PASS_RADIUS_KM}km"
+    difficulty: str | None = "locatability_score"
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns of latitude and longitude, but for those that `truth` reads without being told.

@@ -58,6 +58,8 @@ class VisualQuestions(Task):
     fields: tuple[str, ...] = tuple(_GUESSED)
     needed_in_prompt: tuple[str, ...] = ("question",)
     drawn_data: str | None = "scenes"
+    passed: str | None = EXACT_MATCH.name
+    difficulty: str | None = "difficulty"
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns of question and answer, but for those that are read without being told."""

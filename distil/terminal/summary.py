@@ -29,7 +29,7 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
     if measured.num_failed:
         path = totals.folder / "failed_samples.jsonl"
         terminal.say(f"Failed samples, with their reasons: {path}")
-    for line in _row_lines(totals):
+    for line in [*_row_lines(totals), *_aim_lines(totals)]:
         terminal.say(line)
     terminal.say(_level_text(totals.level))
     for line in spent_lines(measured.spent_after):
@@ -75,6 +75,18 @@ def _row_lines(totals: RunTotals) -> list[str]:
             f"{without.whole.mean_score:.3f}{beside}: {without.folder}"
         )
     return lines
+
+
+def _aim_lines(totals: RunTotals) -> list[str]:
+    """What came of a run that aims at a target."""
+    aim = totals.aim
+    if aim is None:
+        return []
+    reached = "nothing" if aim.reached is None else f"{aim.reached:.3f}"
+    text = (
+        f"--target_acc {aim.target:g}: {reached} of {number(aim.num_counted, 'row')}, drawn by {aim.column}"
+    )
+    return [text] if aim.why_missed is None else [f"Not reached: {text}: {aim.why_missed}"]
 
 
 def _level_text(state: LevelState) -> str:

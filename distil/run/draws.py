@@ -1,0 +1,184 @@
+"""`--target_acc` in a run: the bins, what comes of their rows, and the draws that are written down."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distil.errors import SourceError, UsageError
+from distil.flags import RunFlags
+from distil.records import Json, SampleId
+from distil.run.aim import Aim, quantile_bins
+from distil.run.schedule import Left, Rollouts, Row
+from distil.source.cells import Cells
+from distil.source.rows import Source
+from distil.store.draws import DrawsFile
+from distil.store.run_totals import AimTotals
+from distil.tasks.base import Task
+
+_ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The rows that may be drawn, by their difficulty, and what they are drawn from."""
+
+    rows: Sequence[Sequence[int]]
+    column: str
+    drawn_from: dict[str, Json]
+
+    def aim(self, flags: RunFlags, drawn: Sequence[int] = ()) -> Aim:
+        """What draws from them, after those that are drawn."""
+        target, samples = flags.samples.target_acc, flags.samples
+        assert target is not None
+        return Aim(target, samples.num_samples, self.rows, samples.seed, drawn)
+
+
+def check_aim(flags: RunFlags) -> None:
+    """Raise UsageError for flags that say nothing beside `--target_acc`, or without it."""
+    samples, rollouts = flags.samples, flags.rollouts
+    if samples.target_acc is None:
+        if samples.difficulty_column is not None:
+            raise UsageError("--difficulty_column is for --target_acc, which says what to aim at")
+        return
+    others = {
+        f"--order {samples.order}": samples.order not in ("dataset", "random"),
+        "--accepted_per_sample": rollouts.accepted_per_sample is not None,
+        "--target_accepted": rollouts.target_accepted is not None,
+        "--also_without_tools": rollouts.also_without_tools,
+        "distil estimate": flags.estimate_samples is not None,
+    }
+    for name, is_given in others.items():
+        if is_given:
+            raise UsageError(f"--target_acc draws the rows itself: it cannot be combined with {name}")
+    if samples.num_samples == 0:
+        raise UsageError("--target_acc needs --num_samples N, fewer than there are rows to choose from")
+
+
+def open_bins(flags: RunFlags, task: Task, source: Source, rows: Sequence[int]) -> Bins | None:
+    """The rows in bins by difficulty, None where no target is aimed at; raises UsageError."""
+    if flags.samples.target_acc is None:
+        return None
+    cells = source.cells
+    column = _difficulty_column(flags.samples.difficulty_column, task, cells)
+    values = array("d")
+    try:
+        for _, (piece,) in cells.slices([column], _ROWS_AT_ONCE):
+            values.extend(math.nan if value is None else float(value) for value in piece)
+    except SourceError as error:
+        raise UsageError(f"--difficulty_column {column!r}: {error}") from None
+    bins = quantile_bins(rows, np.asarray(values)[np.asarray(rows, np.int64)])
+    if not bins:
+        raise UsageError(f"--difficulty_column {column!r}: no row has a value in it")
+    drawn_from = {
+        "fingerprint": source.identity.fingerprint,
+        "where_row": flags.samples.where_row,
+        "difficulty_column": column,
+        "seed": flags.samples.seed,
+    }
+    return Bins(bins, column, drawn_from)
+
+
+def _difficulty_column(asked: str | None, task: Task, cells: Cells) -> str:
+    numbers = [name for name in cells.names if cells.is_number(name)]
+    column = asked or task.difficulty
+    if column in numbers:
+        return column
+    listed = f"the dataset's columns of numbers: {', '.join(numbers) or 'none'}"
+    if asked is None:
+        usual = "" if column is None else f" {column!r}"
+        raise UsageError(
+            f"--target_acc needs a number that says how easy or hard a row is, and there is no column"
+            f"{usual}: name one by --difficulty_column; {listed}"
+        )
+    is_there = "holds no numbers" if asked in cells.names else "is not there"
+    raise UsageError(f"--difficulty_column {asked!r} {is_there}; {listed}")
+
+
+class Draws:
+    """Rows as they are drawn, and what comes of each; used by one thread."""
+
+    def __init__(self, bins: Bins, flags: RunFlags, file: DrawsFile) -> None:
+        """Raises UsageError where rows were drawn that are none of these."""
+        rows = {row for each in bins.rows for row in each} if file.rows else set()
+        if not rows.issuperset(file.rows):
+            raise UsageError("draws.jsonl holds rows that may not be drawn; choose another --output_dir")
+        self.aim = bins.aim(flags, file.rows)
+        self.num_each = flags.rollouts.rollouts_per_sample
+        self.num_found = 0  # rollouts that had their trace when their row was drawn
+        self._column, self._file = bins.column, file
+        self._num_left: dict[int, int] = {}  # by row, of those that have not ended
+        self._outcomes: dict[int, list[bool]] = {}  # by row, of those that gave something
+
+    @property
+    def num_samples(self) -> int:
+        """How many rollouts there are to be."""
+        return self.aim.num_draws * self.num_each
+
+    def wanted(self) -> Rollouts:
+        """The rollouts of the rows that are drawn, which become more."""
+        return Rollouts(self.aim.rows, self.num_each)
+
+    def rows(self, left: Left, accepted: Collection[SampleId], draws_more: bool) -> Iterator[Row | None]:
+        """The rows that have something left, as they are drawn; None while the next is not known.
+
+        `left` and `accepted` know of all rows that may be drawn.
+        """
+        drawn_before = [self._begin(row, left, accepted) for row in self.aim.rows]
+        yield from (row for row in drawn_before if row.left)
+        while draws_more and not self.aim.is_over:
+            index = self.aim.draw()
+            if index is None:
+                yield None
+                continue
+            self._file.add(index)
+            row = self._begin(index, left, accepted)
+            self.num_found += self.num_each - len(row.left)
+            if row.left:
+                yield row
+
+    def note(self, sample_id: SampleId, is_accepted: bool | None) -> None:
+        """A rollout has ended: accepted or not, None where nothing came of it."""
+        index = sample_id.index
+        if is_accepted is not None:
+            self._outcomes[index].append(is_accepted)
+        self._num_left[index] -= 1
+        self._note_if_ended(index)
+
+    def totals(self) -> AimTotals:
+        """What it came to."""
+        aim = self.aim
+        why_missed = aim.why_missed()
+        return AimTotals(
+            aim.target,
+            self.num_samples,
+            len(aim.rows),
+            aim.num_counted,
+            aim.reached,
+            self._column,
+            why_missed,
+        )
+
+    def close(self) -> None:
+        """Close the file of the draws."""
+        self._file.close()
+
+    def _begin(self, index: int, left: Left, accepted: Collection[SampleId]) -> Row:
+        rollouts = [SampleId(index, rollout) for rollout in range(self.num_each)]
+        self._outcomes[index] = [each in accepted for each in rollouts if each in left.done]
+        row = Row(index, deque(each for each in rollouts if each in left), sum(self._outcomes[index]))
+        self._num_left[index] = len(row.left)
+        self._note_if_ended(index)
+        return row
+
+    def _note_if_ended(self, index: int) -> None:
+        if self._num_left[index]:
+            return
+        outcomes = self._outcomes.pop(index)
+        del self._num_left[index]
+        self.aim.note(index, sum(outcomes) / len(outcomes) if outcomes else None)
