@@ -210,8 +210,12 @@ def _amount(text: str) -> float:
     return _number(text, lambda value: value > 0, "must be an amount above 0")
 
 
-def _share(text: str) -> float:
+def _part(text: str) -> float:
     return _number(text, lambda value: 0 < value < 1, "must be a share between 0 and 1")
+
+
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")
 
 
 def _bits(text: str) -> int:
@@ -234,10 +238,6 @@ def _prices(text: str) -> FixedPrices:
 
 def _stored_prices(value: Json) -> FixedPrices | None:
     return None if value is None else FixedPrices(**value)
-
-
-def _share(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")
 
 
 def _temperature(text: str) -> float:
@@ -740,7 +740,7 @@ class SelectionFlags:
     ] = None
     validation: Annotated[
         float | None,
-        Flag("keep such a share for validation; a photo is never on both sides", "SHARE", _share),
+        Flag("keep such a share for validation; a photo is never on both sides", "SHARE", _part),
     ] = None
     split_by: Annotated[
         str | None,
