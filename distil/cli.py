@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distil import __version__, process
-from distil.errors import UsageError
-from distil.flags import (
+from distil.commands.flags import (
     REPORT_TRACES,
     VIEW_PORT,
     CheckFlags,
@@ -37,9 +36,10 @@ from distil.flags import (
     read_flags,
     stated_flags,
 )
+from distil.commands.usage import Parser, examples_text
+from distil.errors import UsageError
 from distil.records import ExportFormat, FailedCalls, Frame, NearDuplicates, Student, Thoughts, ToolMode
 from distil.terminal.words import printable
-from distil.usage import Parser, examples_text
 
 if TYPE_CHECKING:
     from distil.exports.selection import Selection
@@ -294,7 +294,7 @@ def _signs(flags: SignsFlags) -> Callable[[], int]:
 def _completion(flags: CompletionFlags) -> Callable[[], int]:
     def complete() -> int:
         try:
-            from distil.completion import completion_script  # noqa: PLC0415
+            from distil.commands.completion import completion_script  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
 
@@ -536,7 +536,7 @@ def _add_all_flags(parser: Parser, command: Command) -> None:
     group.add_argument("--dump_config", action="store_true", help="print such a file of these flags, and end")
 
     def layers(path: str | None) -> dict[str, object]:
-        from distil.config_file import read_layers  # noqa: PLC0415
+        from distil.commands.config_file import read_layers  # noqa: PLC0415
 
         return read_layers(command.flags, _known_names(), path)
 
@@ -570,7 +570,7 @@ def run_door(script: str, arguments: Sequence[str] | None = None) -> int:
 def _run(command: Command, namespace: argparse.Namespace, parser: Parser) -> int:
     flags = read_flags(namespace, command.flags)
     if getattr(namespace, "dump_config", False):
-        from distil.config_file import config_text  # noqa: PLC0415
+        from distil.commands.config_file import config_text  # noqa: PLC0415
 
         print(config_text(command.name, flags, command.flags), end="")
         return process.EXIT_DONE

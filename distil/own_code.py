@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from distil import tasks
-from distil.errors import UsageError
-from distil.foreign import Caught
+from distil.errors import Caught, UsageError
 from distil.records import Frame, Json
-from distil.rewards import Reward, with_reward
 from distil.tasks.base import Task
+from distil.tasks.rewards import Reward, with_reward
 from distil.tools.base import BoxFrame, Tool
 from distil.tools.own import OwnTool
 from distil.tools.toolbox import with_own_tools

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import settings
 from PIL import Image
 
-from distil.flags import TeacherFlags
+from distil.commands.flags import TeacherFlags
 from distil.teacher.availability import OutagePolicy
 from distil.teacher.client import TeacherSettings
 

@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
+from distil.commands.flags import RunFlags, add_flags, read_flags
 from distil.errors import FolderError
-from distil.flags import RunFlags, add_flags, read_flags
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
 from distil.replay.replay import Executors, Sources, replay

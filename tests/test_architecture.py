@@ -22,10 +22,10 @@ PACKAGE = ROOT / "distil"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lazy_picture",),
     ("errors", "records", "interrupts", "bare_file"),
-    ("process", "usage", "completion", "pictures", "spending", "sandbox", "foreign"),
+    ("process", "pictures", "spending", "sandbox"),
     ("messages", "tools", "embedded"),
-    ("flags", "tasks", "teacher", "rewards"),
-    ("source", "store", "doctor", "rollout", "config_file", "own_code"),
+    ("commands", "tasks", "teacher"),
+    ("source", "store", "doctor", "rollout", "own_code"),
     ("replay", "index"),
     ("exports",),
     ("viewer",),
@@ -142,9 +142,9 @@ def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
-        if "flags" in imported_rooms(path) and room_of(path) != "run"
+        if "commands" in imported_rooms(path) and room_of(path) not in ("run", "commands")
     }
-    assert users == {"cli.py", "config_file.py", "terminal/doctor.py"}
+    assert users == {"cli.py", "terminal/doctor.py"}
 
 
 def test_help_waits_for_nothing_heavy() -> None:
@@ -214,7 +214,7 @@ FLAGS_OF_A_TASK = {"lat_column", "lon_column"}  # a run knows them as those of t
 )
 def test_nothing_outside_the_tasks_speaks_of_places_or_kilometres(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = names_of(tree) - (FLAGS_OF_A_TASK if room_of(path) == "flags" else set())
+    names = names_of(tree) - (FLAGS_OF_A_TASK if room_of(path) == "commands" else set())
     assert not WORDS_OF_A_TASK & words_in(names)
     assert not NAMES_OF_A_TASK & names_of(tree)
     assert not (WORDS_OF_A_TASK | {"points"}) & words_in(texts_of(tree))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, says
 
 from distil.cli import COMMANDS, main, read_command
-from distil.config_file import config_text
-from distil.flags import flags_json
+from distil.commands.config_file import config_text
+from distil.commands.flags import flags_json
 
 
 @pytest.fixture

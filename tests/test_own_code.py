@@ -23,8 +23,8 @@ from distil.index.query import Query
 from distil.own_code import own_code
 from distil.replay import processes
 from distil.replay.replay import Sources, replay
-from distil.rewards import REWARDS
 from distil.store.trace_file import read_trace
+from distil.tasks.rewards import REWARDS
 from distil.terminal.traces import view
 from distil.tools.toolbox import all_tools, find_tool
 

@@ -15,7 +15,7 @@ import pytest
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS, main
-from distil.flags import (
+from distil.commands.flags import (
     BudgetFlags,
     CodeFlags,
     RunFlags,

@@ -14,10 +14,10 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, 
 from distil.cli import main
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.rewards import Reward
 from distil.store.scores import read_scores
 from distil.store.trace_file import solution_text
 from distil.store.trace_settings import json_sha256
+from distil.tasks.rewards import Reward
 
 NUM_SAMPLES = 3
 CALL = ("image_zoom_in_tool", {"bbox_2d": [0, 0, 500, 500]})

@@ -19,8 +19,8 @@ from conftest import photo_bytes, save_photos
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.cli import COMMANDS
+from distil.commands.flags import add_flags, read_flags
 from distil.errors import TeacherError, TeacherRefused, UsageError
-from distil.flags import add_flags, read_flags
 from distil.run.distillation import run_distillation
 from distil.teacher.client import Teacher
 from distil.teacher.models import AnsweredModels, nearest_names

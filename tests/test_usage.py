@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distil.cli import COMMANDS, Command, main, read_command, run_door
-from distil.flags import Group, _stated
+from distil.commands.flags import Group, _stated
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

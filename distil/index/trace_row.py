@@ -13,7 +13,6 @@ from distil.errors import TraceError
 from distil.index.columns import Kind, Source
 from distil.messages.tags import split_thinking
 from distil.records import Json, SampleId, ToolMode
-from distil.rewards import Scored
 from distil.store.summary import (
     call_succeeded,
     mapping_of,
@@ -27,6 +26,7 @@ from distil.store.summary import (
 from distil.store.trace_file import load_json
 from distil.tasks import task_to_show
 from distil.tasks.base import Task
+from distil.tasks.rewards import Scored
 
 Cell = str | int | float | bool | None
 MAX_CELL_CHARS = 4000  # a longer text of a row is cut: it is for filtering, the trace has it all

@@ -18,12 +18,12 @@ from PIL import Image
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
 from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMode
-from distil.rewards import reward_fields, reward_of
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
 from distil.store.trace_settings import TraceSettings, settings_sha256
 from distil.tasks import task_of
+from distil.tasks.rewards import reward_fields, reward_of
 from distil.teacher.profile import UNKNOWN, find_profile, with_frame, with_max_area
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox

@@ -12,8 +12,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from distil.errors import ContextOverflow, DistilError, SampleError, SourceError, TraceError
-from distil.foreign import Caught
+from distil.errors import Caught, ContextOverflow, DistilError, SampleError, SourceError, TraceError
 from distil.own_code import other_files
 from distil.records import Json, Sample
 from distil.replay.imported import imported_pictures, photo_of
@@ -25,7 +24,6 @@ from distil.replay.rebuild import (
 )
 from distil.replay.recipe import RecipeError, run_recipe
 from distil.replay.replay import Executors, Sources
-from distil.rewards import reward_of
 from distil.sandbox.exchange import ExecResult
 from distil.source.rows import Source
 from distil.store.trace_file import (
@@ -36,6 +34,7 @@ from distil.store.trace_file import (
 )
 from distil.store.trace_settings import json_sha256, settings_sha256
 from distil.tasks import task_of
+from distil.tasks.rewards import reward_of
 from distil.tools.python_code import Executor
 
 _MAX_SHOWN = 3  # of the fields that differ

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 
-from distil.errors import SampleError, TraceError, UsageError
-from distil.flags import RunFlags
-from distil.foreign import Caught
+from distil.commands.flags import RunFlags
+from distil.errors import Caught, SampleError, TraceError, UsageError
 from distil.index.columns import FIXED, Source, dynamic_name, quoted
 from distil.index.guard import TABLE, check_where, limit_values
 from distil.index.trace_row import Cell, TraceRow, trace_row

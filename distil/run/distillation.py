@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, closing, suppress
 
+from distil.commands.flags import RunFlags
 from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
-from distil.flags import RunFlags
 from distil.process import reuse_memory
 from distil.run.draws import Bins, open_bins
 from distil.run.schedule import Rollouts, WithoutTools

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distil.commands.flags import RunFlags
 from distil.errors import SourceError, UsageError
-from distil.flags import RunFlags
 from distil.records import Json, SampleId
 from distil.run.aim import Aim, quantile_bins
 from distil.run.schedule import Left, Rollouts, Row

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from distil.commands.flags import RunFlags
 from distil.errors import UsageError
-from distil.flags import RunFlags
 from distil.records import Json, OnChange, ToolMode
 from distil.rollout import Conversation, turn_seed
 from distil.run.draws import Bins, open_bins

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 
+from distil.commands.flags import flags_json
 from distil.errors import TraceError
-from distil.flags import flags_json
 from distil.records import Failure, Json, Outcome, SampleId
 from distil.run.schedule import Left, Rollouts
 from distil.run.solver import RolloutSolver

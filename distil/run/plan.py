@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from distil.flags import CodeFlags, RunFlags, TeacherFlags, flags_from_json, flags_json
+from distil.commands.flags import CodeFlags, RunFlags, TeacherFlags, flags_from_json, flags_json
 from distil.records import DatasetIdentity, Json, OnChange
 from distil.spending.tokens import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from distil.commands.flags import AUTO, RunFlags, ToolFlags
 from distil.errors import BudgetExceeded, UsageError
-from distil.flags import AUTO, RunFlags, ToolFlags
 from distil.own_code import OwnCode, own_code
 from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, code_limits, teacher_settings, urls_text

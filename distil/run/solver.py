@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from distil.commands.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.embedded.launch import DEFAULT_KIND, NAMES_OF_DATA, drawn_data
 from distil.errors import RunHalted, UsageError
-from distil.flags import BudgetFlags, RunFlags, SampleFlags
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
 from distil.records import Json, Reply, SampleId
-from distil.rewards import reward_error
 from distil.rollout import Conversation, RolloutSettings, run_conversation
 from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
@@ -30,6 +29,7 @@ from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
+from distil.tasks.rewards import reward_error
 from distil.teacher.attempts import Deadline
 from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
 from distil.teacher.models import AnsweredModels

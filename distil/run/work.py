@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from distil.commands.flags import RolloutFlags, RunFlags
 from distil.errors import UsageError
-from distil.flags import RolloutFlags, RunFlags
 from distil.records import Outcome, SampleId
 from distil.run.draws import Bins, Draws, check_aim
 from distil.run.part import Part

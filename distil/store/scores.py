@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from distil.records import Json, SampleId
-from distil.rewards import Reward, Scored
 from distil.store.json_lines import LineFile, read_lines
 from distil.store.trace_file import solution_text
+from distil.tasks.rewards import Reward, Scored
 
 SCORES = "scores.jsonl"
 

@@ -34,11 +34,11 @@ from distil.records import (
     ToolMode,
     Turn,
 )
-from distil.rewards import reward_of
 from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
 from distil.store.trace_settings import TraceSettings, json_sha256
 from distil.tasks import TASKS
+from distil.tasks.rewards import reward_of
 from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"

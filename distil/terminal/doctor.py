@@ -7,10 +7,10 @@ from dataclasses import replace
 from rich.table import Table
 from rich.text import Text
 
+from distil.commands.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.doctor.findings import Examination
 from distil.doctor.interview import ask_models_soon, examine
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
-from distil.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from distil.errors import TraceError, UsageError
 from distil.records import Json
-from distil.rewards import REWARDS, Scored
 from distil.store.folder import find_trace_files
 from distil.store.scores import SCORES, add_scores, score_line, score_trace
 from distil.store.trace_file import read_trace
+from distil.tasks.rewards import REWARDS, Scored
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 5

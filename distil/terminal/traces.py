@@ -21,7 +21,6 @@ from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
 from distil.records import Json
-from distil.rewards import reward_fields
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
     Totals,
@@ -41,6 +40,7 @@ from distil.store.trace_file import load_json
 from distil.store.trace_settings import teacher_lines
 from distil.tasks import task_to_show
 from distil.tasks.base import Metric
+from distil.tasks.rewards import reward_fields
 from distil.terminal.documents import totals_document, trace_document
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import figure, one_line, printable, short

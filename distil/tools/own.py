@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from distil.errors import ToolError
-from distil.foreign import Caught
+from distil.errors import Caught, ToolError
 from distil.records import Json
 from distil.tools.base import Applied, BoxFrame, Resolved, Scene, SeenSizes, Tool
 

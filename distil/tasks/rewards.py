@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distil.foreign import Caught
+from distil.errors import Caught
 from distil.messages.read import clean_text
 from distil.records import Json
 

@@ -13,9 +13,9 @@ import urllib.parse
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from distil.commands.flags import Flag, flag_text, stated_flags
+from distil.commands.usage import closest, suggestion
 from distil.errors import UsageError
-from distil.flags import Flag, flag_text, stated_flags
-from distil.usage import closest, suggestion
 
 _PREFIX = "DISTIL_"
 _OTHERS = frozenset({"cache", "config"})  # variables that are no flags
