@@ -21,7 +21,6 @@ DistilError
 from __future__ import annotations
 
 import re
-import re
 import traceback
 from pathlib import Path
 from types import TracebackType
