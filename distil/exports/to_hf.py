@@ -42,7 +42,7 @@ class ToHf:
 ```python
 from datasets import load_dataset
 
-rows = load_dataset({str(self._target.out)!r}, split="train")  # from the hub: by its name there
+rows = load_dataset({self._target.out.name!r}, split="train")  # this folder, or its name on the hub
 ```
 
 A row has `messages` of typed parts, of which each `{{"type": "image"}}` stands for the next of `images`;
