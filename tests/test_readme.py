@@ -84,7 +84,13 @@ def test_flags_that_the_pages_name_exist() -> None:
 
 def test_every_room_stands_in_the_tree_of_the_house() -> None:
     tree = blocks(ROOT / "docs" / "house.md", "")[0]
-    named = set(re.findall(r"[\w*]+(?:/|\.py)", tree)) - {"distil/", "docs/", "benchmarks/", "tests/"}
+    named = set(re.findall(r"[\w*]+(?:/|\.py)", tree)) - {
+        "distil/",
+        "docs/",
+        "benchmarks/",
+        "tests/",
+        "trainers/",
+    }
     rooms = {path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
     assert named - {"make_picture.py", "make_screenshots.py"} == rooms | modules

@@ -120,11 +120,13 @@ def pictures(folder: Path, photos_of: bytes) -> Path:
 def test_a_librarys_chatter_does_not_come_before_our_own_line(flags: tuple[str, ...], tmp_path: Path) -> None:
     data = pictures(tmp_path / "photos", photo_bytes(1))
     log = tmp_path / "both"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    environment.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)  # of a command that ran in this process
     with log.open("w") as both:
         subprocess.run(
             [sys.executable, "demo_concurrent.py", "--api_base", "http://127.0.0.1:9/v1", "--dataset_path", data,
              "--dry_run", "--output_dir", tmp_path / "out", *flags],
-            cwd=PACKAGE, env={**os.environ, "HF_HOME": str(tmp_path / "hf")}, stdout=both, stderr=both, check=True,
+            cwd=PACKAGE, env=environment, stdout=both, stderr=both, check=True,
         )  # fmt: skip
     lines = [line for line in log.read_text().replace("\r", "\n").split("\n") if line.strip()]
     if flags:

@@ -103,16 +103,19 @@ def test_what_is_trained_is_what_an_export_trains(
 
 def test_the_trace_leads_there_and_the_form_chooses(open_page: Callable[..., pw.Page]) -> None:
     page = open_page("/trace/0/00000")
-    page.get_by_role("link", name="As training data").click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="As training data").click()
     assert "/preview/0/00000" in page.url and page.locator("mark.trained").count() == 3
     page.get_by_label("for").select_option("llamafactory")
-    page.get_by_role("button", name="Show").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show").click()
     assert "format=llamafactory" in page.url
     assert page.locator("article").count() == 3  # a row for each trained turn
     assert all(article.locator("mark.trained").count() == 1 for article in page.locator("article").all())
     page.get_by_label("failed calls").select_option("drop")
     page.get_by_label("thoughts").select_option("drop")
-    page.get_by_role("button", name="Show").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show").click()
     assert page.get_by_label("for").input_value() == "llamafactory"
     assert page.locator("article").count() == 1 and page.locator("mark.trained").count() == 3
     assert "<think>" not in page.locator("main").inner_text()

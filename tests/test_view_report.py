@@ -14,7 +14,7 @@ import pytest
 from browser import Browser, overflow_px, serious_violations
 from conftest import RunDoor, photo_bytes
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from run_folders import distil_photos
 
 from distil.replay.replay import Sources, replay
@@ -149,10 +149,10 @@ def test_keys_step_through_what_is_listed(browser: Browser, report: Path) -> Non
     page.locator("#rows tr").first.click()
     page.wait_for_selector("#reader h1")
     page.keyboard.press("j")
-    page.wait_for_function("document.querySelector('#reader h1').textContent === 'Sample 4'")
+    expect(page.locator("#reader h1")).to_have_text("Sample 4")
     assert page.locator("#place").text_content() == "2 of 6"
     page.keyboard.press("k")
-    page.wait_for_function("document.querySelector('#reader h1').textContent === 'Sample 5'")
+    expect(page.locator("#reader h1")).to_have_text("Sample 5")
     assert page.get_by_role("button", name="The trace before").is_disabled()
     page.keyboard.press("Escape")
     page.wait_for_selector("#overview:not([hidden])")
