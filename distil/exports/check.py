@@ -19,7 +19,7 @@ from PIL import Image
 
 from distil.errors import UsageError, error_text
 from distil.exports.export import FORMAT, MANIFEST
-from distil.exports.files import PICTURES
+from distil.exports.files import PICTURES, file_sha256
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import MAX_STUDENT_RATIO
 from distil.exports.tokens import TOKENS_A_MESSAGE, picture_tokens, text_tokens
@@ -277,17 +277,12 @@ def _changed_files(subject: Subject) -> Iterator[Finding]:
         path = subject.place.folder / name
         if not path.is_file():
             yield Finding("changed_file", name, None, "", "it is in the export's list and not there")
-        elif _sha256(path) != sha256:
+        elif file_sha256(path) != sha256:
             yield Finding("changed_file", name, None, "", "its content is not what was exported")
     for path in subject.place.files if stated else ():
         name = str(path.relative_to(subject.place.folder))
         if name not in stated:
             yield Finding("changed_file", name, None, "", "it is not in the export's list")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _row_findings(

@@ -22,7 +22,7 @@ from distil.errors import SourceError, ToolError, TraceError, UsageError
 from distil.exports.attribution import is_attribution
 from distil.exports.card import CARD, card_json, card_text, read_contents
 from distil.exports.conversation import Conversation, check_roles, conversation_of
-from distil.exports.files import PICTURES
+from distil.exports.files import PICTURES, file_sha256
 from distil.exports.form import Facts, Form, Target
 from distil.exports.formats import FORMATS
 from distil.exports.options import ExportOptions
@@ -319,12 +319,7 @@ def _files_sha256(folder: Path) -> dict[str, Json]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for within in ("data", PLOTS):
         files += sorted(path for path in (folder / within).glob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _file_sha256(path) for path in files}
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _check_free(job: Job) -> None:

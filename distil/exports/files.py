@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,3 +96,9 @@ def picture_cell(picture: SentPicture) -> dict[str, Json]:
 def num_bytes(pictures: list[SentPicture]) -> int:
     """The size of pictures."""
     return sum(len(picture.data) for picture in pictures)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from distil.exports.conversation import Call, Conversation, Message, Result, Turn
 from distil.exports.escape import escaped_json
@@ -58,6 +58,16 @@ def call_json(call: Call) -> dict[str, Json]:
     except (ValueError, RecursionError):
         arguments = call.arguments
     return {"name": call.name, "arguments": arguments}
+
+
+def flat_row(conversation: Conversation, native: Callable[[Conversation], Json] | None) -> dict[str, Json]:
+    """A row of messages whose contents are texts, or of what `native` makes of them, beside its tools."""
+    row: dict[str, Json] = dict(conversation.origin)
+    if native is None:
+        row["messages"] = string_messages(conversation)
+    else:
+        row["messages"], row["tools"] = native(conversation), tools_text(conversation)
+    return row
 
 
 def tools_text(conversation: Conversation) -> str:

@@ -14,7 +14,7 @@ from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import JsonLines, write_picture
 from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
-from distil.exports.rows import PLACEHOLDER, call_json, joined_results, opening, string_messages, tools_text
+from distil.exports.rows import PLACEHOLDER, call_json, flat_row, joined_results, opening
 from distil.records import Json, Student, ToolMode
 
 _TEMPLATES = {Student.QWEN3_VL: "qwen3_vl_nothink", Student.QWEN25_VL: "qwen2_vl"}
@@ -44,12 +44,7 @@ class ToLlamaFactory:
 
     def add(self, conversation: Conversation, split: str) -> None:
         names = [write_picture(self._target.folder, picture) for picture in conversation.pictures()]
-        row: dict[str, Json] = dict(conversation.origin)
-        if self._options.call_form is ToolMode.NATIVE:
-            row["messages"] = _native(conversation)
-            row["tools"] = tools_text(conversation)
-        else:
-            row["messages"] = string_messages(conversation)
+        row = flat_row(conversation, _native if self._options.call_form is ToolMode.NATIVE else None)
         row["images"] = names
         self._lines.add(row, split)
 

@@ -8,7 +8,7 @@ from distil.exports.conversation import Conversation, Turn
 from distil.exports.files import JsonLines, write_picture
 from distil.exports.form import Facts, Target
 from distil.exports.options import ExportOptions
-from distil.exports.rows import call_json, opening, result_text, string_messages, tools_text
+from distil.exports.rows import call_json, flat_row, opening, result_text
 from distil.records import Json, ToolMode
 
 
@@ -23,12 +23,7 @@ class ToMsSwift:
 
     def add(self, conversation: Conversation, split: str) -> None:
         names = [write_picture(self._target.folder, picture) for picture in conversation.pictures()]
-        row: dict[str, Json] = dict(conversation.origin)
-        if self._options.call_form is ToolMode.NATIVE:
-            row["messages"] = _native(conversation)
-            row["tools"] = tools_text(conversation)
-        else:
-            row["messages"] = string_messages(conversation)
+        row = flat_row(conversation, _native if self._options.call_form is ToolMode.NATIVE else None)
         # A relative path would be looked for in the folder that the trainer runs in.
         row["images"] = [str(self._target.out / name) for name in names]
         self._lines.add(row, split)
