@@ -10,8 +10,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,19 +63,6 @@ class Reward:
                 value = asyncio.run(_awaited(value))
             return _scored(value)
         return Scored(None, error=caught.text(self.file))
-
-
-@contextmanager
-def with_reward(reward: Reward | None) -> Iterator[None]:
-    """Have a reward at hand."""
-    if reward is None:
-        yield
-        return
-    REWARDS[reward.name] = reward
-    try:
-        yield
-    finally:
-        del REWARDS[reward.name]
 
 
 def reward_of(trace: Mapping[str, Json]) -> tuple[str | None, Reward | None]:
