@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -17,7 +17,7 @@ from PIL import Image
 
 from distil.errors import DistilError, error_text
 from distil.pictures import picture_facts
-from distil.source.rows import MappingTrimmer
+from distil.source.rows import page_trimmer
 from distil.source.saved import IMAGE_COLUMN
 from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.python_code import Executor
@@ -46,10 +46,9 @@ class RecipeError(DistilError):
     """The restore recipe does not give what the trace says; the text says where it fails and why."""
 
 
-@dataclass(frozen=True)
-class _Opened:
-    table: Any  # whatever load_from_disk gives
-    trimmer: MappingTrimmer
+_Opened = tuple[
+    Any, Callable[[], None]
+]  # whatever load_from_disk gives, and what counts the rows that are read
 
 
 class SavedDatasets:
@@ -64,9 +63,10 @@ class SavedDatasets:
         opened = self._of(path)
         if isinstance(opened, RecipeError):
             raise opened
-        opened.trimmer.count_row()
+        table, count_row = opened
+        count_row()
         try:
-            picture = opened.table[index][IMAGE_COLUMN]
+            picture = table[index][IMAGE_COLUMN]
         except FAILURES as error:
             raise RecipeError(f"row {index} of {path} cannot be read: {_one_line(error)}") from None
         if not isinstance(picture, Image.Image):
@@ -89,7 +89,7 @@ def _open(path: str) -> _Opened | RecipeError:
         files = [str(file["filename"]) for file in table.cache_files]
     except FAILURES as error:
         return RecipeError(f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}")
-    return _Opened(table, MappingTrimmer(files))
+    return table, page_trimmer(files)
 
 
 def _one_line(error: BaseException) -> str:
