@@ -99,6 +99,26 @@ class NearDuplicates(StrEnum):
     TOGETHER = "together"  # all stay, on one side of a split
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Shares from `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Band:
+        """Read `0.2..0.8`; an end may be left out. Raises ValueError."""
+        low, dots, high = text.partition("..")
+        band = cls(float(low or 0), float(high or 1))
+        if not dots or not 0 <= band.low <= band.high <= 1:
+            raise ValueError(text)
+        return band
+
+
 class Student(StrEnum):
     """The family of models that learns from an export: how its processor sizes pictures."""
 

@@ -17,13 +17,12 @@ from PIL import ImageOps
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.cli import main
-from distil.commands.flags import _band
 from distil.errors import UsageError
 from distil.exports.filters import Candidate, balanced, best, first
 from distil.exports.near_duplicates import near_pairs
 from distil.exports.selection import VALIDATION, Selected, Selection, select_traces
 from distil.exports.splits import Grouped, Splitting, validation_members
-from distil.records import NearDuplicates, SampleId
+from distil.records import Band, NearDuplicates, SampleId
 from distil.store.marks import append_mark
 from distil.store.trace_file import trace_name
 from distil.store.trace_settings import json_sha256
@@ -138,7 +137,7 @@ def test_a_row_is_taken_by_the_share_of_all_its_rollouts_that_pass(tmp_path: Pat
     write(tmp_path, 5, score=0.0)
 
     def rows_in(band: str, **more: Any) -> set[str]:
-        found = chosen(tmp_path, pass_rate=_band(band), accept="score > 0.8", **more)
+        found = chosen(tmp_path, pass_rate=Band.parse(band), accept="score > 0.8", **more)
         return {name[:5] for name in names(found)}
 
     assert rows_in("0.2..0.8") == {"00001", "00002"}
@@ -401,7 +400,7 @@ def test_filters_work_in_one_order_and_are_counted(tmp_path: Path) -> None:
     write(tmp_path, 8, stop="max_turns")
     append_mark(tmp_path, SampleId(0, 2), "drop")
     found = chosen(
-        tmp_path, where="score > 0", pass_rate="0.1..0.9", accept="score = 1", best_of=1,
+        tmp_path, where="score > 0", pass_rate=Band(0.1, 0.9), accept="score = 1", best_of=1,
         max_per_sample=1, balance="country", splitting=Splitting(0.25),
     )  # fmt: skip
     assert counts(found) == [

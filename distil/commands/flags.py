@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
+    Band,
     CropFrom,
     ExportFormat,
     FailedCalls,
@@ -221,16 +222,11 @@ def _bits(text: str) -> int:
     return int(_number(text, lambda value: value in range(33), "must be a whole number from 0 to 32"))
 
 
-def _band(text: str) -> str:
-    """Shares from `low` to `high`, both included, as LOW..HIGH; an end may be left out."""
-    low, dots, high = text.partition("..")
+def _band(text: str) -> Band:
     try:
-        band = float(low or 0), float(high or 1)
+        return Band.parse(text)
     except ValueError:
-        band = (math.nan, math.nan)
-    if not dots or not 0 <= band[0] <= band[1] <= 1:
-        raise argparse.ArgumentTypeError("use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
-    return f"{band[0]:.12g}..{band[1]:.12g}"
+        raise argparse.ArgumentTypeError("use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8") from None
 
 
 def _prices(text: str) -> FixedPrices:
@@ -715,7 +711,7 @@ class SelectionFlags:
     only_kept: Annotated[bool, Flag("only traces that are marked keep; those marked drop never are")] = False
     ignore_marks: Annotated[bool, Flag("traces that are marked drop, too")] = False
     pass_rate: Annotated[
-        str | None,
+        Band | None,
         Flag("only rows of which such a share of all their traces passes: 0.2..0.8", "LOW..HIGH", _band),
     ] = None
     accept: Annotated[str | None, Flag('which of them pass, as "score > 0.8"', "SQL")] = None

@@ -30,7 +30,7 @@ from distil.exports.splits import Grouped, Splitting, validation_members
 from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.records import Json, NearDuplicates, StopReason
+from distil.records import Band, Json, NearDuplicates, StopReason
 from distil.store.folder import find_trace_files
 from distil.store.marks import DROP, KEEP
 
@@ -69,7 +69,7 @@ class Selection:
     ignores_marks: bool = False
     takes_all: bool = False  # also traces without an answer
     where: str | None = None
-    pass_rate: str | None = None  # of all traces of a row: LOW..HIGH, both included
+    pass_rate: Band | None = None  # of all traces of a row
     accept: str | None = None  # SQL: which of them pass
     drops_repeats: bool = False
     near_duplicates: NearDuplicates | None = None
@@ -299,9 +299,9 @@ def _filters(
         yield f"--where {selection.where}", partial(those, lambda each: each.path in found.wanted)
     if selection.pass_rate is not None:
         rates = pass_rates(found.candidates, found.passed)
-        low, high = map(float, selection.pass_rate.split(".."))
-        name = f"--pass_rate {selection.pass_rate} --accept {selection.accept}"
-        yield name, partial(those, lambda each: low <= rates[each.row] <= high)
+        band = selection.pass_rate
+        name = f"--pass_rate {band} --accept {selection.accept}"
+        yield name, partial(those, lambda each: band.low <= rates[each.row] <= band.high)
     if selection.drops_repeats:
         yield "--drop_repeats", partial(without_repeats, reader)
     if selection.near_duplicates is NearDuplicates.DROP:
