@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from distil.errors import SourceError
 from distil.records import Json
 from distil.source.json_values import has_labels, to_json, with_label_names
-from distil.source.saved import StoredRows
+from distil.source.saved import IMAGE_COLUMN, StoredRows
 
 Cell = str | int | float | None
 MAX_TEXT_CHARS = 100_000  # what is longer is cut
@@ -62,13 +62,12 @@ class Cells:
     Those whose names differ by case alone cannot be told apart in SQL, and are left out.
     """
 
-    def __init__(self, rows: StoredRows, pictures: Collection[str], left_out: Collection[str]) -> None:
-        """`pictures` are what the column of the picture is called, here and where the dataset lies."""
+    def __init__(self, rows: StoredRows) -> None:
         self._rows = rows
-        self._pictures = frozenset(pictures)
+        self._pictures = {IMAGE_COLUMN, rows.image_column}  # as it is called here, and where the dataset lies
         columns: dict[str, _Column] = {}
         for name, feature in rows.features.items():
-            if name not in left_out:
+            if name not in rows.left_out:
                 for each in _columns((name,), feature, rows.kind(name)):
                     columns.setdefault(".".join(each.path), each)
         times = Counter(name.lower() for name in columns)
@@ -88,7 +87,7 @@ class Cells:
 
     def is_number(self, name: str) -> bool:
         """Whether all values of a column are numbers or flags."""
-        return self._columns[name].affinity != "TEXT"
+        return name in self._columns and self._columns[name].affinity != "TEXT"
 
     def check(self, names: Iterable[str]) -> None:
         """Raise SourceError for a column that holds pictures or other bytes."""

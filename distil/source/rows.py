@@ -147,7 +147,7 @@ class Source:
     @property
     def cells(self) -> Cells:
         """Its columns to be read on their own, as texts and numbers."""
-        return Cells(self._rows, (IMAGE_COLUMN, self._rows.image_column), self._rows.left_out)
+        return Cells(self._rows)
 
     def _value(self, column: str, value: Any) -> Json:
         labels = self._labels.get(column)

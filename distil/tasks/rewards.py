@@ -114,19 +114,14 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 def _scored(value: Any) -> Scored:
-    if not isinstance(value, Mapping):
-        return _with_score(value, {})
-    if "score" not in value:
+    given = value if isinstance(value, Mapping) else {"score": value}
+    if "score" not in given:
         return Scored(None, error="it gave an object without 'score'")
-    details = {clean_text(str(key)): _plain(each) for key, each in value.items() if key != "score"}
-    return _with_score(value["score"], {key: each for key, each in details.items() if each is not _NOT_PLAIN})
-
-
-def _with_score(value: Any, details: Mapping[str, Json]) -> Scored:
-    value = _plain(value)
-    if not isinstance(value, int | float):
+    score = _plain(given["score"])
+    if not isinstance(score, int | float):
         return Scored(None, error="it gave a score that is no finite number")
-    return Scored(float(value), details)
+    details = {clean_text(str(key)): _plain(each) for key, each in given.items() if key != "score"}
+    return Scored(float(score), {key: each for key, each in details.items() if each is not _NOT_PLAIN})
 
 
 _NOT_PLAIN = object()
