@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from distil.errors import SampleError, error_text
-from distil.pictures import decode_stored
+from distil.pictures import DAMAGED, decode_stored
 from distil.records import DatasetIdentity, Json, Sample, SampleId
 from distil.source.cells import Cells, field_names
 from distil.source.json_values import has_labels, to_json, with_label_names
@@ -30,8 +29,6 @@ _ROWS_BETWEEN_TRIMS = 32
 _LOOKED_INTO = 20  # pictures of a folder, for what their EXIF says
 EXIF = "exif:"  # begins the name of a tag where a column may be named
 _NEGATIVE, _POSITIVE = ("S", "W"), ("N", "E")
-# What a damaged file can raise in Pillow.
-_FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, EOFError, struct.error)
 
 
 class Source:
@@ -301,7 +298,7 @@ def _gps_tags(file: bytes) -> Mapping[str, Any]:
     try:
         with Image.open(io.BytesIO(file)) as picture:
             block = picture.getexif().get_ifd(ExifTags.IFD.GPSInfo)
-    except (*_FAILURES, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return {}
     return {ExifTags.GPSTAGS[tag]: value for tag, value in block.items() if tag in ExifTags.GPSTAGS}
 
