@@ -64,6 +64,14 @@ def test_a_tool_of_an_own_file_is_asked_all_that_distils_own_are_asked() -> None
     assert own.restores({}) and own.works_on_photo({"crop_from": "original"})
 
 
+@pytest.mark.parametrize("asked", ["box_of", "angle_of"])
+def test_what_an_own_tool_raises_where_it_is_only_asked_of_a_call_is_no_answer(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZoomTool, asked, lambda self, call: call["nothing"])
+    assert getattr(OwnTool(ZoomTool(), "own.py"), asked)({}) is None
+
+
 def test_the_boxes_of_an_own_tool_are_exported_in_the_students_frame(tmp_path: Path) -> None:
     file = tmp_path / "spot.py"
     file.write_text(SPOT, encoding="utf-8")
