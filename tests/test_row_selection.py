@@ -343,3 +343,12 @@ def test_a_picture_column_of_another_name_is_a_column_but_none_of_numbers(tmp_pa
     cells = open_source(str(tmp_path / "photos")).cells
     assert "photo" in cells.names
     assert [name for name in cells.names if cells.is_number(name)] == ["year"]
+
+
+def test_columns_that_a_loader_made_of_the_place_are_not_read() -> None:
+    columns = [pa.array([1]), pa.array(["/data/shard-0.tar"])]
+    text, number = ({"_type": "Value", "dtype": kind} for kind in ("string", "int64"))
+    batch = pa.RecordBatch.from_arrays(columns, names=["year", "__url__"])
+    rows = StoredRows([batch], {"year": number, "__url__": text})
+    rows.left_out = ("__url__",)
+    assert Cells(rows).names == ["year", "image"]
