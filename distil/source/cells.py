@@ -20,9 +20,7 @@ from distil.source.saved import IMAGE_COLUMN, StoredRows
 Cell = str | int | float | None
 MAX_TEXT_CHARS = 100_000  # what is longer is cut
 _MAX_WHOLE = 2**63  # of a signed number
-_Column = tuple[
-    tuple[str, ...], Json, pa.DataType
-]  # where it lies, and what is in it
+_Column = tuple[tuple[str, ...], Json, pa.DataType]  # where it lies, and what is in it
 
 
 class Cells:
