@@ -20,13 +20,15 @@ import distil.tasks
 from distil.cli import main
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.own_code import own_code
+from distil.own_code import OwnTool, own_code
 from distil.replay import processes
 from distil.replay.replay import Sources, replay
 from distil.store.trace_file import read_trace
 from distil.tasks.rewards import REWARDS
 from distil.terminal.traces import view
+from distil.tools.base import Tool
 from distil.tools.toolbox import all_tools, find_tool
+from distil.tools.zoom import ZoomTool
 
 PAGE = Path(__file__).parent.parent / "docs" / "tasks.md"
 TASK, TOOL, REWARD = "city_task.py", "contrast_tool.py", "reward.py"
@@ -492,3 +494,21 @@ def test_an_own_task_without_a_dataset_is_told_to_name_one(
 def test_columns_of_another_task_are_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = refused(capsys, "--dataset_path", photos, "--question_column", "city")
     assert "--question_column says nothing to the task geolocation" in printed
+
+
+def test_a_tool_of_an_own_file_is_asked_all_that_distils_own_are_asked() -> None:
+    asked = [name for name, value in vars(Tool).items() if not name.startswith("_")]
+    tool = ZoomTool()
+    own = OwnTool(tool, "own.py")
+    assert {name for name in asked if not hasattr(own, name)} == set()
+    assert (own.name, own.runs_code, own.work) == (tool.name, tool.runs_code, tool.work)
+    assert own.box_of({"bbox_2d": [1, 2, 3, 4]}) == (1, 2, 3, 4)
+    assert own.restores({}) and own.works_on_photo({"crop_from": "original"})
+
+
+@pytest.mark.parametrize("asked", ["box_of", "angle_of"])
+def test_what_an_own_tool_raises_where_it_is_only_asked_of_a_call_is_no_answer(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZoomTool, asked, lambda self, call: call["nothing"])
+    assert getattr(OwnTool(ZoomTool(), "own.py"), asked)({}) is None
