@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from distil import __version__, process
 from distil.commands.flags import (
-    REPORT_TRACES,
-    VIEW_PORT,
     CheckFlags,
     CleanFlags,
     CompletionFlags,
@@ -39,11 +37,11 @@ from distil.commands.flags import (
 from distil.commands.usage import Parser, examples_text
 from distil.errors import UsageError
 from distil.records import ExportFormat, FailedCalls, Frame, NearDuplicates, Student, Thoughts, ToolMode
+from distil.terminal.terminal import Terminal
 from distil.terminal.words import printable
 
 if TYPE_CHECKING:
     from distil.exports.selection import Selection
-    from distil.terminal.terminal import Terminal
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
 _SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json", "dry_run")
@@ -53,89 +51,56 @@ _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 
 def _distil(flags: RunFlags) -> Callable[[], int]:
-    if flags.output.quiet:
+    if flags.quiet:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.run.distillation import run_distillation  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    said = flags.output
-    terminal = Terminal(is_quiet=said.quiet, gives_json=flags.json)
+    terminal = Terminal(is_quiet=flags.quiet, gives_json=flags.json)
 
     def run() -> int:
-        with terminal.logging_to(said.log_file):
+        with terminal.logging_to(flags.log_file):
             return run_distillation(flags, terminal)
 
     return run
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
-    return partial(_with_own_code, _shown(flags), flags.own.task, flags.own.tool_module, None)
+    return partial(_with_own_code, _shown(flags), flags.task, flags.tool_module, None)
 
 
 def _shown(flags: ViewFlags) -> Callable[[], int]:
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
-
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    if flags.page.serve:
-        return partial(_serve, flags, terminal)
-    if flags.report.html is not None:
-        from distil.terminal.report import Report, write_html  # noqa: PLC0415
+    if flags.serve:
+        from distil.terminal.web import serve_traces  # noqa: PLC0415
 
-        limit = flags.report.limit or REPORT_TRACES
-        report = Report(flags.report.html, limit, flags.where, flags.page.dataset_path)
-        return partial(write_html, flags.paths, report, terminal)
-    if flags.report.limit is not None:
+        return partial(serve_traces, flags, terminal)
+    if flags.html is not None:
+        from distil.terminal.web import write_html  # noqa: PLC0415
+
+        return partial(write_html, flags.html, flags, terminal)
+    if flags.limit is not None:
         raise argparse.ArgumentTypeError(
             "--limit says how many traces a report holds: name its file with --html"
         )
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
-    from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
-    from distil.terminal.traces import view  # noqa: PLC0415
+    from distil.terminal.traces import view_all  # noqa: PLC0415
 
-    asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
-    protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
-    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
-    if protocol is Protocol.NONE:
-        return lambda: max(map(show, flags.paths))
-    from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
-
-    def show_with_pictures() -> int:
-        with ShownPictures(protocol, terminal, flags.page.dataset_path) as terminal.pictures:
-            return max(map(show, flags.paths))
-
-    return show_with_pictures
-
-
-def _serve(flags: ViewFlags, terminal: Terminal) -> int:
-    from distil.terminal.web import Page, serve_traces  # noqa: PLC0415
-
-    asked = flags.page
-    page = Page(
-        host=asked.host,
-        port=VIEW_PORT if asked.port is None else asked.port,
-        may_be_another=asked.port is None,
-        dataset_path=asked.dataset_path,
-        where=flags.where,
-        opens=not asked.no_open,
-    )
-    return serve_traces(flags.paths, page, terminal)
+    return partial(view_all, flags, terminal)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.verification import verify  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
     check = partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
-    return partial(_with_own_code, check, flags.own.task, flags.own.tool_module, flags.own.reward)
+    return partial(_with_own_code, check, flags.task, flags.tool_module, flags.reward)
 
 
 def _score(flags: ScoreFlags) -> Callable[[], int]:
     if flags.reward is None:
         raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
     from distil.terminal.scores import score  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(
         _with_own_code, partial(score, flags.path, Terminal(gives_json=flags.json)), None, None, flags.reward
@@ -157,7 +122,6 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.options import ExportOptions  # noqa: PLC0415
     from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export, show_rows, show_selection  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     form = flags.form
     options = ExportOptions(
@@ -190,7 +154,7 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         action = partial(
             show_rows, flags.paths, selection, options, replace(job, limit=flags.preview), terminal
         )
-    return partial(_with_own_code, action, flags.own.task, flags.own.tool_module, None)
+    return partial(_with_own_code, action, flags.task, flags.tool_module, None)
 
 
 def _selection(flags: ExportFlags) -> Selection:
@@ -229,7 +193,6 @@ def _selection(flags: ExportFlags) -> Selection:
 def _check(flags: CheckFlags) -> Callable[[], int]:
     from distil.exports.check import Setup  # noqa: PLC0415
     from distil.terminal.checking import check  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     setup = Setup(
         format=None if flags.format is None else ExportFormat(flags.format),
@@ -243,7 +206,6 @@ def _check(flags: CheckFlags) -> Callable[[], int]:
 def _import(flags: ImportFlags) -> Callable[[], int]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.terminal.importing import import_files  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
     return partial(import_files, flags.paths, flags.output_dir, Frame(flags.coordinates), terminal)
@@ -251,7 +213,6 @@ def _import(flags: ImportFlags) -> Callable[[], int]:
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
     from distil.terminal.status import show_status  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(show_status, flags.path, Terminal(gives_json=flags.json, ends_with_reader=True))
 
@@ -273,7 +234,6 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
             "say what to check: --api_base URL for a teacher, --sandbox for this machine"
         )
     from distil.terminal.doctor import examine_all  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(examine_all, flags, Terminal(gives_json=flags.json))
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.commands.flags import RunFlags, add_flags, read_flags
+from distil.commands.flags import RunFlags, ViewFlags, add_flags, read_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
@@ -208,8 +208,8 @@ class Bench:
         found = verify_trace(path, self.sources, self.executors)
         assert found.verdict is Verdict.MATCHED, found
         if shown:
-            assert view(path, batch=False, verbose=True, terminal=quiet()) == 0
-            assert view(path.parent, batch=True, verbose=True, terminal=quiet()) == 0
+            assert view(path, ViewFlags(verbose=True), quiet()) == 0
+            assert view(path.parent, ViewFlags(batch=True, verbose=True), quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]

@@ -144,7 +144,7 @@ def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
         for path in MODULES
         if "commands" in imported_rooms(path) and room_of(path) not in ("run", "commands")
     }
-    assert users == {"cli.py", "terminal/doctor.py"}
+    assert users == {"cli.py", "terminal/doctor.py", "terminal/traces.py", "terminal/web.py"}
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -1,7 +1,8 @@
 """Every flag once: its name, type, default and help, in the group that one room is handed whole.
 
-A group is a frozen dataclass. A field with a `Flag` is a flag, a field with a `Group` a group within; any
-other is a value that a command fixes. To add a flag, add its field here and read it where its group goes.
+A group is a frozen dataclass. A field with a `Flag` is a flag, one with a text alone a group within, and the
+text its heading in the help; any other is a value that a command fixes. A flag with a text stands below that
+heading too. To add a flag, add its field here and read it where its group goes.
 Defaults stand here and nowhere else; a command has others by the group that it is made with (`distil.cli`).
 """
 
@@ -26,6 +27,7 @@ from distil.records import (
     Json,
     NearDuplicates,
     OnChange,
+    Protocol,
     Student,
     Thoughts,
     ToolMode,
@@ -70,34 +72,27 @@ class Flag:
         return next((choice for choice in self.choices or () if choice == value), value)
 
 
-@dataclass(frozen=True)
-class Group:
-    """A field that holds more flags, and their heading in the help."""
-
-    title: str
-
-
 def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
     """Give a parser the flags of a group and of those within, with the values that it has as defaults."""
-    for name, stated in _stated(flags):
-        default = getattr(flags, name)
-        if isinstance(stated, Group):
-            add_flags(parser.add_argument_group(stated.title), default)
-        elif isinstance(default, bool):
-            parser.add_argument(f"--{name}", action="store_true", help=stated.help)
-            # The other is for who has it on in a file or in the environment.
-            parser.add_argument(
-                f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
-            )
-        else:
-            _add_flag(parser, name, stated, default)
+    sections = {"": parser}
+    for name, flag, default, heading in stated_flags(flags):
+        if heading not in sections:
+            sections[heading] = parser.add_argument_group(heading)
+        _add_flag(sections[heading], name, flag, default)
 
 
-def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
+def _add_flag(section: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
+    if isinstance(default, bool):
+        section.add_argument(f"--{name}", action="store_true", help=flag.help)
+        # The other is for who has it on in a file or in the environment.
+        section.add_argument(
+            f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
+        )
+        return
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
     if flag.is_many:
         kept["nargs"] = "+"
-    parser.add_argument(
+    section.add_argument(
         name if flag.is_positional else f"--{name}",
         type=flag.read,
         metavar=flag.metavar,
@@ -112,14 +107,15 @@ def flag_text(text: str, default: object) -> str:
     return text.replace("{default}", f"{default:g}" if isinstance(default, float) else str(default))
 
 
-def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, Any, str]]:
-    """Each flag of a group and of those within: its name, how it is given, its value, its group's title."""
-    for name, stated in _stated(flags):
+def stated_flags(flags: object) -> Iterator[tuple[str, Flag, Any, str]]:
+    """Each flag of a group and of those within: its name, how it is given, its value, its heading."""
+    for name, flag, heading in _stated(flags):
         value = getattr(flags, name)
-        if isinstance(stated, Group):
-            yield from stated_flags(value, stated.title)
-        else:
-            yield name, stated, value, title
+        if flag is not None:
+            yield name, flag, value, heading
+            continue
+        for within in stated_flags(value):
+            yield *within[:3], heading
 
 
 def command_text(command: str, flags: object, defaults: object, left_out: Collection[str] = ()) -> str:
@@ -137,10 +133,8 @@ def command_text(command: str, flags: object, defaults: object, left_out: Collec
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
     """The group with what was given on the command line."""
     given = {
-        name: read_flags(namespace, getattr(flags, name))
-        if isinstance(stated, Group)
-        else getattr(namespace, name)
-        for name, stated in _stated(flags)
+        name: read_flags(namespace, getattr(flags, name)) if flag is None else getattr(namespace, name)
+        for name, flag, _ in _stated(flags)
     }
     return replace(flags, **given)  # type: ignore[type-var]
 
@@ -148,7 +142,7 @@ def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
 def flags_json(flags: object) -> dict[str, Json]:
     """All fields of a group and of those within, by name, as a run's record keeps them."""
     values: dict[str, Json] = {}
-    groups = {name for name, stated in _stated(flags) if isinstance(stated, Group)}
+    groups = {name for name, flag, _ in _stated(flags) if flag is None}
     for name, value in vars(flags).items():
         if name in groups:
             values |= flags_json(value)
@@ -159,23 +153,27 @@ def flags_json(flags: object) -> dict[str, Json]:
 
 def flags_from_json(flags: GroupT, values: Mapping[str, Json]) -> GroupT:
     """The group with the values of `flags_json`."""
-    stated = dict(_stated(flags))
+    stated = {name: flag for name, flag, _ in _stated(flags)}
     given = {}
     for name, value in vars(flags).items():
-        item = stated.get(name)
-        if isinstance(item, Group):
+        if name not in stated:
+            given[name] = values[name]
+        elif (flag := stated[name]) is None:
             given[name] = flags_from_json(value, values)
         else:
-            given[name] = values[name] if item is None else item.stored(values[name])
+            given[name] = flag.stored(values[name])
     return replace(flags, **given)  # type: ignore[type-var]
 
 
-def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
-    """The fields that are flags or groups, in their order."""
+def _stated(flags: object) -> Iterator[tuple[str, Flag | None, str]]:
+    """The fields that are flags, and groups of them (None), in their order, each with its heading."""
     hints = get_type_hints(type(flags), include_extras=True)
     for item in fields(flags):  # type: ignore[arg-type]
-        for stated in getattr(hints[item.name], "__metadata__", ()):
-            yield item.name, stated
+        stated = getattr(hints[item.name], "__metadata__", ())
+        if stated:
+            flag = next((each for each in stated if isinstance(each, Flag)), None)
+            heading = next((each for each in stated if isinstance(each, str)), "")
+            yield item.name, flag, heading
 
 
 # --- what is read from a text ---
@@ -265,7 +263,8 @@ def _grace(text: str) -> float:
 
 # --- the user's own code ---
 
-_OWN_TITLE = "the task, and code of your own, which may do anything that you may"
+_OWN = "the task, and code of your own, which may do anything that you may"
+_TASK_OF_TRACES = Flag("the task of your own that the traces are of", "FILE:NAME")
 _TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
 _REWARD = Flag(
     "a function of your own, with the signature of verl's compute_score, that scores each answer too",
@@ -286,21 +285,6 @@ class OwnCodeFlags:
         ),
     ] = None
     tool_module: Annotated[str | None, _TOOL_MODULE] = None
-    reward: Annotated[str | None, _REWARD] = None
-
-
-@dataclass(frozen=True)
-class ViewCodeFlags:
-    """Files of the user's own that traces are read with."""
-
-    task: Annotated[str | None, Flag("the task of your own that the traces are of", "FILE:NAME")] = None
-    tool_module: Annotated[str | None, _TOOL_MODULE] = None
-
-
-@dataclass(frozen=True)
-class VerifyCodeFlags(ViewCodeFlags):
-    """The same, and the reward to compute again."""
-
     reward: Annotated[str | None, _REWARD] = None
 
 
@@ -535,33 +519,29 @@ class BudgetFlags:
     ] = None
 
 
-@dataclass(frozen=True)
-class OutputFlags:
-    """What is said while it runs, and of what would."""
-
-    dry_run: Annotated[
-        bool, Flag("check all and show the first request, pictures as sizes; nothing is sent")
-    ] = False
-    quiet: Annotated[bool, Flag("say nothing but warnings and errors")] = False
-    log_file: Annotated[
-        str | None, Flag("add all that is said to FILE too, each line with its time", metavar="FILE")
-    ] = None
+_SAID = "what is said"  # while it runs, and of what would
 
 
 @dataclass(frozen=True)
 class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
-    samples: Annotated[SampleFlags, Group("samples")] = field(default_factory=SampleFlags)
-    rollouts: Annotated[RolloutFlags, Group("rollouts of a sample")] = field(default_factory=RolloutFlags)
-    teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
-    tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
-    code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)
-    own: Annotated[OwnCodeFlags, Group(_OWN_TITLE)] = field(default_factory=OwnCodeFlags)
-    budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
+    samples: Annotated[SampleFlags, "samples"] = field(default_factory=SampleFlags)
+    rollouts: Annotated[RolloutFlags, "rollouts of a sample"] = field(default_factory=RolloutFlags)
+    teacher: Annotated[TeacherFlags, "teacher"] = field(default_factory=TeacherFlags)
+    tools: Annotated[ToolFlags, "tools"] = field(default_factory=ToolFlags)
+    code: Annotated[CodeFlags, "the code tool"] = field(default_factory=CodeFlags)
+    own: Annotated[OwnCodeFlags, _OWN] = field(default_factory=OwnCodeFlags)
+    budget: Annotated[BudgetFlags, "budget, counted over all runs into DIR"] = field(
         default_factory=BudgetFlags
     )
-    output: Annotated[OutputFlags, Group("what is said")] = field(default_factory=OutputFlags)
+    dry_run: Annotated[
+        bool, _SAID, Flag("check all and show the first request, pictures as sizes; nothing is sent")
+    ] = False
+    quiet: Annotated[bool, _SAID, Flag("say nothing but warnings and errors")] = False
+    log_file: Annotated[
+        str | None, _SAID, Flag("add all that is said to FILE too, each line with its time", "FILE")
+    ] = None
     keep_pictures: bool = False
     estimate_samples: int | None = None
     json: bool = False
@@ -581,6 +561,8 @@ class EstimateFlags(RunFlags):
 # --- the other commands ---
 
 _TRACES = Flag("a trace file or a folder of them", "PATH", Path, is_positional=True)
+_DATASET_NOW = Flag("where the dataset is now (default: as the traces say)", "PATH")
+_PAGE, _REPORT = "a web page", "a report"
 
 
 def _port(text: str) -> int:
@@ -588,37 +570,6 @@ def _port(text: str) -> int:
     if port > 65535:
         raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
     return port
-
-
-@dataclass(frozen=True)
-class PageFlags:
-    """Traces as a page in the browser."""
-
-    serve: Annotated[bool, Flag("show the folders as a local web page, until Ctrl-C")] = False
-    port: Annotated[int | None, Flag(f"0 for any (default: {VIEW_PORT}, or a free one)", "N", _port)] = None
-    host: Annotated[
-        str,
-        Flag(
-            "the address to serve at; where others can ask, the URL holds a key (default: {default})", "ADDR"
-        ),
-    ] = "127.0.0.1"
-    no_open: Annotated[bool, Flag("do not open the browser")] = False
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
-
-
-@dataclass(frozen=True)
-class ReportFlags:
-    """Traces as one file."""
-
-    html: Annotated[
-        Path | None,
-        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
-    ] = None
-    limit: Annotated[
-        int | None, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -636,15 +587,35 @@ class ViewFlags:
     ] = ""
     json: Annotated[bool, _JSON] = False
     pictures: Annotated[
-        str,
+        Protocol,
         Flag(
             "how pictures are shown in the terminal: auto where it can, else not (default: {default})",
-            choices=("auto", "kitty", "iterm", "sixel", "none"),
+            choices=Protocol,
         ),
-    ] = AUTO
-    page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
-    report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
-    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
+    ] = Protocol.AUTO
+    serve: Annotated[bool, _PAGE, Flag("show the folders as a local web page, until Ctrl-C")] = False
+    port: Annotated[
+        int | None, _PAGE, Flag(f"0 for any (default: {VIEW_PORT}, or a free one)", "N", _port)
+    ] = None
+    host: Annotated[
+        str,
+        _PAGE,
+        Flag(
+            "the address to serve at; where others can ask, the URL holds a key (default: {default})", "ADDR"
+        ),
+    ] = "127.0.0.1"
+    no_open: Annotated[bool, _PAGE, Flag("do not open the browser")] = False
+    dataset_path: Annotated[str | None, _PAGE, _DATASET_NOW] = None
+    html: Annotated[
+        Path | None,
+        _REPORT,
+        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
+    ] = None
+    limit: Annotated[
+        int | None, _REPORT, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
+    ] = None
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
 
 
 @dataclass(frozen=True)
@@ -652,13 +623,13 @@ class VerifyFlags:
     """The flags of `distil verify`."""
 
     path: Annotated[Path, _TRACES] = Path()
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
+    dataset_path: Annotated[str | None, _DATASET_NOW] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
     json: Annotated[bool, _JSON] = False
-    own: Annotated[VerifyCodeFlags, Group(_OWN_TITLE)] = field(default_factory=VerifyCodeFlags)
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _OWN, _REWARD] = None
 
 
 @dataclass(frozen=True)
@@ -789,16 +760,15 @@ class ExportFlags:
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")
     ] = False
-    selection: Annotated[SelectionFlags, Group("which traces")] = field(default_factory=SelectionFlags)
-    form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
+    selection: Annotated[SelectionFlags, "which traces"] = field(default_factory=SelectionFlags)
+    form: Annotated[FormFlags, "what a row is like"] = field(default_factory=FormFlags)
     overwrite: Annotated[bool, Flag("replace an export that is there")] = False
     dry_run: Annotated[bool, Flag("only say how many traces each filter leaves; nothing is written")] = False
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
+    dataset_path: Annotated[str | None, _DATASET_NOW] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
-    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
 
 
 @dataclass(frozen=True)

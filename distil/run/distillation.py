@@ -29,7 +29,7 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
     """
     check_rollouts(flags)
     _announce(flags.samples.dataset_path, terminal)
-    if flags.output.dry_run:
+    if flags.dry_run:
         from distil.run.dry_run import show_first_request  # noqa: PLC0415
 
         show_first_request(flags, terminal.say)

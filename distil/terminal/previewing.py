@@ -18,11 +18,10 @@ from distil.exports.options import ExportOptions
 from distil.exports.preview import END, START, Preview, previews_of
 from distil.exports.selection import Pick
 from distil.exports.tokens import picture_tokens
-from distil.records import SentPicture, ToolMode
+from distil.records import Protocol, SentPicture, ToolMode
 from distil.replay.processes import Workers, each_trace
-from distil.terminal.picture_protocol import Protocol, find_protocol
-from distil.terminal.shown_pictures import ShownPictures
-from distil.terminal.terminal import Terminal
+from distil.terminal.pictures import ShownPictures
+from distil.terminal.terminal import Terminal, find_protocol
 from distil.terminal.words import one_line, printable
 
 _TRAINED, _OTHER = "▌ ", "  "  # in front of a line: the sign is for who sees no colour

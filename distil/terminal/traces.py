@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -16,11 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from distil.commands.flags import ViewFlags
 from distil.errors import TraceError, UsageError
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
-from distil.records import Json
+from distil.records import Json, Protocol
 from distil.store.folder import find_trace_files
 from distil.store.summary import (
     Totals,
@@ -42,30 +46,44 @@ from distil.tasks import task_to_show
 from distil.tasks.base import Metric
 from distil.tasks.rewards import reward_fields
 from distil.terminal.documents import totals_document, trace_document
-from distil.terminal.terminal import Terminal
+from distil.terminal.terminal import Terminal, find_protocol
 from distil.terminal.words import figure, one_line, printable, short
+
+if TYPE_CHECKING:
+    from distil.terminal.pictures import ShownPictures
 
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
-def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: str = "") -> int:
+def view_all(flags: ViewFlags, terminal: Terminal) -> int:
+    """Show trace files and folders of them, with pictures where the terminal takes any, as `view` does."""
+    protocol = Protocol.NONE
+    if not flags.json:
+        protocol = find_protocol(flags.pictures, os.environ, sys.stdout.isatty())
+    if protocol is Protocol.NONE:
+        return max(view(path, flags, terminal) for path in flags.paths)
+    from distil.terminal.pictures import ShownPictures  # noqa: PLC0415
+
+    with ShownPictures(protocol, terminal, flags.dataset_path) as pictures:
+        return max(view(path, flags, terminal, pictures) for path in flags.paths)
+
+
+def view(path: Path, flags: ViewFlags, terminal: Terminal, pictures: ShownPictures | None = None) -> int:
     """Show a trace file or a folder of them; returns 1 where one is broken or of no known task, else 0.
 
-    Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
-    show.
+    Raises UsageError where there is nothing to show.
     """
-    pictures = terminal.pictures
     if path.is_file():
-        if where:
+        if flags.where:
             raise UsageError("--where chooses from a folder of traces; this is one trace")
-        return _view_trace(path, verbose, terminal)
+        return _view_trace(path, flags.verbose, terminal, pictures)
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
     files = find_trace_files(path)
     if not files:
         raise UsageError(f"{path} holds no trace_*.json")
-    facts, broken = _load_facts(_chosen(path, where) if where else files)
-    is_listed = verbose or not batch
+    facts, broken = _load_facts(_chosen(path, flags.where) if flags.where else files)
+    is_listed = flags.verbose or not flags.batch
     if terminal.gives_json:
         terminal.give(
             {
@@ -80,16 +98,16 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
         terminal.say(f"broken: {message}", "red")
     if is_listed:
         terminal.show(_list_table(list(facts.values())))
-    if batch and facts:
+    if flags.batch and facts:
         terminal.show(totals_table(_added_up(facts.values()), title=str(path)))
         if pictures is not None:
             pictures.show_sheet(list(facts.items()))
-    elif not batch:
+    elif not flags.batch:
         terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
 
 
-def _view_trace(path: Path, verbose: bool, terminal: Terminal) -> int:
+def _view_trace(path: Path, verbose: bool, terminal: Terminal, pictures: ShownPictures | None) -> int:
     trace = load_json(path)
     _, note = task_to_show(trace)
     if note is not None:
@@ -97,7 +115,6 @@ def _view_trace(path: Path, verbose: bool, terminal: Terminal) -> int:
     if terminal.gives_json:
         terminal.give(_trace_document(path, trace))
     else:
-        pictures = terminal.pictures
         show = partial(pictures.show, path) if pictures is not None else _show_none
         _show_trace(trace, verbose, terminal, show)
     return 0 if note is None else 1
