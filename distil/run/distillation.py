@@ -61,7 +61,7 @@ def _announce(dataset_path: str | None, terminal: Terminal) -> None:
 
 def _run_samples(solver: RolloutSolver, wanted: Rollouts, bins: Bins | None, terminal: Terminal) -> int:
     # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
-    from distil.terminal.estimate import give_estimate, print_estimate  # noqa: PLC0415
+    from distil.terminal.estimate import show_estimate  # noqa: PLC0415
     from distil.terminal.summary import print_summary  # noqa: PLC0415
 
     flags = solver.plan.flags
@@ -88,14 +88,13 @@ def _run_samples(solver: RolloutSolver, wanted: Rollouts, bins: Bins | None, ter
         part.folder.close()  # not where threads may still write
     print_summary(totals, terminal)
     if flags.estimate_samples is not None:
-        selection = work.selection()
-        (give_estimate if terminal.gives_json else print_estimate)(totals.measured, selection, terminal)
+        show_estimate(totals.measured, work.selection(), terminal)
     return 1 if work.is_lacking else 0
 
 
 def _solve(work: Work, terminal: Terminal) -> None:
     """Solve the samples; what they came to is counted as each ends, whatever ends the run."""
-    from distil.terminal.progress import Progress  # noqa: PLC0415
+    from distil.terminal.bar import Progress  # noqa: PLC0415
 
     solver, num_done = work.main.solver, work.num_done
     both = WithAndWithout(solver, None if work.without is None else work.without.solver)

@@ -51,7 +51,7 @@ class Terminal:
         """
         self._file = sys.stderr if file is None and (is_quiet or gives_json) else file
         self._width = width
-        self._is_quiet, self._ends_with_reader = is_quiet, ends_with_reader
+        self.is_quiet, self._ends_with_reader = is_quiet, ends_with_reader
         self.gives_json = gives_json
         self._log: Callable[[str], None] = lambda _: None
 
@@ -70,11 +70,6 @@ class Terminal:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether nothing but warnings is said."""
-        return self._is_quiet
-
-    @property
     def file(self) -> IO[str]:
         """Where lines go."""
         return self._file or sys.stdout
@@ -83,7 +78,7 @@ class Terminal:
         """A line, whole and as it is, however long; of what kind it is shows in its first word."""
         kind = next((style for start, style in _STYLES.items() if line.startswith(start)), None)
         self._log(one_line(line))
-        if self._is_quiet and kind is None:
+        if self.is_quiet and kind is None:
             return
         from rich.text import Text  # noqa: PLC0415
 
@@ -92,7 +87,7 @@ class Terminal:
     def say_above(self, write: Callable[[str], object], line: str) -> None:
         """A line written by what draws a bar beneath; from any thread."""
         self._log(one_line(line))
-        if not self._is_quiet or line.startswith(tuple(_STYLES)):
+        if not self.is_quiet or line.startswith(tuple(_STYLES)):
             try:
                 write(one_line(line))
             except BrokenPipeError:
@@ -101,7 +96,7 @@ class Terminal:
     def show(self, content: RenderableType) -> None:
         """A table or a panel."""
         self._log_drawn(content)
-        if not self._is_quiet:
+        if not self.is_quiet:
             self._console.print(content)
 
     @property
@@ -123,7 +118,7 @@ class Terminal:
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         """Shows that something is being done."""
-        return nullcontext() if self._is_quiet else self._console.status(text)
+        return nullcontext() if self.is_quiet else self._console.status(text)
 
     @contextmanager
     def logging_to(self, path: str | None) -> Iterator[None]:

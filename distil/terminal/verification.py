@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from distil.errors import UsageError
+from distil.records import Json
 from distil.replay.processes import verify_traces
 from distil.replay.verify import IMPORTED_NOT_PROVEN, RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
 from distil.store.folder import find_trace_files
 from distil.terminal.bar import Bar, say_above_bar
-from distil.terminal.documents import verification_document
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
@@ -56,7 +57,7 @@ def verify(
             bar.update()
     bad = counts.total() - counts[Verdict.MATCHED]
     if terminal.gives_json:
-        terminal.give(verification_document(counts, shown))
+        terminal.give(_document(counts, shown))
         return 1 if bad else 0
     for result in shown:
         terminal.say(*_line(result))
@@ -86,3 +87,15 @@ def _totals(counts: Counter[Verdict]) -> str:
         f"{counts[Verdict.MATCHED]} matched, {sum(mismatched.values())} mismatched"
         f"{f' ({names})' if names else ''}, {counts[Verdict.UNREADABLE]} unreadable"
     )
+
+
+def _document(counts: Mapping[Verdict, int], listed: Iterable[Verification]) -> dict[str, Json]:
+    """How many traces got each verdict, and the traces that are listed."""
+    return {
+        "num_traces": sum(counts.values()),
+        "num_matched": counts.get(Verdict.MATCHED, 0),
+        "verdicts": {verdict.value: counts.get(verdict, 0) for verdict in Verdict},
+        "traces": [
+            {"path": str(each.path), "verdict": each.verdict.value, "detail": each.detail} for each in listed
+        ],
+    }

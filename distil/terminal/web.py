@@ -6,14 +6,11 @@ import os
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
-
-from tqdm import tqdm
 
 from distil import process
 from distil.commands.flags import REPORT_TRACES, VIEW_PORT, ViewFlags
@@ -22,6 +19,7 @@ from distil.records import SampleId
 from distil.store.claim import LOCK, RUN_RECORD
 from distil.store.folder import find_trace_files
 from distil.store.spending import SPENDING
+from distil.terminal.bar import telling_bar
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import number
 
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 _OF_A_RUN = (LOCK, RUN_RECORD, SPENDING)
 _NEEDED = ("starlette", "uvicorn", "jinja2")
+_BAR = {"delay": 0.5, "dynamic_ncols": True}
 _LARGE_BYTES = 50_000_000  # from here on a browser takes its time to open a file
 
 
@@ -68,7 +67,7 @@ def write_html(file: Path, flags: ViewFlags, terminal: Terminal) -> int:
     filters = (Filter("file", "in", names),) if len(names) == len(flags.paths) else ()
     viewer = _open_viewer(_folders_of(flags.paths), None, flags.dataset_path)
     query = Query(filters, where=flags.where)
-    with _reading_bar() as tell_progress:
+    with telling_bar(**_BAR) as tell_progress:
         written = write_report(file, viewer, query, flags.limit or REPORT_TRACES, tell_progress)
     of = f" of {written.num_found:,}" if written.num_traces < written.num_found else ""
     terminal.say(
@@ -89,7 +88,7 @@ def _open_viewer(folders: Sequence[Path], token: str | None, dataset_path: str |
     from distil.index.index import TraceIndex  # noqa: PLC0415
     from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
-    with _reading_bar() as tell_progress:
+    with telling_bar(**_BAR) as tell_progress:
         index = TraceIndex.open(folders, tell_progress)
     return Viewer(tuple(folders), index, token, dataset_path)
 
@@ -139,15 +138,3 @@ def _has_browser() -> bool:
     if sys.platform.startswith("linux"):
         return any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
     return True
-
-
-@contextmanager
-def _reading_bar() -> Iterator[Callable[[int, int], None]]:
-    """A function that is told how many of how many files are read."""
-    with tqdm(unit="trace", leave=False, delay=0.5, dynamic_ncols=True) as bar:
-
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield tell
