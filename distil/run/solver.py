@@ -21,7 +21,7 @@ from distil.run.suspicion import Tally
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import IMAGE_COLUMN
-from distil.spending.budget import Budget, Limits
+from distil.spending.budget import Budget, Measure, calls_of, cost_of, tokens_of
 from distil.spending.prices import find_prices
 from distil.store.folder import RunFolder
 from distil.store.spending import SpendingFile
@@ -228,9 +228,15 @@ def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str]
 
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
     """The budget of a folder; raises UsageError for a cost limit without prices."""
-    limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
     prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
-    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.record)
+    limits: dict[Measure, float | None] = {
+        calls_of: flags.max_calls,
+        tokens_of: flags.max_total_tokens,
+        cost_of: flags.max_cost_usd,
+    }
+    budget = Budget(teacher.max_tokens, prices, limits, spending.record)
+    budget.read(spending.entries())
+    return budget
 
 
 def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> Teacher:
