@@ -12,17 +12,16 @@ from distil.commands.flags import RunFlags
 from distil.errors import UsageError
 from distil.records import Json, OnChange, ToolMode
 from distil.rollout import Conversation, turn_seed
-from distil.run.draws import Bins, open_bins
-from distil.run.plan import teacher_settings, urls_text
+from distil.run.draws import open_draws
+from distil.run.plan import as_traces_say, teacher_settings, urls_text
 from distil.run.schedule import Rollouts
 from distil.run.settle import (
     PROBED,
-    Asked,
     chosen_profile,
     open_acceptance,
+    settings_for,
     settle_folder,
     told_tool_mode,
-    unasked_settings,
     what_is_asked,
 )
 from distil.run.solver import open_budget, open_rows, open_sandbox, rollout_settings
@@ -30,8 +29,9 @@ from distil.store.folder import Claim
 from distil.store.spending import SpendingFile
 from distil.store.trace_file import trace_name
 from distil.store.trace_settings import TraceSettings
-from distil.teacher.address import Address, find_teacher
-from distil.teacher.client import TeacherSettings, request_body
+from distil.tasks import TASKS
+from distil.teacher.address import find_teacher
+from distil.teacher.client import request_body
 
 _NOT_ASKED = "(the server's only model)"
 _DATA_URL = "data:"
@@ -44,17 +44,20 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     """
     address = find_teacher(flags.teacher.api_base)
     with what_is_asked(flags, tell) as asked, open_sandbox(flags, tell):
-        source, indices = open_rows(flags.samples, asked.task, tell)
-        bins = open_bins(flags, asked.task, source, indices)
+        task = TASKS[asked.task]
+        source, indices = open_rows(flags.samples, task, tell)
+        draws = open_draws(flags, task, source, indices)
         open_acceptance(flags, asked, source, indices)
-        if bins is not None:
-            indices = _first_drawn(bins, flags)
+        if draws is not None:
+            indices = draws.first()
             tell(f"--target_acc: {len(indices)} rows are drawn at once, the others by what comes of these")
         folder = Path(flags.samples.output_dir)
         claim = _claimed(folder)
         model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
-        teacher, settings = _expected(flags, asked, address, model)
-        settings = replace(settings, columns=source.chosen or None)
+        settings = _expected(flags, asked, model)
+        settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
+        teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
+        teacher = as_traces_say(teacher, settings)
         if claim is not None:
             on_change = OnChange(flags.samples.on_change)
             fingerprint = source.identity.fingerprint
@@ -62,15 +65,15 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
             folder = claim.path
         open_budget(flags.budget, teacher, SpendingFile(folder))
         wanted = Rollouts(indices, flags.rollouts.rollouts_per_sample)
-        is_left = [not (folder / trace_name(each)).exists() for each in wanted]
+        left = [each for each in wanted if not (folder / trace_name(each)).exists()]
         tell(
-            f"Dry run: nothing is sent. {_wanted_text(wanted)} are selected, {is_left.count(False)} of them "
-            f"have a trace in {folder}."
+            f"Dry run: nothing is sent. {_wanted_text(wanted)} are selected, {len(wanted) - len(left)} of "
+            f"them have a trace in {folder}."
         )
-        if True not in is_left:
+        if not left:
             tell("Nothing is left to ask.")
             return
-        sample_id = wanted[is_left.index(True)]
+        sample_id = left[0]
         sample = source.read(sample_id)(None)
         conversation = Conversation.start(sample, rollout_settings(settings, None))
     tools = settings.prompt().native_tools
@@ -82,31 +85,17 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
         tell(line)
 
 
-def _first_drawn(bins: Bins, flags: RunFlags) -> list[int]:
-    """The rows that a new folder's run draws before anything came of one."""
-    aim = bins.aim(flags)
-    while aim.draw() is not None:
-        pass
-    return aim.rows
-
-
 def _wanted_text(wanted: Rollouts) -> str:
     """How many samples are selected, and of how many rows where those have several."""
     of_rows = f" ({len(wanted.rows)} rows, each up to {wanted.num_each} times)" if wanted.num_each > 1 else ""
     return f"{len(wanted)} samples{of_rows}"
 
 
-def _expected(
-    flags: RunFlags, asked: Asked, address: Address, model: str
-) -> tuple[TeacherSettings, TraceSettings]:
-    """How the teacher is asked where it takes all request fields; in auto mode by native calls."""
-    teacher = replace(teacher_settings(flags.teacher, address.api_base, address.api_key), model=model)
-    profile = chosen_profile(teacher.model, flags.tools)
-    teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
-    settings = unasked_settings(flags, asked, profile, teacher)
+def _expected(flags: RunFlags, asked: TraceSettings, model: str) -> TraceSettings:
+    """The settings where the teacher takes all request fields; in auto mode by native calls."""
+    settings = settings_for(asked, flags, chosen_profile(model, flags.tools), model)
     told = told_tool_mode(flags.tools, settings.prompt())
-    mode = ToolMode.NATIVE if told is None else told[0]
-    return teacher, replace(settings, tool_mode=mode, teacher_note=address.note)
+    return replace(settings, tool_mode=ToolMode.NATIVE if told is None else told[0])
 
 
 def _claimed(path: Path) -> Claim | None:

@@ -48,7 +48,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class SampleSelection:
     """What is to be estimated; those without a trace are counted as they were before the measured run."""
 
     num_samples: int
@@ -71,6 +71,10 @@ class Measured:
     sample_seconds: Spread = field(default_factory=Spread)  # of those that finished, as the next two
     sample_tokens: Spread = field(default_factory=Spread)
     sample_costs_usd: Spread = field(default_factory=Spread)
+
+    def begin(self) -> None:
+        """Time is counted from here on."""
+        self.started = time.monotonic()
 
     def add(self, seconds: float | None, tokens: float | None, cost_usd: float | None) -> None:
         """Count a sample that finished; None where the server does not say."""
@@ -136,7 +140,7 @@ def choose_samples(
 
 
 def estimate_spending(
-    total: float | None, values: Spread, measured: Measured, selection: Selection
+    total: float | None, values: Spread, measured: Measured, selection: SampleSelection
 ) -> Estimate | None:
     """Tokens or cost by their `total` in the run, None where that is not known.
 
@@ -152,7 +156,7 @@ def estimate_spending(
     return Estimate(mean, whole, whole_range, num_to_do(measured, selection) * mean)
 
 
-def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
+def estimate_seconds(measured: Measured, selection: SampleSelection) -> Estimate:
     """Time by the throughput that was measured.
 
     At best all workers are as fast as those that were busy here. At worst no more samples are worked on at
@@ -171,6 +175,6 @@ def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
     return Estimate(mean, whole, (min(best, whole), whole * (1 + share)), to_do)
 
 
-def num_to_do(measured: Measured, selection: Selection) -> int:
+def num_to_do(measured: Measured, selection: SampleSelection) -> int:
     """The samples that have no trace yet, after the measured run."""
     return selection.num_without_trace - measured.num_finished

@@ -9,7 +9,7 @@ from rich.table import Table
 from distil.spending.estimate import (
     Estimate,
     Measured,
-    Selection,
+    SampleSelection,
     estimate_seconds,
     estimate_spending,
     num_to_do,
@@ -19,7 +19,7 @@ from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text
 
 
-def print_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+def print_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """Print what the selection will take, with a 95 % range, and what of it is still to do."""
     left = num_to_do(measured, selection)
     if measured.num_finished:
@@ -33,7 +33,7 @@ def print_estimate(measured: Measured, selection: Selection, terminal: Terminal)
         terminal.say(text)
 
 
-def give_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+def give_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """Give the same as one JSON document: seconds, tokens and USD."""
     left = num_to_do(measured, selection)
     if measured.num_finished:
@@ -50,7 +50,7 @@ def give_estimate(measured: Measured, selection: Selection, terminal: Terminal) 
     )
 
 
-def _estimates(measured: Measured, selection: Selection) -> dict[str, Estimate | None]:
+def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Estimate | None]:
     if not measured.num_finished:
         return {"seconds": None, "tokens": None, "cost_usd": None}
     tokens, costs = measured.sample_tokens, measured.sample_costs_usd
@@ -61,7 +61,7 @@ def _estimates(measured: Measured, selection: Selection) -> dict[str, Estimate |
     }
 
 
-def _table(measured: Measured, selection: Selection) -> Table:
+def _table(measured: Measured, selection: SampleSelection) -> Table:
     table = Table(box=None, pad_edge=False)
     left = num_to_do(measured, selection)
     whole = f"all {selection.num_samples} samples"
@@ -86,7 +86,7 @@ def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str
     return (text(estimate.sample), text(estimate.whole), whole_range, text(estimate.to_do))
 
 
-def _notes(measured: Measured, selection: Selection) -> list[str]:
+def _notes(measured: Measured, selection: SampleSelection) -> list[str]:
     """What the figures rest on, and what makes them too low or too high."""
     at_best = min(selection.max_workers, selection.num_samples)
     ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
