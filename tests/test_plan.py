@@ -201,7 +201,7 @@ def test_another_process_can_work_by_a_plan_that_came_as_bytes(photos: Path, tmp
         flags = parsed(*common, "--output_dir", str(tmp_path / "planned"))
         address = Address((server.api_base,), KEY)
         with what_is_asked(flags, quiet().say) as asked:
-            source, _ = open_rows(flags.samples, asked.task, quiet().say)
+            source, _ = open_rows(flags.samples, TASKS[asked.task], quiet().say)
             plan, output = settle(flags, asked, source, address, quiet().say)
         assert pickle.loads(pickle.dumps(plan)) == plan
         assert KEY not in json.dumps(plan.as_json()) + repr(pickle.dumps(plan))

@@ -11,7 +11,7 @@ from distil.records import Json
 from distil.spending.estimate import (
     Estimate,
     Measured,
-    Selection,
+    SampleSelection,
     estimate_seconds,
     estimate_spending,
     num_to_do,
@@ -20,7 +20,7 @@ from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text
 
 
-def show_estimate(measured: Measured, selection: Selection, terminal: Terminal) -> None:
+def show_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """What the selection will take, with a 95 % range, and what of it is still to do; or as JSON."""
     left, notes = num_to_do(measured, selection), _notes(measured, selection)
     estimates = _estimates(measured, selection)
@@ -48,7 +48,7 @@ def _estimate_json(estimate: Estimate) -> dict[str, Json]:
     return asdict(estimate) | {"whole_range": estimate.whole_range and list(estimate.whole_range)}
 
 
-def _estimates(measured: Measured, selection: Selection) -> dict[str, Estimate | None]:
+def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Estimate | None]:
     if not measured.num_finished:
         return {"seconds": None, "tokens": None, "cost_usd": None}
     tokens, costs = measured.sample_tokens, measured.sample_costs_usd
@@ -76,7 +76,7 @@ def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str
     return (text(estimate.sample), text(estimate.whole), whole_range, text(estimate.to_do))
 
 
-def _notes(measured: Measured, selection: Selection) -> list[str]:
+def _notes(measured: Measured, selection: SampleSelection) -> list[str]:
     """What the figures rest on, and what makes them too low or too high."""
     if not measured.num_finished:
         return _nothing_measured(measured, num_to_do(measured, selection))
