@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
@@ -33,7 +33,7 @@ from distil.records import (
 from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
-AUTO = "auto"
+AUTO: Final = "auto"
 VIEW_PORT = 8642  # of the web page
 REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
@@ -46,7 +46,7 @@ class Flag:
     """How a field is given on the command line; `{default}` in `help` is its default.
 
     `parse` reads the text, and raises ValueError or ArgumentTypeError, `from_json` what a run's record keeps.
-    A field of type bool needs neither.
+    A field of type bool needs neither. Where `choices` are members of an enum the value is the one named.
     """
 
     help: str | None = None
@@ -57,6 +57,17 @@ class Flag:
     is_positional: bool = False
     is_required: bool = False
     is_many: bool = False  # a positional that may be given several times: its value is a tuple
+
+    def read(self, text: str) -> object:
+        """The value that a text gives; raises ValueError or ArgumentTypeError."""
+        return self._chosen(self.parse(text))
+
+    def stored(self, value: Json) -> object:
+        """The value that a run's record keeps."""
+        return self._chosen(self.from_json(value))
+
+    def _chosen(self, value: object) -> object:
+        return next((choice for choice in self.choices or () if choice == value), value)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default
         kept["nargs"] = "+"
     parser.add_argument(
         name if flag.is_positional else f"--{name}",
-        type=flag.parse,
+        type=flag.read,
         metavar=flag.metavar,
         choices=flag.choices and tuple(map(str, flag.choices)),
         help=flag.help and flag_text(flag.help, default),
@@ -155,7 +166,7 @@ def flags_from_json(flags: GroupT, values: Mapping[str, Json]) -> GroupT:
         if isinstance(item, Group):
             given[name] = flags_from_json(value, values)
         else:
-            given[name] = values[name] if item is None else item.from_json(values[name])
+            given[name] = values[name] if item is None else item.stored(values[name])
     return replace(flags, **given)  # type: ignore[type-var]
 
 
@@ -352,12 +363,12 @@ class SampleFlags:
     seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[
-        str,
+        OnChange,
         Flag(
             "what to do with traces in DIR that were made with other settings (default: refuse to run)",
             choices=OnChange,
         ),
-    ] = OnChange.REFUSE.value
+    ] = OnChange.REFUSE
     retry_failed: Annotated[bool, Flag("only the samples that failed before")] = False
     keep_going: Annotated[
         bool, Flag("go on where the first 20 samples have no answer, or all tool calls fail")
@@ -461,22 +472,22 @@ class ToolFlags:
     ] = "zoom,rotate"
     max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
     tool_mode: Annotated[
-        str,
+        ToolMode | Literal["auto"],
         Flag(
             "how tool calls are written; auto asks for one to find out (default: {default})",
             choices=(AUTO, *_NATIVE_OR_TEXT),
         ),
     ] = AUTO
     coordinates: Annotated[
-        str,
+        Frame | Literal["auto"],
         Flag(
             "the frame of the teacher's boxes; auto goes by the model's name (default: {default})",
             choices=(AUTO, *Frame),
         ),
     ] = AUTO
     crop_from: Annotated[
-        str, Flag("the picture that boxes refer to (default: {default})", choices=CropFrom)
-    ] = CropFrom.CURRENT.value
+        CropFrom, Flag("the picture that boxes refer to (default: {default})", choices=CropFrom)
+    ] = CropFrom.CURRENT
     image_max_pixels: Annotated[
         int | None,
         Flag(
@@ -883,7 +894,7 @@ class DoctorFlags:
         str | None, Flag("(default: the server's only model; without --api_base at $OPENAI_BASE_URL)")
     ] = None
     coordinates: Annotated[
-        str,
+        Frame | Literal["auto"],
         Flag(
             "the frame to tell the teacher; auto goes by the model's name (default: {default})",
             choices=(AUTO, *Frame),

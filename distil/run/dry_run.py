@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from distil.commands.flags import RunFlags
 from distil.errors import UsageError
-from distil.records import Json, OnChange, ToolMode
+from distil.records import Json, ToolMode
 from distil.rollout import Conversation, turn_seed
 from distil.run.draws import Bins, open_bins
 from distil.run.plan import teacher_settings, urls_text
@@ -56,7 +56,7 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
         teacher, settings = _expected(flags, asked, address, model)
         settings = replace(settings, columns=source.chosen or None)
         if claim is not None:
-            on_change = OnChange(flags.samples.on_change)
+            on_change = flags.samples.on_change
             fingerprint = source.identity.fingerprint
             claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
             folder = claim.path

@@ -34,7 +34,7 @@ class Plan:
     @property
     def on_change(self) -> OnChange:
         """What to do with traces that were made with other settings."""
-        return OnChange(self.flags.samples.on_change)
+        return self.flags.samples.on_change
 
     @property
     def sight_warning(self) -> str | None:

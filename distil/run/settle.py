@@ -12,7 +12,7 @@ from pathlib import Path
 from distil.commands.flags import AUTO, RunFlags, ToolFlags
 from distil.errors import BudgetExceeded, UsageError
 from distil.own_code import OwnCode, own_code
-from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
+from distil.records import OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
 from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
@@ -121,7 +121,7 @@ def settle(
     settings = unasked_settings(flags, asked, profile, teacher)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     settle_claim = partial(
-        settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
+        settle_folder, fingerprint=source.identity.fingerprint, on_change=flags.samples.on_change
     )
     claim = settle_claim(claim, settings, ignored=PROBED)
     prompt = settings.prompt()
@@ -153,7 +153,7 @@ def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]
 
 def chosen_profile(model: str, flags: ToolFlags) -> Profile:
     """The profile of a model's family, as the flags change it."""
-    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    frame = None if flags.coordinates == AUTO else flags.coordinates
     return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
 
 
@@ -162,7 +162,7 @@ def unasked_settings(
 ) -> TraceSettings:
     """The settings as far as they are known before the teacher is asked."""
     tools = load_tools(flags.tools.tools)
-    boxes = BoxFrame(profile.frame, CropFrom(flags.tools.crop_from))
+    boxes = BoxFrame(profile.frame, flags.tools.crop_from)
     runs_code = any(tool.runs_code for tool in tools)
     system_prompt = flags.teacher.system_prompt
     return TraceSettings(
@@ -250,7 +250,7 @@ def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | N
     if not prompt.tools:
         return ToolMode.NONE, "no tools are offered"
     if flags.tool_mode != AUTO:
-        return ToolMode(flags.tool_mode), "as --tool_mode says"
+        return flags.tool_mode, "as --tool_mode says"
     return None
 
 

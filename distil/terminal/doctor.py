@@ -11,7 +11,6 @@ from distil.commands.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.doctor.findings import Examination
 from distil.doctor.interview import ask_models_soon, examine
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
-from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import OutagePolicy
@@ -111,7 +110,7 @@ def _examined(
     if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
     settings = replace(settings, model=flags.model or models.only(settings))
-    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    frame = None if flags.coordinates == AUTO else flags.coordinates
     with terminal.waiting("Asking the teacher"):
         return examine(settings, models, frame), settings
 
