@@ -7,10 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from distil import __version__, process
 from distil.commands.flags import (
@@ -30,21 +30,16 @@ from distil.commands.flags import (
     VerifyFlags,
     ViewFlags,
     add_flags,
-    command_text,
     read_flags,
     stated_flags,
 )
 from distil.commands.usage import Parser, examples_text
 from distil.errors import UsageError
-from distil.records import ExportFormat, FailedCalls, Frame, NearDuplicates, Student, Thoughts, ToolMode
+from distil.records import ExportFormat, Frame
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import printable
 
-if TYPE_CHECKING:
-    from distil.exports.selection import Selection
-
 _ADVICE = "; nothing is lost, the same command goes on from here"
-_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json", "dry_run")
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
@@ -118,76 +113,18 @@ def _with_own_code(
 
 
 def _export(flags: ExportFlags) -> Callable[[], int]:
-    from distil.exports.export import Job  # noqa: PLC0415
-    from distil.exports.options import ExportOptions  # noqa: PLC0415
-    from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export, show_rows, show_selection  # noqa: PLC0415
 
-    form = flags.form
-    options = ExportOptions(
-        format=ExportFormat(flags.format),
-        coordinates=Frame(form.coordinates),
-        image_max_pixels=form.image_max_pixels,
-        thoughts=Thoughts(form.reasoning),
-        failed_calls=FailedCalls(form.errors),
-        call_form=ToolMode(form.call_form),
-        student=Student(form.student),
-        takes_all=flags.all,
-    )
-    job = Job(
-        out=flags.out,
-        command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
-        dataset_path=flags.dataset_path,
-        limit=flags.limit,
-        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
-        overwrites=flags.overwrite,
-    )
-    terminal = Terminal(gives_json=flags.json)
     if flags.preview is None and not flags.dry_run and flags.out == Path():
         raise argparse.ArgumentTypeError("say where to write: --out PATH; or look first: --preview 3")
-
-    selection = _selection(flags)
-    action = partial(export, flags.paths, selection, options, job, terminal)
-    if flags.dry_run:
-        action = partial(show_selection, flags.paths, selection, job, terminal)
-    elif flags.preview is not None:
-        action = partial(
-            show_rows, flags.paths, selection, options, replace(job, limit=flags.preview), terminal
-        )
-    return partial(_with_own_code, action, flags.task, flags.tool_module, None)
-
-
-def _selection(flags: ExportFlags) -> Selection:
-    from distil.exports.selection import Selection  # noqa: PLC0415
-    from distil.exports.splits import Splitting  # noqa: PLC0415
-
     asked = flags.selection
-    splitting = None
     if asked.split_step is not None and asked.split_by is None:
         raise argparse.ArgumentTypeError("--split_step: say of which columns, as --split_by COLUMN,COLUMN")
-    if asked.validation is not None:
-        columns = tuple(name.strip() for name in (asked.split_by or "").split(",") if name.strip())
-        splitting = Splitting(asked.validation, columns, asked.split_step)
-    elif asked.split_by is not None:
+    if asked.split_by is not None and asked.validation is None:
         raise argparse.ArgumentTypeError("--split_by: say how much is for validation, as --validation 0.05")
-    return Selection(
-        only_kept=asked.only_kept,
-        ignores_marks=asked.ignore_marks,
-        takes_all=flags.all,
-        where=flags.where,
-        pass_rate=asked.pass_rate,
-        accept=asked.accept,
-        drops_repeats=asked.drop_repeats,
-        near_duplicates=NearDuplicates(asked.near_duplicates) if asked.near_duplicates else None,
-        near_bits=asked.near_bits,
-        best_of=asked.best_of,
-        max_per_sample=asked.max_per_sample,
-        balance=asked.balance,
-        balance_max=asked.balance_max,
-        splitting=splitting,
-        shuffles=asked.shuffle,
-        seed=asked.seed,
-    )
+    action = show_selection if flags.dry_run else export if flags.preview is None else show_rows
+    run = partial(action, flags, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, flags.task, flags.tool_module, None)
 
 
 def _check(flags: CheckFlags) -> Callable[[], int]:

@@ -646,44 +646,45 @@ class FormFlags:
     """What the rows of an export are like."""
 
     reasoning: Annotated[
-        str,
+        Thoughts,
         Flag(
             "the teacher's: as plain text, left out, or within <think> (default: {default})",
             choices=Thoughts,
         ),
-    ] = Thoughts.THINK.value
+    ] = Thoughts.THINK
     errors: Annotated[
-        str,
+        FailedCalls,
         Flag(
             "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
             choices=FailedCalls,
         ),
-    ] = FailedCalls.MASK.value
+    ] = FailedCalls.MASK
     coordinates: Annotated[
-        str,
+        Frame,
         Flag(
             "boxes in thousandths of a picture, or in its pixels; then pictures get the sizes that the "
             "student's processor would give them (default: {default})",
             choices=(Frame.REL1000, Frame.PIXEL),
         ),
-    ] = Frame.REL1000.value
+    ] = Frame.REL1000
     image_max_pixels: Annotated[
         int | None, Flag("make larger pictures smaller (default: as the teacher got them)", "N", _positive)
     ] = None
     student: Annotated[
-        str,
+        Student,
         Flag(
             "the family that learns: how it sizes pictures (default: {default})",
             choices=Student,
         ),
-    ] = Student.QWEN3_VL.value
+    ] = Student.QWEN3_VL
     call_form: Annotated[
-        str,
+        ToolMode,
         Flag(
             "calls as text, which every trainer reads alike, or as its own fields (default: {default})",
             choices=(ToolMode.TEXT, ToolMode.NATIVE),
         ),
-    ] = ToolMode.TEXT.value
+    ] = ToolMode.TEXT
+    has_attribution: bool = False  # rows say whose they are: where their dataset does
 
 
 @dataclass(frozen=True)
@@ -699,7 +700,7 @@ class SelectionFlags:
     accept: Annotated[str | None, Flag('which of them pass, as "score > 0.8"', "SQL")] = None
     drop_repeats: Annotated[bool, Flag("of a row's traces that say the same only the first")] = False
     near_duplicates: Annotated[
-        str | None,
+        NearDuplicates | None,
         Flag(
             "photos that are nearly the same: only one of them, or all on one side of the split",
             choices=NearDuplicates,
@@ -744,8 +745,8 @@ class ExportFlags:
         tuple[Path, ...],
         Flag("runs' folders, or trace files", "DIR", Path, is_positional=True, is_many=True),
     ] = ()
-    format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
-        ExportFormat.TRL.value
+    format: Annotated[ExportFormat, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
+        ExportFormat.TRL
     )
     out: Annotated[Path, Flag("the folder to write (needed but for --preview)", "PATH", Path)] = Path()
     preview: Annotated[
@@ -779,10 +780,10 @@ class CheckFlags:
         Path, Flag("an export's folder, or a file of rows", "EXPORT", Path, is_positional=True)
     ] = Path()
     format: Annotated[
-        str | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
+        ExportFormat | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
     ] = None
     coordinates: Annotated[
-        str | None,
+        Frame | None,
         Flag(
             "the frame of its boxes (default: as the export says, else rel1000)",
             choices=(Frame.REL1000, Frame.PIXEL),
@@ -817,11 +818,11 @@ class ImportFlags:
     ] = ()
     output_dir: Annotated[Path, Flag("the folder to make", "DIR", Path, is_required=True)] = Path()
     format: Annotated[
-        str, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
-    ] = ExportFormat.OPENAI.value
+        ExportFormat, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
+    ] = ExportFormat.OPENAI
     coordinates: Annotated[
-        str, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
-    ] = Frame.REL1000.value
+        Frame, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
+    ] = Frame.REL1000
     json: Annotated[bool, _JSON] = False
 
 
