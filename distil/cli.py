@@ -33,7 +33,7 @@ from distil.commands.flags import (
     read_flags,
     stated_flags,
 )
-from distil.commands.usage import Parser, examples_text
+from distil.commands.usage import Parser, completion_script, examples_text
 from distil.errors import UsageError
 from distil.records import ExportFormat, Frame
 from distil.terminal.terminal import Terminal
@@ -41,6 +41,8 @@ from distil.terminal.words import printable
 
 _ADVICE = "; nothing is lost, the same command goes on from here"
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
+_FEW = f"{_REAL} --num_samples 10"
+_TWO_RUNS = (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10")
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
 
@@ -87,9 +89,8 @@ def _shown(flags: ViewFlags) -> Callable[[], int]:
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
     from distil.terminal.verification import verify  # noqa: PLC0415
 
-    terminal = Terminal(gives_json=flags.json)
-    check = partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
-    return partial(_with_own_code, check, flags.task, flags.tool_module, flags.reward)
+    run = partial(verify, flags, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, flags.task, flags.tool_module, flags.reward)
 
 
 def _score(flags: ScoreFlags) -> Callable[[], int]:
@@ -97,9 +98,8 @@ def _score(flags: ScoreFlags) -> Callable[[], int]:
         raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
     from distil.terminal.scores import score  # noqa: PLC0415
 
-    return partial(
-        _with_own_code, partial(score, flags.path, Terminal(gives_json=flags.json)), None, None, flags.reward
-    )
+    run = partial(score, flags.path, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, None, None, flags.reward)
 
 
 def _with_own_code(
@@ -157,12 +157,15 @@ def _status(flags: StatusFlags) -> Callable[[], int]:
 def _clean(flags: CleanFlags) -> Callable[[], int]:
     from distil.store.clean import clean_folder  # noqa: PLC0415
 
-    def clean() -> int:
-        lines = clean_folder(flags.path)
-        print("\n".join(f"Removed {line}" for line in lines) or "There was nothing to remove.")
-        return process.EXIT_DONE
+    def clean() -> str:
+        return "\n".join(f"Removed {line}" for line in clean_folder(flags.path))
 
-    return clean
+    return partial(_print, lambda: clean() or "There was nothing to remove.")
+
+
+def _print(text: Callable[[], str]) -> int:
+    print(text())
+    return process.EXIT_DONE
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -178,28 +181,17 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
 def _signs(flags: SignsFlags) -> Callable[[], int]:
     from distil.embedded.launch import draw_data  # noqa: PLC0415
 
-    def draw() -> int:
+    def draw() -> str:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
         draw_data(flags.output_dir, flags.num_rows, flags.seed, flags.kind)
-        print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
-        return process.EXIT_DONE
+        return f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}"
 
-    return draw
+    return partial(_print, draw)
 
 
 def _completion(flags: CompletionFlags) -> Callable[[], int]:
-    def complete() -> int:
-        try:
-            from distil.commands.completion import completion_script  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
-
-        parser, parsers = _parsers()
-        print(completion_script(parser, parsers.values(), flags.shell))
-        return process.EXIT_DONE
-
-    return complete
+    return partial(_print, lambda: completion_script(*_parsers(), flags.shell))
 
 
 @dataclass(frozen=True)
@@ -226,7 +218,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
         RunFlags(),
         _distil,
-        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
+        _TWO_RUNS,
         _ADVICE,
         takes_config=True,
     ),
@@ -236,7 +228,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
         RunFlags(SampleFlags(output_dir="traces_python_code"), tools=ToolFlags(tools="python_code")),
         _distil,
-        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
+        _TWO_RUNS,
         _ADVICE,
         takes_config=True,
     ),
@@ -246,7 +238,7 @@ COMMANDS: tuple[Command, ...] = (
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
         RunFlags(SampleFlags(output_dir="traces_with_tools", max_workers=1), keep_pictures=True),
         _distil,
-        (f"{_REAL} --num_samples 10",),
+        (_FEW,),
         _ADVICE,
         takes_config=True,
     ),
@@ -258,7 +250,7 @@ COMMANDS: tuple[Command, ...] = (
             SampleFlags(output_dir="traces_demo", max_workers=1), tools=ToolFlags(tools="none", max_turns=1)
         ),
         _distil,
-        (f"{_REAL} --num_samples 10",),
+        (_FEW,),
         _ADVICE,
         takes_config=True,
     ),

@@ -145,7 +145,7 @@ def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
         if "commands" in imported_rooms(path) and room_of(path) not in ("run", "commands", "exports")
     }
     of_exports = {"terminal/exporting.py", "terminal/previewing.py", "terminal/checking.py"}
-    of_view = {"terminal/traces.py", "terminal/web.py", "viewer/preview_page.py"}
+    of_view = {"terminal/traces.py", "terminal/web.py", "terminal/verification.py", "viewer/preview_page.py"}
     assert users - of_exports - of_view == {"cli.py", "terminal/doctor.py"}
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
@@ -41,6 +42,7 @@ REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
 
 GroupT = TypeVar("GroupT")
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -179,86 +181,56 @@ def _stated(flags: object) -> Iterator[tuple[str, Flag | None, str]]:
 # --- what is read from a text ---
 
 
-def _whole(text: str, at_least: int | None = None) -> int:
-    """A whole number; raises ArgumentTypeError, as argparse would name the function."""
-    needed = "must be a whole number" + ("" if at_least is None else f" of {at_least} or more")
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(needed) from None
-    if at_least is not None and value < at_least:
-        raise argparse.ArgumentTypeError(needed)
-    return value
+def _reader(
+    read: Callable[[str], ValueT], told: str, fits: Callable[[ValueT], bool] = lambda _: True
+) -> Callable[[str], ValueT]:
+    """What reads a value that fits, and raises ArgumentTypeError saying what is told for any other text."""
 
-
-def _count(text: str) -> int:
-    return _whole(text, at_least=0)
-
-
-def _positive(text: str) -> int:
-    return _whole(text, at_least=1)
-
-
-def _cores() -> int:
-    """How many processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _number(text: str, fits: Callable[[float], bool], told: str) -> float:
-    """A finite number that fits; raises ArgumentTypeError saying what is told."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and fits(value)):
+    def parse(text: str) -> ValueT:
+        with suppress(ValueError):
+            value = read(text)
+            if fits(value):
+                return value
         raise argparse.ArgumentTypeError(told)
+
+    return parse
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
     return value
 
 
-def _amount(text: str) -> float:
-    return _number(text, lambda value: value > 0, "must be an amount above 0")
+_whole = _reader(int, "must be a whole number")
+_count = _reader(int, "must be a whole number of 0 or more", lambda value: value >= 0)
+_positive = _reader(int, "must be a whole number of 1 or more", lambda value: value >= 1)
+_amount = _reader(_finite, "must be an amount above 0", lambda value: value > 0)
+_part = _reader(_finite, "must be a share between 0 and 1", lambda value: 0 < value < 1)
+_share = _reader(_finite, "must be a number from 0 to 1", lambda value: 0 <= value <= 1)
+_temperature = _reader(_finite, "must be a number from 0 to 2", lambda value: 0 <= value <= 2)
+_seconds = _reader(_finite, "must be a number of seconds above 0", lambda value: value > 0)
+_grace = _reader(_finite, "must be a number of seconds, 0 or more", lambda value: value >= 0)
+_bits = _reader(int, "must be a whole number from 0 to 32", lambda value: value in range(33))
+_band = _reader(Band.parse, "use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
+_prices = _reader(parse_prices, "use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens")
 
 
-def _part(text: str) -> float:
-    return _number(text, lambda value: 0 < value < 1, "must be a share between 0 and 1")
-
-
-def _share(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")
-
-
-def _bits(text: str) -> int:
-    return int(_number(text, lambda value: value in range(33), "must be a whole number from 0 to 32"))
-
-
-def _band(text: str) -> Band:
-    try:
-        return Band.parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8") from None
-
-
-def _prices(text: str) -> FixedPrices:
-    try:
-        return parse_prices(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens") from None
+def _port(text: str) -> int:
+    port = _count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
+    return port
 
 
 def _stored_prices(value: Json) -> FixedPrices | None:
     return None if value is None else FixedPrices(**value)
 
 
-def _temperature(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 2, "must be a number from 0 to 2")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, lambda value: value > 0, "must be a number of seconds above 0")
-
-
-def _grace(text: str) -> float:
-    return _number(text, lambda value: value >= 0, "must be a number of seconds, 0 or more")
+def _cores() -> int:
+    """How many processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- the user's own code ---
@@ -563,13 +535,6 @@ class EstimateFlags(RunFlags):
 _TRACES = Flag("a trace file or a folder of them", "PATH", Path, is_positional=True)
 _DATASET_NOW = Flag("where the dataset is now (default: as the traces say)", "PATH")
 _PAGE, _REPORT = "a web page", "a report"
-
-
-def _port(text: str) -> int:
-    port = _count(text)
-    if port > 65535:
-        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
-    return port
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
+from distil.commands.flags import VerifyFlags
 from distil.errors import UsageError
 from distil.records import Json
 from distil.replay.processes import verify_traces
@@ -20,28 +20,23 @@ _SHOWN = 20
 _NOTES = (RECIPE_NOT_RUN, REWARD_NOT_RUN, IMPORTED_NOT_PROVEN)
 
 
-def verify(
-    path: Path,
-    dataset_path: str | None,
-    max_workers: int,
-    verbose: bool,
-    terminal: Terminal,
-) -> int:
+def verify(flags: VerifyFlags, terminal: Terminal) -> int:
     """Verify a trace file or a folder of them; returns 0 where all match, else 1.
 
-    As JSON it lists what does not match, with `verbose` every trace.
-
-    Raises UsageError where there is nothing to verify.
+    As JSON it lists what does not match, with `verbose` every trace. Raises UsageError where there is nothing
+    to verify.
     """
+    path, verbose = flags.path, flags.verbose
     files = [path] if path.is_file() else find_trace_files(path)
     if not files:
         raise UsageError(f"{path} is no trace file and holds no trace_*.json")
     counts: Counter[Verdict] = Counter()
     shown: list[Verification] = []  # the first bad ones, so that nothing grows with the traces; as JSON all
     not_run: dict[str, bool] = {}
+    tell = partial(say_above_bar, terminal)
     with (
         Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
-        closing(verify_traces(files, dataset_path, max_workers, partial(say_above_bar, terminal))) as found,
+        closing(verify_traces(files, flags.dataset_path, flags.max_workers, tell)) as found,
     ):
         for result in found:
             counts[result.verdict] += 1
