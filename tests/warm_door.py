@@ -42,7 +42,7 @@ _MODULES = (  # what a run is seen to import, where it is installed
     "distil.run.distillation",
     "distil.source.library",
     "distil.terminal.estimate",
-    "distil.terminal.progress",
+    "distil.terminal.bar",
     "distil.terminal.summary",
     "distil.terminal.traces",
     "distil.terminal.verification",
