@@ -28,7 +28,7 @@ from test_teacher import KEY, MESSAGES, settings
 from distil.errors import TeacherError
 from distil.spending.budget import Budget
 from distil.teacher import wire
-from distil.teacher.availability import NEVER, OutagePolicy
+from distil.teacher.availability import NEVER
 from distil.teacher.client import Teacher
 from distil.teacher.connection import Connection
 from distil.teacher.wire import MAX_REPLY_BYTES, Received, ReplyTooLarge, Wire, httpx
@@ -587,8 +587,8 @@ def test_a_reply_without_a_length_that_is_cut_off_is_not_taken_for_whole() -> No
 def test_a_connection_that_was_cut_off_takes_the_next_request_and_no_cut_meets_it() -> None:
     """Many requests that end about when they are cut off: each ends in time, and none hangs."""
     with RawServer(lambda *_: time.sleep(0.002) or WHOLE) as server:
-        never_down = OutagePolicy(NEVER, max_outage_seconds=60)
-        with Teacher(settings(server.api_base, timeout_seconds=0.0025, outage=never_down)) as teacher:
+        never_down = settings(server.api_base, timeout_seconds=0.0025, num_failures=NEVER)
+        with Teacher(never_down) as teacher:
             for seed in range(60):
                 with contextlib.suppress(TeacherError):
                     teacher.ask(MESSAGES, seed)

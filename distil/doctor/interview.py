@@ -65,7 +65,8 @@ _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 def ask_models_soon(settings: TeacherSettings) -> ModelList:
     """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
-    settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
+    patience = replace(settings.patience, max_advised_seconds=_MAX_WAIT_SECONDS)
+    settings = replace(settings, patience=patience)
     return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
@@ -116,8 +117,8 @@ class _Interview:
     """Asks within the limit of requests, and keeps what the replies have in common."""
 
     def __init__(self, settings: TeacherSettings, profile: Profile) -> None:
-        once = replace(settings.retry, max_retries=0)  # so that every request is counted
-        self.settings = replace(settings, retry=once, may_adapt=True)
+        once = replace(settings.patience, max_retries=0)  # so that every request is counted
+        self.settings = replace(settings, patience=once, may_adapt=True)
         self.profile = profile
         self.num_requests = 0
         self.replies: list[Reply] = []

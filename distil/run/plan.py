@@ -10,7 +10,7 @@ from distil.records import DatasetIdentity, Json, OnChange
 from distil.spending.tokens import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import CodeLimits, TraceSettings
-from distil.teacher.availability import OutagePolicy
+from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings, base_url_text
 
 
@@ -102,9 +102,11 @@ def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> Teache
         api_key=api_key,
         temperature=flags.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=flags.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=flags.turn_timeout_seconds,
+            max_outage_seconds=flags.max_outage_seconds,
+        ),
     )
 
 

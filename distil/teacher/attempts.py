@@ -5,35 +5,15 @@ Pure: the clock, the sleep and the chance are given, so that tests need no time.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
-from distil.teacher.availability import Availability, Sign
+from distil.teacher.availability import Availability, Patience, Sign
 from distil.teacher.replicas import SampleReplica
 from distil.teacher.statuses import Means, meaning
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how soon a failed attempt is repeated."""
-
-    max_retries: int = 12  # of one turn; attempts during an outage are not counted
-    first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
-    max_pause_seconds: float = 60.0
-    max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
-    max_unreachable_retries: float = math.inf  # of them, where no replica gave a reply
-
-    def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
-        """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
-
-        `chance` is from 0 to 1. The jitter comes on top of the advice, or all threads come back at once.
-        """
-        ceiling = min(self.max_pause_seconds, self.first_pause_seconds * 2.0 ** min(num_retries, 30))
-        return (advised_seconds or 0.0) + chance * ceiling
 
 
 @dataclass(slots=True)
@@ -77,8 +57,7 @@ class Attempts:
     where there is no other one, and DeadlinePassed where the time is over.
     """
 
-    policy: RetryPolicy
-    max_seconds: float  # of one attempt
+    patience: Patience
     availability: Availability
     replica: SampleReplica
     deadlines: tuple[Deadline, ...]
@@ -92,7 +71,7 @@ class Attempts:
     def __enter__(self) -> float:
         self.extend(self.availability.wait_until_up(self))
         try:
-            seconds = min(self.max_seconds, self._seconds_left())
+            seconds = min(self.patience.timeout_seconds, self._seconds_left())
         except DeadlinePassed:
             self.availability.note(self, Sign.NOTHING)  # it may be the one that tries
             raise
@@ -124,7 +103,7 @@ class Attempts:
             return Sign.ALIVE
         if self.clock() >= self._soonest().at:
             return Sign.NOTHING  # cut short by the turn's end
-        is_advised = failed.advised_seconds is not None and self.retries < self.policy.max_retries
+        is_advised = failed.advised_seconds is not None and self.retries < self.patience.max_retries
         return self.replica.note_silence(failed.sign, str(failed), is_advised)
 
     def _prepare_next(self, failed: AttemptFailed, sign: Sign, is_down: bool) -> None:
@@ -140,13 +119,13 @@ class Attempts:
             return
         # One that says when to come back is there.
         self.rounds += sign in (Sign.NO_CONNECTION, Sign.BROKEN) and failed.advised_seconds is None
-        if self.retries >= self.policy.max_retries or self.rounds > self.policy.max_unreachable_retries:
+        if self.retries >= self.patience.max_retries or self.rounds > self.patience.max_unreachable_retries:
             raise self._ended(failed.error)
         advised = failed.advised_seconds or 0.0
-        if advised > self.policy.max_advised_seconds:
+        if advised > self.patience.max_advised_seconds:
             raise self._ended(failed.error)
         num_pauses = max(self.retries, self.rounds - 1)
-        pause = self.policy.pause_seconds(num_pauses, advised, self.chance())
+        pause = self.patience.pause_seconds(num_pauses, advised, self.chance())
         self.retries += 1
         if pause - advised >= self._seconds_left(failed):
             raise self._passed(self._soonest(), failed)

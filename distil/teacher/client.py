@@ -21,8 +21,8 @@ from distil.errors import ContextOverflow, RunGivenUp, TeacherError, TeacherRefu
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
-from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, OutagePolicy, Sign
+from distil.teacher.attempts import AttemptFailed, Attempts, Deadline
+from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, Patience, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
 from distil.teacher.replicas import Replicas, SampleReplica
@@ -49,7 +49,6 @@ _MAX_SIZE_REFUSALS = 2  # in a row, each of another sample; a few photos may be 
 class TeacherSettings:
     """Where the teacher is and how it is asked.
 
-    `timeout_seconds` is of one attempt, `turn_timeout_seconds` of all that one reply takes.
     `may_adapt`: leave out or rename request fields that the server refuses; only before a run, since its
     traces say what was sent.
     """
@@ -60,10 +59,7 @@ class TeacherSettings:
     _: KW_ONLY
     temperature: float
     max_tokens: int
-    timeout_seconds: float
-    turn_timeout_seconds: float
-    outage: OutagePolicy
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    patience: Patience
     token_field: str = "max_tokens"
     sends_temperature: bool = True
     sends_seed: bool = True
@@ -123,7 +119,7 @@ class Teacher:
         self.settings = settings if len(urls) == 1 else _of_several(settings)
         self.slots = slots or Slots.unlimited()
         self.budget = budget or Budget.unlimited()
-        self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
+        self._availability = Availability(self.settings.patience, ", ".join(map(shown_url, urls)))
         self._replicas = Replicas(urls)
         self._tools_text = json.dumps(list(tools))  # the longest part of a request's opening
         self._local = threading.local()
@@ -202,10 +198,9 @@ class Teacher:
 
     def _attempts(self, replica: SampleReplica, deadlines: tuple[Deadline, ...]) -> Attempts:
         """The attempts of one turn."""
-        settings, availability = self.settings, self._availability
-        deadlines = (Deadline.after("turn", settings.turn_timeout_seconds), *deadlines)
-        limits = (settings.retry, settings.timeout_seconds)
-        return Attempts(*limits, availability, replica, deadlines, availability.sleep)
+        patience, availability = self.settings.patience, self._availability
+        deadlines = (Deadline.after("turn", patience.turn_timeout_seconds), *deadlines)
+        return Attempts(patience, availability, replica, deadlines, availability.sleep)
 
     def _attempt(self, attempts: Attempts, question: _Question, seconds: float) -> Reply:
         """One attempt, as soon as the budget has room for it and a slot is free."""
@@ -368,12 +363,9 @@ class SampleTeacher:
 
 def _of_several(settings: TeacherSettings) -> TeacherSettings:
     """The settings for replicas: it takes all of them to make an outage, and one round of them to see it."""
-    retries = min(settings.retry.max_retries, settings.retry.max_unreachable_retries, _MAX_MORE_ROUNDS)
-    return replace(
-        settings,
-        retry=replace(settings.retry, max_unreachable_retries=retries),
-        outage=replace(settings.outage, num_failures=1),
-    )
+    patience = settings.patience
+    retries = min(patience.max_retries, patience.max_unreachable_retries, _MAX_MORE_ROUNDS)
+    return replace(settings, patience=replace(patience, max_unreachable_retries=retries, num_failures=1))
 
 
 _SETUP_RETRIES, _SETUP_UNREACHABLE_RETRIES = 5, 2
@@ -385,15 +377,15 @@ def for_setup(settings: TeacherSettings) -> TeacherSettings:
     A wrong address is told within seconds, not after the retries of a long run; a server that says when to
     come back is waited for.
     """
-    retry = replace(
-        settings.retry,
-        max_retries=min(settings.retry.max_retries, _SETUP_RETRIES),
+    patience = replace(
+        settings.patience,
+        max_retries=min(settings.patience.max_retries, _SETUP_RETRIES),
         first_pause_seconds=0.5,
         max_pause_seconds=1.0,
-        max_unreachable_retries=min(settings.retry.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
+        max_unreachable_retries=min(settings.patience.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
+        num_failures=NEVER,
     )
-    outage = replace(settings.outage, num_failures=NEVER)
-    return replace(settings, retry=retry, outage=outage, may_adapt=True)
+    return replace(settings, patience=patience, may_adapt=True)
 
 
 def base_url_text(settings: TeacherSettings) -> str:

@@ -14,7 +14,7 @@ from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
 from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served
-from distil.teacher.availability import OutagePolicy
+from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings, base_url_text
 from distil.teacher.profile import Profile
 from distil.terminal.documents import Document, examination_document, sandbox_document
@@ -97,9 +97,11 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
         address.api_key,
         temperature=of_a_run.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=of_a_run.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=of_a_run.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=of_a_run.turn_timeout_seconds,
+            max_outage_seconds=of_a_run.max_outage_seconds,
+        ),
     )
 
 
