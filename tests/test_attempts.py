@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 from test_teacher import closed_port
 
 from distil.doctor.interview import ask_models_soon
-from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherRefused
+from distil.errors import ContextOverflow, DeadlinePassed, RunHalted, TeacherError, TeacherRefused
 from distil.teacher.attempts import AttemptFailed, Attempts, Deadline
 from distil.teacher.availability import Availability, Patience, Sign
 from distil.teacher.client import Teacher, TeacherSettings
@@ -341,7 +341,7 @@ def test_closing_wakes_every_thread_at_once(fault: Fault) -> None:
         time.sleep(0.1)
         teacher.close()
         assert crowd.join() < 2
-        with pytest.raises(TeacherError):
+        with pytest.raises(RunHalted):
             teacher.ask(MESSAGES, 0)
     assert len(crowd.errors) == 6
     assert not any(isinstance(error, TeacherRefused) for error in crowd.errors)

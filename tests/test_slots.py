@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil.errors import TeacherError
+from distil.errors import RunHalted
 from distil.teacher.climber import Climber, Reason, Ticket
 from distil.teacher.slots import Slots
 
@@ -297,13 +297,13 @@ def test_slots_are_given_in_the_order_they_were_asked_for() -> None:
 
 def test_closing_wakes_all_who_wait_and_lets_nobody_in() -> None:
     slots = Slots(1)
-    errors: list[TeacherError] = []
+    errors: list[RunHalted] = []
 
     def work() -> None:
         try:
             with slots.slot():
                 pass
-        except TeacherError as error:
+        except RunHalted as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(5)]
@@ -315,7 +315,7 @@ def test_closing_wakes_all_who_wait_and_lets_nobody_in() -> None:
         for thread in threads:
             thread.join(10)
         assert len(errors) == 5
-    with pytest.raises(TeacherError, match="given up"), slots.slot():
+    with pytest.raises(RunHalted, match="given up"), slots.slot():
         pass
 
 

@@ -10,7 +10,7 @@ import pytest
 from builders import teacher_settings
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.errors import RunHalted, TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
 from distil.spending.budget import Budget
@@ -155,7 +155,7 @@ def test_a_closed_teacher_asks_no_more() -> None:
     with ScriptedTeacher(lambda _: says("hi")) as server:
         teacher = Teacher(settings(server.api_base))
         teacher.close()
-        with pytest.raises(TeacherError):
+        with pytest.raises(RunHalted):
             teacher.ask(MESSAGES, seed=0)
     assert server.requests == []
 

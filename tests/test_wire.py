@@ -25,7 +25,7 @@ from scripted_teacher import says
 from test_attempts import wait_for
 from test_teacher import KEY, MESSAGES, settings
 
-from distil.errors import TeacherError
+from distil.errors import RunHalted, TeacherError
 from distil.spending.budget import Budget
 from distil.teacher import wire
 from distil.teacher.availability import NEVER
@@ -563,7 +563,7 @@ def test_closing_cuts_off_what_is_in_flight_wherever_it_is(scheme: str) -> None:
         time.sleep(0.05)
         started = time.monotonic()
         teacher.close()
-        with pytest.raises(TeacherError, match="given up"):
+        with pytest.raises(RunHalted, match="given up"):
             asking.result(10)
         assert time.monotonic() - started < 5
 

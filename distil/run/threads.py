@@ -13,7 +13,6 @@ from distil.errors import (
     ContextOverflow,
     DeadlinePassed,
     FolderError,
-    RunGivenUp,
     RunHalted,
     SampleError,
     SandboxUnavailable,
@@ -50,7 +49,7 @@ class Solver(Protocol[ResultT_co]):
     def drain(self) -> float:
         """Ask nothing more: called once, after a signal; returns how many seconds to wait for the samples.
 
-        Those end with RunGivenUp that would have to ask again.
+        Those end with RunHalted that would have to ask again.
         """
         ...
 
@@ -137,7 +136,7 @@ def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT
         raise
     except BudgetExceeded as error:
         return Outcome(sample_id, None, None, f"limit reached, {error}")
-    except (RunHalted, RunGivenUp) as error:
+    except RunHalted as error:
         return Outcome(sample_id, None, None, str(error))
     except BaseException as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         # Code of the user's own may raise anything: its sys.exit(0) must not end the run as if all were done.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from distil.errors import RunGivenUp, TeacherRefused
+from distil.errors import RunHalted, TeacherRefused
 
 NEVER = 2**31  # failures in a row before a server counts as down
 _LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take every number
@@ -110,7 +110,7 @@ class Availability:
             return self._clock() - started
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but no longer than until `close`, which raises RunGivenUp here."""
+        """Sleep, but no longer than until `close`, which raises RunHalted here."""
         until = self._clock() + seconds
         while not self._closed.is_set() and (left := until - self._clock()) > 0:
             self._closed.wait(min(left, _LONGEST_WAIT_SECONDS))
@@ -173,9 +173,9 @@ class Availability:
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Raise RunGivenUp if closed."""
+        """Raise RunHalted if closed."""
         if self._closed.is_set():
-            raise RunGivenUp("the run was given up")
+            raise RunHalted("the run was given up")
 
     def _count_failure(self, caller: object, sign: Sign, reason: str) -> str:
         """Count one more failure in a row; returns the line that tells of an outage when it begins."""

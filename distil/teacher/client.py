@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import openai
 
-from distil.errors import ContextOverflow, RunGivenUp, TeacherError, TeacherRefused, TeacherUnreachable
+from distil.errors import ContextOverflow, RunHalted, TeacherError, TeacherRefused
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
@@ -175,7 +175,7 @@ class Teacher:
 
     @contextmanager
     def asking(self, *deadlines: Deadline, offers_tools: bool = True) -> Iterator[SampleTeacher]:
-        """What asks for one sample, until the deadlines; raises RunGivenUp where nothing more is asked."""
+        """What asks for one sample, until the deadlines; raises RunHalted where nothing more is asked."""
         self._availability.check_open()
         with closing(SampleReplica(self._replicas)) as replica:
             yield SampleTeacher(self, replica, deadlines, self._tools_text if offers_tools else _NO_TOOLS)
@@ -271,7 +271,7 @@ class Teacher:
                 connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
         if self._is_closed:  # after it is listed, so that `close` misses none
-            raise RunGivenUp("the run was given up")
+            raise RunHalted("the run was given up")
         return connections[url]
 
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
@@ -329,7 +329,7 @@ class Teacher:
         if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
             reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
         text = without_key(f"no reply from {shown_url(url)}: {reason}", self.settings.api_key)
-        return AttemptFailed(TeacherUnreachable(text), True, sign)
+        return AttemptFailed(TeacherError(text), True, sign)
 
 
 @dataclass(eq=False, slots=True)
@@ -428,11 +428,9 @@ def _status_error(error: openai.APIStatusError, text: str, is_broke: bool) -> Te
     status = error.status_code
     if _is_overflow(error):
         return ContextOverflow(text, status)
-    means = meaning(status)
-    if Means.BROKEN in means:
-        return TeacherUnreachable(text, status)
-    is_general = Means.FATAL in means and not is_moderation(status, _error_text(error))
-    return TeacherRefused(text, status) if is_broke or is_general else TeacherError(text, status)
+    is_general = Means.FATAL in meaning(status) and not is_moderation(status, _error_text(error))
+    is_refused = is_general or (is_broke and Means.BROKEN not in meaning(status))
+    return TeacherRefused(text, status) if is_refused else TeacherError(text, status)
 
 
 def _error_text(error: openai.APIStatusError) -> str:

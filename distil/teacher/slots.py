@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distil.errors import RunGivenUp
+from distil.errors import RunHalted
 from distil.teacher.climber import Climber, LevelState, Ticket
 
 _LOOK_SECONDS = 0.5  # at what is stuck, while threads wait
@@ -61,7 +61,7 @@ class Slots:
         return cls(_UNLIMITED, is_fixed=True)
 
     def slot(self) -> Slot:
-        """A slot for one request: `with slots.slot():` waits for its turn; RunGivenUp once closed."""
+        """A slot for one request: `with slots.slot():` waits for its turn; RunHalted once closed."""
         return Slot(self)
 
     def state(self) -> LevelState:
@@ -95,7 +95,7 @@ class Slots:
         if slot._wake is not None:
             slot._wake.acquire()
         if slot._ticket is None:
-            raise RunGivenUp("the run was given up")
+            raise RunHalted("the run was given up")
         slot._ticket.lag_seconds = self._clock() - slot._ticket.started_at
 
     def _release(self, ticket: Ticket, is_measured: bool) -> None:
