@@ -254,7 +254,7 @@ def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threa
         nonlocal in_flight, highest, most_at_level, done
         generator = random.Random(seed * 1000 + number)
         for _ in range(12):
-            with slots.slot() as slot:
+            with slots.slot() as ticket:
                 with lock:
                     in_flight += 1
                     highest = max(highest, in_flight)
@@ -262,7 +262,7 @@ def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threa
                     most_at_level = max(most_at_level, in_flight - slots._climber.num_overtaken)
                 time.sleep(generator.random() / 500)
                 if generator.random() < 0.2:
-                    slot.refused()
+                    slots.refuse(ticket)
                 with lock:
                     in_flight -= 1
                     done += 1

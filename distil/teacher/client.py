@@ -205,7 +205,7 @@ class Teacher:
     def _attempt(self, attempts: Attempts, question: _Question, seconds: float) -> Reply:
         """One attempt, as soon as the budget has room for it and a slot is free."""
         asked = time.monotonic()
-        with self.budget.request() as request, self.slots.slot() as slot:
+        with self.budget.request() as request, self.slots.slot() as ticket:
             attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
             request.sent()
             sent = time.monotonic()
@@ -216,7 +216,7 @@ class Teacher:
                 if failed.sign is Sign.NO_CONNECTION:
                     request.refused()
                 if Means.OVERLOAD in meaning(failed.error.status):
-                    slot.refused()
+                    self.slots.refuse(ticket)
                 raise
 
     def _answered(self, url: str, question: _Question, seconds: float, request: Request) -> Reply:
