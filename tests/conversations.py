@@ -39,7 +39,7 @@ from distil.store.folder import Claim, RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address
-from distil.teacher.attempts import AttemptFailed, Deadline
+from distil.teacher.attempts import AttemptFailed
 from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
 from distil.terminal.terminal import Terminal
@@ -85,7 +85,7 @@ class Bodies:
         )
 
     @contextmanager
-    def asking(self, *_: Deadline, offers_tools: bool = True) -> Iterator[Any]:
+    def asking(self, *_: float, offers_tools: bool = True) -> Iterator[Any]:
         yield self
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from test_teacher import closed_port
 
 from distil.doctor.interview import ask_models_soon
 from distil.errors import ContextOverflow, DeadlinePassed, RunHalted, TeacherError, TeacherRefused
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline
+from distil.teacher.attempts import AttemptFailed, Attempts
 from distil.teacher.availability import Availability, Patience, Sign
 from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import ask_models
@@ -199,7 +200,7 @@ def test_a_turn_ends_at_its_deadline(fault: Fault) -> None:
 
 def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
     with asking(ok, stall) as (server, teacher):
-        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+        with teacher.asking(0.5) as sample:
             assert sample.ask(MESSAGES, 0).content == "hi"
             for _ in range(2):
                 with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
@@ -209,7 +210,7 @@ def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
     with asking(Status(429, "retry-after: 0.8\r\n"), ok, turn_timeout_seconds=0.5) as (_, teacher):
-        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+        with teacher.asking(0.5) as sample:
             assert sample.ask(MESSAGES, 0).content == "hi"
 
 
@@ -305,7 +306,7 @@ def test_a_server_whose_engine_has_died_is_down_although_it_answers() -> None:
 
 def test_an_outage_is_seen_although_little_of_the_samples_time_is_left() -> None:
     nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1", max_outage_seconds=0.6, timeout_seconds=600)
-    with Teacher(nowhere) as teacher, teacher.asking(Deadline.after("sample", 60)) as sample:
+    with Teacher(nowhere) as teacher, teacher.asking(60) as sample:
         with pytest.raises(TeacherRefused, match="--max_outage_seconds"):
             sample.ask(MESSAGES, 0)
 
@@ -410,17 +411,19 @@ class FakeTime:
         self,
         patience: Patience,
         attempt: Callable[[float], Any],
-        turn_seconds: float = 1e9,
     ) -> Any:
         """What the first attempt that succeeds, given its seconds, returns."""
-        deadline = Deadline.after("turn", turn_seconds, lambda: self.now)
         replica = SampleReplica(Replicas(["http://here"]))
         availability = Availability(patience, "here")
         timing = (self.sleep, lambda: self.now, lambda: self.chance)
-        attempts = Attempts(patience, availability, replica, (deadline,), *timing)
+        attempts = Attempts(patience, availability, replica, math.inf, *timing)
         while True:
             with attempts as seconds:
                 return attempt(seconds)
+
+
+def waiting(turn_seconds: float = 1e9, **changes: Any) -> Patience:
+    return patience(turn_timeout_seconds=turn_seconds, **changes)
 
 
 def failing(error: str = "busy", advised: float | None = None) -> Callable[[float], Any]:
@@ -433,29 +436,29 @@ def failing(error: str = "busy", advised: float | None = None) -> Callable[[floa
 def test_pauses_double_up_to_a_ceiling() -> None:
     fake = FakeTime()
     with pytest.raises(TeacherError, match="after 7 attempts"):
-        fake.run(patience(max_retries=6, max_pause_seconds=8.0), failing())
+        fake.run(waiting(max_retries=6, max_pause_seconds=8.0), failing())
     assert fake.pauses == [1, 2, 4, 8, 8, 8]
 
 
 def test_jitter_comes_on_top_of_advice() -> None:
     fake = FakeTime(chance=0.5)
     with pytest.raises(TeacherError):
-        fake.run(patience(max_retries=2, max_pause_seconds=8.0), failing(advised=5000.0), turn_seconds=10)
+        fake.run(waiting(10, max_retries=2, max_pause_seconds=8.0), failing(advised=5000.0))
     assert fake.pauses == [5000.5, 5001.0], "of any length, and not counted against the deadline"
 
 
 def test_no_one_sleeps_beyond_a_deadline() -> None:
     fake = FakeTime()
     with pytest.raises(DeadlinePassed, match=r"turn's 6 s are over after 3 attempts; the last: busy"):
-        fake.run(patience(max_retries=9), failing(), turn_seconds=6)
+        fake.run(waiting(6, max_retries=9), failing())
     assert fake.pauses == [1, 2]
 
 
 def test_an_attempt_gets_no_more_time_than_is_left() -> None:
     given: list[float] = []
     fake = FakeTime()
-    fake.run(patience(), given.append, turn_seconds=6)
-    fake.run(patience(timeout_seconds=6), given.append, turn_seconds=600)
+    fake.run(waiting(6), given.append)
+    fake.run(waiting(600, timeout_seconds=6), given.append)
     assert given == [6, 6]
 
 

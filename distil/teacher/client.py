@@ -8,12 +8,12 @@ and `connection` takes it there.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import NamedTuple
 
 import openai
 
@@ -21,7 +21,7 @@ from distil.errors import ContextOverflow, RunHalted, TeacherError, TeacherRefus
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline
+from distil.teacher.attempts import AttemptFailed, Attempts
 from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, Patience, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
 from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
@@ -89,14 +89,6 @@ class TeacherSettings:
         if "seed" in text and self.sends_seed:
             return replace(self, sends_seed=False)
         return None
-
-
-class _Question(NamedTuple):
-    """What a turn asks: encoded messages, a seed, and the tools that are offered, as JSON."""
-
-    messages: Sequence[bytes]
-    seed: int
-    tools_text: str
 
 
 class Teacher:
@@ -174,75 +166,22 @@ class Teacher:
         self._watchdog.close()
 
     @contextmanager
-    def asking(self, *deadlines: Deadline, offers_tools: bool = True) -> Iterator[SampleTeacher]:
-        """What asks for one sample, until the deadlines; raises RunHalted where nothing more is asked."""
-        self._availability.check_open()
+    def asking(
+        self, sample_seconds: float = math.inf, *, offers_tools: bool = True
+    ) -> Iterator[SampleTeacher]:
+        """What asks for one sample, for so long; raises RunHalted where nothing more is asked."""
+        availability = self._availability
+        availability.check_open()
         with closing(SampleReplica(self._replicas)) as replica:
-            yield SampleTeacher(self, replica, deadlines, self._tools_text if offers_tools else _NO_TOOLS)
+            attempts = Attempts(
+                self.settings.patience, availability, replica, sample_seconds, availability.sleep
+            )
+            yield SampleTeacher(self, attempts, self._tools_text if offers_tools else _NO_TOOLS)
 
     def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
         """Ask once, as for a sample of its own; raises as `SampleTeacher.ask` does."""
         with self.asking() as sample:
             return sample.ask(messages, seed)
-
-    def fetch(self, path: str) -> bytes:
-        """A document of the server, unread; raises as `SampleTeacher.ask` does."""
-        with closing(SampleReplica(self._replicas)) as replica:
-            attempts = self._attempts(replica, ())
-            while True:
-                with attempts as seconds:
-                    try:
-                        return self._sent(replica.url, path, None, seconds)
-                    except openai.APIStatusError as error:
-                        raise self._status_failure(replica.url, error, path) from None
-
-    def _attempts(self, replica: SampleReplica, deadlines: tuple[Deadline, ...]) -> Attempts:
-        """The attempts of one turn."""
-        patience, availability = self.settings.patience, self._availability
-        deadlines = (Deadline.after("turn", patience.turn_timeout_seconds), *deadlines)
-        return Attempts(patience, availability, replica, deadlines, availability.sleep)
-
-    def _attempt(self, attempts: Attempts, question: _Question, seconds: float) -> Reply:
-        """One attempt, as soon as the budget has room for it and a slot is free."""
-        asked = time.monotonic()
-        with self.budget.request() as request, self.slots.slot() as ticket:
-            attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
-            request.sent()
-            sent = time.monotonic()
-            try:
-                return self._answered(attempts.replica.url, question, seconds, request)
-            except AttemptFailed as failed:
-                failed.seconds = time.monotonic() - sent
-                if failed.sign is Sign.NO_CONNECTION:
-                    request.refused()
-                if Means.OVERLOAD in meaning(failed.error.status):
-                    self.slots.refuse(ticket)
-                raise
-
-    def _answered(self, url: str, question: _Question, seconds: float, request: Request) -> Reply:
-        """The reply; where it may adapt, asked for again at once without each field that is refused."""
-        until = time.monotonic() + seconds
-        for _ in range(4):
-            settings = self.settings
-            opening = settings.opening(question.tools_text, question.seed)
-            pieces = _pieces(opening, question.messages)
-            try:
-                reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
-            except openai.APIStatusError as error:
-                if Means.PERHAPS_BILLED not in meaning(error.status_code):
-                    request.refused()
-                adapted = settings.adapted_to(error.status_code, _error_text(error))
-                if adapted is None or _is_overflow(error):
-                    raise self._own_failure(url, error) from None
-                if not settings.may_adapt:
-                    raise self._field_failure(url, error) from None
-                self.settings = adapted
-            else:
-                self._num_field_refusals[url] = self._num_size_refusals = 0
-                return _parsed(reply_body, request)
-        raise AttemptFailed(
-            TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
-        )
 
     def _sent(self, url: str, path: str, pieces: Sequence[bytes] | None, seconds: float) -> bytes:
         """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
@@ -340,8 +279,7 @@ class SampleTeacher:
     """
 
     _teacher: Teacher
-    _replica: SampleReplica
-    _deadlines: tuple[Deadline, ...]
+    _attempts: Attempts
     _tools_text: str
     turn_seconds: list[float] = field(default_factory=list, init=False)
 
@@ -352,13 +290,65 @@ class SampleTeacher:
         DeadlinePassed, or else TeacherError.
         """
         started = time.perf_counter()
-        attempts = self._teacher._attempts(self._replica, self._deadlines)
-        question = _Question(messages, seed, self._tools_text)
+        self._attempts.begin_turn()
         while True:
-            with attempts as seconds:
-                reply = self._teacher._attempt(attempts, question, seconds)
+            with self._attempts as seconds:
+                reply = self._attempt(messages, seed, seconds)
                 self.turn_seconds.append(round(time.perf_counter() - started, 4))
                 return reply
+
+    def fetch(self, path: str) -> bytes:
+        """A document of the server, unread; raises as `ask` does."""
+        self._attempts.begin_turn()
+        while True:
+            with self._attempts as seconds:
+                url = self._attempts.replica.url
+                try:
+                    return self._teacher._sent(url, path, None, seconds)
+                except openai.APIStatusError as error:
+                    raise self._teacher._status_failure(url, error, path) from None
+
+    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
+        """One attempt, as soon as the budget has room for it and a slot is free."""
+        slots = self._teacher.slots
+        asked = time.monotonic()
+        with self._teacher.budget.request() as request, slots.slot() as ticket:
+            self._attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
+            request.sent()
+            sent = time.monotonic()
+            try:
+                return self._answered(messages, seed, sent + seconds, request)
+            except AttemptFailed as failed:
+                failed.seconds = time.monotonic() - sent
+                if failed.sign is Sign.NO_CONNECTION:
+                    request.refused()
+                if Means.OVERLOAD in meaning(failed.error.status):
+                    slots.refuse(ticket)
+                raise
+
+    def _answered(self, messages: Sequence[bytes], seed: int, until: float, request: Request) -> Reply:
+        """The reply; where it may adapt, asked for again at once without each field that is refused."""
+        teacher, url = self._teacher, self._attempts.replica.url
+        for _ in range(4):
+            settings = teacher.settings
+            pieces = _pieces(settings.opening(self._tools_text, seed), messages)
+            try:
+                reply_body = teacher._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
+            except openai.APIStatusError as error:
+                if Means.PERHAPS_BILLED not in meaning(error.status_code):
+                    request.refused()
+                adapted = settings.adapted_to(error.status_code, _error_text(error))
+                if adapted is None or _is_overflow(error):
+                    raise teacher._own_failure(url, error) from None
+                if not settings.may_adapt:
+                    raise teacher._field_failure(url, error) from None
+                teacher.settings = adapted
+            else:
+                teacher._num_field_refusals[url] = teacher._num_size_refusals = 0
+                return _parsed(reply_body, request)
+        raise AttemptFailed(
+            TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
+        )
 
 
 def _of_several(settings: TeacherSettings) -> TeacherSettings:

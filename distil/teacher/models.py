@@ -56,7 +56,8 @@ def ask_models(
     with Teacher(for_setup(settings)) as teacher:
         teacher.tell_by(tell)
         try:
-            return ModelList(_parse_names(teacher.fetch(_PATH)))
+            with teacher.asking() as sample:
+                return ModelList(_parse_names(sample.fetch(_PATH)))
         except TeacherError as error:
             text = str(error)
             if Means.NOT_FOUND in meaning(error.status):
