@@ -302,7 +302,8 @@ def test_head_and_body_are_those_that_the_openai_client_sends(
         with Teacher(settings(api_base)) as teacher:
             teacher.ask(MESSAGES, 7)
             teacher.ask(MESSAGES, 7)
-            teacher.fetch("/models")
+            with teacher.asking() as sample:
+                sample.fetch("/models")
         body = server.requests[0].partition(b"\r\n\r\n")[2]
         with openai.OpenAI(base_url=api_base, api_key=KEY, max_retries=0) as client:
             options: Any = {"headers": {"Content-Type": "application/json"}, "timeout": 20}
@@ -603,7 +604,7 @@ def test_a_cut_that_comes_before_the_request_is_not_lost() -> None:
         with teacher._watchdog.watching(connection, 0.001):
             wait_for(lambda: connection.is_cut)
             with pytest.raises(openai.APIConnectionError):
-                connection.post("/chat/completions", [b"{}"], 600)
+                connection.ask("/chat/completions", [b"{}"], 600)
         with teacher._watchdog.watching(connection, 600):
             assert not connection.is_cut
 

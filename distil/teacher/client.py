@@ -183,14 +183,13 @@ class Teacher:
         with self.asking() as sample:
             return sample.ask(messages, seed)
 
-    def _sent(self, url: str, path: str, pieces: Sequence[bytes] | None, seconds: float) -> bytes:
-        """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
+    @contextmanager
+    def _connected(self, url: str, seconds: float) -> Iterator[Connection]:
+        """This thread's connection, for so long; every failure but a status is an AttemptFailed."""
         connection = self._connection(url)
         try:
             with self._watchdog.watching(connection, seconds):
-                if pieces is None:
-                    return connection.get(path, seconds)
-                return connection.post(path, pieces, seconds)
+                yield connection
         except openai.APIStatusError:
             raise
         except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
@@ -292,8 +291,8 @@ class SampleTeacher:
         started = time.perf_counter()
         self._attempts.begin_turn()
         while True:
-            with self._attempts as seconds:
-                reply = self._attempt(messages, seed, seconds)
+            with self._attempts as seconds, self._sending() as request:
+                reply = self._answered(messages, seed, seconds, request)
                 self.turn_seconds.append(round(time.perf_counter() - started, 4))
                 return reply
 
@@ -304,12 +303,14 @@ class SampleTeacher:
             with self._attempts as seconds:
                 url = self._attempts.replica.url
                 try:
-                    return self._teacher._sent(url, path, None, seconds)
+                    with self._teacher._connected(url, seconds) as connection:
+                        return connection.ask(path, (), seconds)
                 except openai.APIStatusError as error:
                     raise self._teacher._status_failure(url, error, path) from None
 
-    def _attempt(self, messages: Sequence[bytes], seed: int, seconds: float) -> Reply:
-        """One attempt, as soon as the budget has room for it and a slot is free."""
+    @contextmanager
+    def _sending(self) -> Iterator[Request]:
+        """Around one attempt at a reply, as soon as the budget has room for it and a slot is free."""
         slots = self._teacher.slots
         asked = time.monotonic()
         with self._teacher.budget.request() as request, slots.slot() as ticket:
@@ -317,7 +318,7 @@ class SampleTeacher:
             request.sent()
             sent = time.monotonic()
             try:
-                return self._answered(messages, seed, sent + seconds, request)
+                yield request
             except AttemptFailed as failed:
                 failed.seconds = time.monotonic() - sent
                 if failed.sign is Sign.NO_CONNECTION:
@@ -326,14 +327,17 @@ class SampleTeacher:
                     slots.refuse(ticket)
                 raise
 
-    def _answered(self, messages: Sequence[bytes], seed: int, until: float, request: Request) -> Reply:
+    def _answered(self, messages: Sequence[bytes], seed: int, seconds: float, request: Request) -> Reply:
         """The reply; where it may adapt, asked for again at once without each field that is refused."""
         teacher, url = self._teacher, self._attempts.replica.url
+        until = time.monotonic() + seconds
         for _ in range(4):
             settings = teacher.settings
             pieces = _pieces(settings.opening(self._tools_text, seed), messages)
+            left = max(0.001, until - time.monotonic())
             try:
-                reply_body = teacher._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
+                with teacher._connected(url, left) as connection:
+                    reply_body = connection.ask(_PATH, pieces, left)
             except openai.APIStatusError as error:
                 if Means.PERHAPS_BILLED not in meaning(error.status_code):
                     request.refused()
