@@ -45,6 +45,9 @@ _MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
 _MAX_SIZE_REFUSALS = 2  # in a row, each of another sample; a few photos may be larger than all others
 
 
+ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
     """Where the teacher is and how it is asked.
@@ -74,6 +77,10 @@ class TeacherSettings:
             request["seed"] = seed
         tools = "" if tools_text == _NO_TOOLS else f', "tools": {tools_text}'  # vLLM refuses an empty list
         return f'{json.dumps(request)[:-1]}{tools}, "messages": ['.encode()
+
+    def adapted_like(self, other: TeacherSettings) -> TeacherSettings:
+        """The settings with the request fields that others have found to be taken."""
+        return replace(self, **{name: getattr(other, name) for name in ADAPTED})
 
     def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
