@@ -76,7 +76,7 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
     tools = settings.prompt().native_tools
     seed = turn_seed(settings.seed, sample_id, 1)
     body = request_body(teacher, tools, conversation.messages, seed)
-    urls = address.note or urls_text(teacher, address.api_bases)
+    urls = address.note or urls_text(address.api_bases)
     tell(f"The first request, of sample {sample_id} to {urls}, {len(body):,} bytes:")
     for line in _pretty(body, conversation.sent.size).splitlines():
         tell(line)

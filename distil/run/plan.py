@@ -11,7 +11,8 @@ from distil.spending.tokens import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.teacher.availability import Patience
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Plan:
     @property
     def shown_urls(self) -> str:
         """The servers' addresses as they may be shown."""
-        return urls_text(self.teacher(""), self.api_bases)
+        return urls_text(self.api_bases)
 
     def facts(self) -> RunFacts:
         """What its traces share, with the versions of this process."""
@@ -115,6 +116,6 @@ def code_limits(flags: CodeFlags) -> CodeLimits:
     return CodeLimits(flags.code_timeout, flags.code_memory_mb * 2**20, flags.unsafe_exec)
 
 
-def urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+def urls_text(api_bases: Sequence[str]) -> str:
     """The servers' addresses as they may be shown."""
-    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+    return ",".join(map(shown_url, api_bases))

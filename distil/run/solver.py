@@ -30,7 +30,7 @@ from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
 from distil.tasks.rewards import reward_error
-from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import AnsweredModels
 from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
@@ -228,7 +228,7 @@ def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str]
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
     """The budget of a folder; raises UsageError for a cost limit without prices."""
     limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
-    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
+    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base)
     return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.record)
 
 

@@ -35,7 +35,6 @@ _UNKNOWN_KEY = "No connected db"  # what LiteLLM's proxy without a database says
 _NO_TOOLS = "[]"
 NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
 _UNAUTHORIZED = 401
-OPENAI_URL = "https://api.openai.com/v1"
 _NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
@@ -56,7 +55,7 @@ class TeacherSettings:
     traces say what was sent.
     """
 
-    api_base: str | None
+    api_base: str
     api_key: str = field(repr=False)
     model: str = ""
     _: KW_ONLY
@@ -114,7 +113,7 @@ class Teacher:
         `budget` counts every request for a reply and may end the run. `api_bases` are replicas of one server,
         in place of the settings' own.
         """
-        urls = tuple(api_bases) or (settings.api_base or OPENAI_URL,)
+        urls = tuple(api_bases) or (settings.api_base,)
         self.settings = settings if len(urls) == 1 else _of_several(settings)
         self.slots = slots or Slots.unlimited()
         self.budget = budget or Budget.unlimited()
@@ -387,11 +386,6 @@ def for_setup(settings: TeacherSettings) -> TeacherSettings:
         num_failures=NEVER,
     )
     return replace(settings, patience=patience, may_adapt=True)
-
-
-def base_url_text(settings: TeacherSettings) -> str:
-    """The server's address as it may be shown and stored."""
-    return shown_url(settings.api_base or OPENAI_URL)
 
 
 def without_key(text: str, api_key: str) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from distil.errors import TeacherError, TeacherRefused, UsageError
-from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.client import Teacher, TeacherSettings, for_setup
+from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
 from distil.teacher.statuses import Means, meaning
 
@@ -39,7 +40,7 @@ class ModelList:
         if len(self.names) > _MAX_LISTED:
             listed += f", … ({len(self.names)} in all)"
         raise UsageError(
-            f"--model is missing; {base_url_text(settings)} offers: {listed}\n"
+            f"--model is missing; {shown_url(settings.api_base)} offers: {listed}\n"
             f"(for the embedded teacher: --api_base embedded)"
         )
 
@@ -66,7 +67,7 @@ def ask_models(
                 raise TeacherRefused(text, error.status, error.attempts) from None
             return ModelList((), text)
         except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
-            where = f"{base_url_text(settings)}{_PATH}"
+            where = f"{shown_url(settings.api_base)}{_PATH}"
             return ModelList((), f"{where} gave no list of models: is this an OpenAI-compatible API?")
 
 

@@ -15,7 +15,7 @@ from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
 from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
-from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
 from distil.teacher.statuses import Means, meaning
@@ -43,7 +43,7 @@ class ProbeResult:
         """What the run record keeps, for `recalled_probe` in a later run."""
         settings = self.settings
         return {
-            "api_base": base_url_text(settings),
+            "api_base": shown_url(settings.api_base),
             "model": settings.model,
             "tool_mode": self.tool_mode.value,
             "reason": self.reason,
@@ -69,7 +69,7 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     except (KeyError, TypeError, ValueError):
         return None
     asked = (earlier.get("api_base"), earlier.get("model"))
-    return result if asked == (base_url_text(settings), settings.model) else None
+    return result if asked == (shown_url(settings.api_base), settings.model) else None
 
 
 def probe_tool_mode(

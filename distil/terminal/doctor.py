@@ -15,7 +15,8 @@ from distil.records import Frame
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import Patience
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
 from distil.terminal.documents import Document, examination_document, sandbox_document
 from distil.terminal.terminal import Terminal
@@ -79,8 +80,8 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> 
             if address.note is not None and found.found_frame.frame is None:
                 terminal.say(_READS_SIGNS)
                 found = replace(found, warnings=())
-            servers.append(examination_document(found, base_url_text(asked)))
-            terminal.say(f"Model: {asked.model} at {base_url_text(asked)}")
+            servers.append(examination_document(found, shown_url(asked.api_base)))
+            terminal.say(f"Model: {asked.model} at {shown_url(asked.api_base)}")
             exit_codes.append(_show(found, terminal))
         if not exit_codes:
             raise refusals[0]
