@@ -45,14 +45,15 @@ from distil.teacher.availability import Availability, Patience, Sign
 from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import ask_models
 from distil.teacher.refusals import (
+    Means,
     advised_seconds,
     is_context_overflow,
+    meaning,
     parse_number,
     parse_retry_after,
     parse_span,
 )
 from distil.teacher.replicas import Replicas, SampleReplica
-from distil.teacher.statuses import Means, meaning
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = {"first_pause_seconds": 0.01, "max_pause_seconds": 0.05}

@@ -46,8 +46,8 @@ from distil.records import (
 from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, without_key
 from distil.teacher.models import ModelList, ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
-from distil.teacher.statuses import Means, meaning
 from distil.tools.base import BoxFrame, finite_number
 from distil.tools.zoom import BOX_ARGUMENT, ZoomTool
 

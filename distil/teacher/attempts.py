@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
 from distil.teacher.availability import Availability, Patience, Sign
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.replicas import SampleReplica
-from distil.teacher.statuses import Means, meaning
 
 
 class AttemptFailed(Exception):

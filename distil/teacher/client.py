@@ -24,10 +24,16 @@ from distil.spending.budget import Budget, Request
 from distil.teacher.attempts import AttemptFailed, Attempts
 from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, Patience, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
-from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
+from distil.teacher.refusals import (
+    Means,
+    advised_seconds,
+    is_context_overflow,
+    is_moderation,
+    is_too_large,
+    meaning,
+)
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
-from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"

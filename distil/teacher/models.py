@@ -13,7 +13,7 @@ from distil.errors import TeacherError, TeacherRefused, UsageError
 from distil.teacher.client import Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
-from distil.teacher.statuses import Means, meaning
+from distil.teacher.refusals import Means, meaning
 
 _PATH = "/models"
 _MAX_NEAREST = 3

@@ -17,8 +17,8 @@ from distil.spending.prices import read_tokens
 from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
 from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
-from distil.teacher.statuses import Means, meaning
 
 _PROBE_SEED = 0
 _MAX_QUOTED_CHARS = 60
