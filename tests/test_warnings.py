@@ -31,7 +31,7 @@ from distil.errors import TeacherRefused
 from distil.records import Prompt, SampleId, ToolMode
 from distil.run.suspicion import FIRST_SAMPLES, Tally
 from distil.spending.budget import Budget
-from distil.spending.tokens import fewest_prompt_tokens
+from distil.spending.prices import fewest_prompt_tokens
 from distil.store.summary import TooFewTokens, TraceSummary
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe

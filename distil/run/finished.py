@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from distil.messages.tags import text_outside
 from distil.records import Prompt, Rollout, Size, ToolCall, Turn
 from distil.rollout import RolloutSettings
-from distil.spending.prices import Tokens, read_tokens, token_count
-from distil.spending.tokens import fewest_prompt_tokens
+from distil.spending.prices import Tokens, fewest_prompt_tokens, read_tokens, token_count
 from distil.store.summary import TooFewTokens, TraceSummary, ZoomBox, mapping_of, stated_metrics, sum_or_none
 from distil.tools.toolbox import find_tool
 

@@ -54,7 +54,7 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
         if idle:
             tell(f"Not offered to the teacher, as --tools does not name them: {', '.join(idle)}")
         system_prompt = flags.teacher.system_prompt
-        asked = TraceSettings(
+        asked = TraceSettings(  # what is the family's says nothing: `settings_for`
             task=code.task.name,
             model="",
             profile="",
@@ -75,10 +75,10 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
             code=code_limits(flags.code) if any(tool.runs_code for tool in offered) else None,
             own_code=code.as_json(names),
         )
-        yield settings_for(asked, flags, chosen_profile("", flags.tools))
+        yield asked
 
 
-def settings_for(asked: TraceSettings, flags: RunFlags, profile: Profile, model: str = "") -> TraceSettings:
+def settings_for(asked: TraceSettings, flags: RunFlags, profile: Profile, model: str) -> TraceSettings:
     """The settings with what follows from the family of the model that is asked."""
     offered = load_tools(flags.tools.tools)
     boxes = BoxFrame(profile.frame, asked.crop_from)
@@ -125,7 +125,8 @@ def open_acceptance(
         return None if flags.samples.target_acc is None else _passing(TASKS[asked.task])
     from distil.run.conditions import accepting  # noqa: PLC0415 - the index, which few runs need
 
-    return accepting(condition, RunFacts(source.identity, asked, versions_now()), source, rows)
+    settings = settings_for(asked, flags, chosen_profile("", flags.tools), "")
+    return accepting(condition, RunFacts(source.identity, settings, versions_now()), source, rows)
 
 
 def _passing(task: Task) -> Accept:
@@ -167,7 +168,7 @@ def settle(
         probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
+    _tell_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
     claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
@@ -275,24 +276,14 @@ def _earlier_probe(
     return None
 
 
-def _bound_text(profile: Profile) -> str:
-    """How large pictures are sent to a family that is not known."""
-    if profile.name != UNKNOWN.name:
-        return ""
-    return f", pictures of at most {profile.rule.max_area_px or math.inf:,} pixels: --image_max_pixels"
-
-
-def _print_choices(
-    probe: ProbeResult,
-    urls: str,
-    profile: Profile,
-    tell: Callable[[str], None],
-) -> None:
+def _tell_choices(probe: ProbeResult, urls: str, profile: Profile, tell: Callable[[str], None]) -> None:
+    is_known, bound = profile.name != UNKNOWN.name, profile.rule.max_area_px or math.inf
+    sent = "" if is_known else f", pictures of at most {bound:,} pixels: --image_max_pixels"
     tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{_bound_text(profile)})"
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{sent})"
     )
-    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
+    if not is_known and probe.tool_mode is not ToolMode.NONE:
         tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")
     if probe.sight_warning is not None:
         tell(f"Warning: {probe.sight_warning}")
