@@ -253,6 +253,7 @@ class Work:
         if flags.rollouts.stops_early:
             num_accepted, (of_row, _) = self.main.num_accepted(), _enough(self.main)
             num_left = sum(each not in done and num_accepted[each.index] < of_row for each in wanted)
+        num_left -= self.main.totals.measured.num_finished
         return SampleSelection(len(wanted), num_left, flags.samples.max_workers, tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:

@@ -12,7 +12,6 @@ from distil.spending.estimate import (
     SampleSelection,
     estimate_seconds,
     estimate_spending,
-    num_to_do,
 )
 from distil.terminal.documents import estimate_document
 from distil.terminal.terminal import Terminal
@@ -21,7 +20,7 @@ from distil.terminal.words import duration_text
 
 def print_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """Print what the selection will take, with a 95 % range, and what of it is still to do."""
-    left = num_to_do(measured, selection)
+    left = selection.num_to_do
     if measured.num_finished:
         terminal.show(_table(measured, selection))
         for note in _notes(measured, selection):
@@ -35,7 +34,7 @@ def print_estimate(measured: Measured, selection: SampleSelection, terminal: Ter
 
 def give_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """Give the same as one JSON document: seconds, tokens and USD."""
-    left = num_to_do(measured, selection)
+    left = selection.num_to_do
     if measured.num_finished:
         notes = _notes(measured, selection)
     else:
@@ -63,7 +62,7 @@ def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Esti
 
 def _table(measured: Measured, selection: SampleSelection) -> Table:
     table = Table(box=None, pad_edge=False)
-    left = num_to_do(measured, selection)
+    left = selection.num_to_do
     whole = f"all {selection.num_samples} samples"
     for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
         table.add_column(heading)
