@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from distil.records import CropFrom, Frame, SampleId, StopReason
 from distil.spending.prices import PICTURES_DROPPED
-from distil.store.summary import TooFewTokens, TraceSummary, ZoomBox
+from distil.store.summary import TraceSummary, ZoomBox
 
 FIRST_SAMPLES = 20  # of a teacher that answers every second time, one run in a million begins without any
 _MIN_HALTING_CALLS = 20
@@ -50,7 +50,7 @@ class Tally:
         self._num_truncated = self._num_calls = self._num_failed_calls = self._num_repeating = 0
         self._num_reporting = self._num_too_few = 0
         self._first_failure: tuple[SampleId, str] | None = None  # of the first sample
-        self._first_too_few: tuple[SampleId, TooFewTokens] | None = None
+        self._first_too_few: tuple[SampleId, str] | None = None
         self._texts: Counter[str] = Counter()
         self._num_boxes = self._num_bad_boxes = 0
         self._num_tiny = self._num_backward = self._num_of_photos = 0  # of the bad ones, as the next
@@ -91,9 +91,8 @@ class Tally:
         self._num_reporting += sample.reports_tokens or sample.too_few_tokens is not None
         if sample.too_few_tokens is not None:
             self._num_too_few += 1
-            earlier = self._first_too_few
-            if earlier is None or sample.sample_id < earlier[0]:
-                self._first_too_few = (sample.sample_id, sample.too_few_tokens)
+            found = (sample.sample_id, sample.too_few_tokens)
+            self._first_too_few = min(found, self._first_too_few or found)
 
     def _add_texts(self, sample: TraceSummary) -> None:
         self._num_repeating += sample.repeats_itself
@@ -149,11 +148,10 @@ class Tally:
     def _warnings_of_pictures(self) -> Iterator[str]:
         num_samples = self._num_samples
         if self._first_too_few is not None and _are_many(self._num_too_few, self._num_reporting):
-            sample_id, found = self._first_too_few
+            sample_id, turn = self._first_too_few
             yield (
                 f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and "
-                f"picture need (sample {sample_id}, turn {found.turn}: {found.prompt_tokens}, but at least "
-                f"{found.needed}); {_TOO_FEW}"
+                f"picture need (sample {sample_id}, {turn}); {_TOO_FEW}"
             )
         text, number = max(self._texts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
         if number >= max(_MIN_SAME, _SAME_SHARE * num_samples):
