@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 
 from distil.commands.flags import RunFlags
 from distil.errors import UsageError
-from distil.records import Json, OnChange, ToolMode
+from distil.records import Json, ToolMode
 from distil.rollout import Conversation, turn_seed
 from distil.run.draws import open_draws
 from distil.run.plan import as_traces_say, teacher_settings, urls_text
 from distil.run.schedule import Rollouts
 from distil.run.settle import (
     PROBED,
-    chosen_profile,
     open_acceptance,
     settings_for,
     settle_folder,
@@ -59,9 +58,7 @@ def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
         teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
         teacher = as_traces_say(teacher, settings)
         if claim is not None:
-            on_change = OnChange(flags.samples.on_change)
-            fingerprint = source.identity.fingerprint
-            claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
+            claim = settle_folder(claim, settings, flags, source.identity.fingerprint, PROBED)
             folder = claim.path
         open_budget(flags.budget, teacher, SpendingFile(folder))
         wanted = Rollouts(indices, flags.rollouts.rollouts_per_sample)
@@ -93,7 +90,7 @@ def _wanted_text(wanted: Rollouts) -> str:
 
 def _expected(flags: RunFlags, asked: TraceSettings, model: str) -> TraceSettings:
     """The settings where the teacher takes all request fields; in auto mode by native calls."""
-    settings = settings_for(asked, flags, chosen_profile(model, flags.tools), model)
+    settings = settings_for(asked, flags, model)
     told = told_tool_mode(flags.tools, settings.prompt())
     return replace(settings, tool_mode=ToolMode.NATIVE if told is None else told[0])
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from distil.commands.flags import AUTO, RunFlags, ToolFlags
@@ -78,8 +77,9 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
         yield asked
 
 
-def settings_for(asked: TraceSettings, flags: RunFlags, profile: Profile, model: str) -> TraceSettings:
+def settings_for(asked: TraceSettings, flags: RunFlags, model: str) -> TraceSettings:
     """The settings with what follows from the family of the model that is asked."""
+    profile = chosen_profile(model, flags.tools)
     offered = load_tools(flags.tools.tools)
     boxes = BoxFrame(profile.frame, asked.crop_from)
     return replace(
@@ -125,7 +125,7 @@ def open_acceptance(
         return None if flags.samples.target_acc is None else _passing(TASKS[asked.task])
     from distil.run.conditions import accepting  # noqa: PLC0415 - the index, which few runs need
 
-    settings = settings_for(asked, flags, chosen_profile("", flags.tools), "")
+    settings = settings_for(asked, flags, model="")
     return accepting(condition, RunFacts(source.identity, settings, versions_now()), source, rows)
 
 
@@ -155,13 +155,11 @@ def settle(
     unlisted = unlisted_warning(model, models.names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
-    settings = settings_for(asked, flags, profile, model)
+    settings = settings_for(asked, flags, model)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     teacher = as_traces_say(teacher, settings)
-    settle_claim = partial(
-        settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
-    )
-    claim = settle_claim(claim, settings, ignored=PROBED)
+    fingerprint = source.identity.fingerprint
+    claim = settle_folder(claim, settings, flags, fingerprint, ignored=PROBED)
     prompt = settings.prompt()
     with _setup_budget(flags, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
@@ -169,7 +167,7 @@ def settle(
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
     _tell_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
-    claim = settle_claim(claim, settings)
+    claim = settle_folder(claim, settings, flags, fingerprint)
     plan = Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
@@ -208,17 +206,13 @@ def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSetting
 
 
 def settle_folder(
-    claim: Claim,
-    settings: TraceSettings,
-    ignored: Sequence[str] = (),
-    *,
-    fingerprint: str,
-    on_change: OnChange,
+    claim: Claim, settings: TraceSettings, flags: RunFlags, fingerprint: str, ignored: Sequence[str] = ()
 ) -> Claim:
     """The folder to write to: for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
 
     Raises UsageError where what it holds was made with other settings and nothing was said about it.
     """
+    on_change = OnChange(flags.samples.on_change)
     if on_change is OnChange.REFUSE:
         claim.refuse_changes(settings, fingerprint, ignored)
     if on_change is OnChange.NEW:

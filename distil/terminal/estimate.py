@@ -6,13 +6,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from distil.spending.estimate import (
-    Estimate,
-    Measured,
-    SampleSelection,
-    estimate_seconds,
-    estimate_spending,
-)
+from distil.spending.estimate import Estimate, Measured, SampleSelection, estimate_seconds, estimate_spending
 from distil.terminal.documents import estimate_document
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text
