@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from distil.commands.flags import RunFlags
 from distil.errors import UsageError
-from distil.records import Json, ToolMode
+from distil.records import Size, ToolMode
 from distil.rollout import Conversation, turn_seed
 from distil.run.draws import open_draws
 from distil.run.plan import as_traces_say, teacher_settings, urls_text
@@ -33,7 +34,7 @@ from distil.teacher.address import find_teacher
 from distil.teacher.client import request_body
 
 _NOT_ASKED = "(the server's only model)"
-_DATA_URL = "data:"
+_DATA_URL = re.compile(r'"data:([^"\\]*?);base64,([^"\\]*)"')
 
 
 def show_first_request(flags: RunFlags, tell: Callable[[str], None]) -> None:
@@ -113,19 +114,12 @@ def _model_before(claim: Claim | None) -> str | None:
     return next((run.get("settings", {}).get("model") for run in runs), None)
 
 
-def _pretty(body: bytes, size: tuple[int, int]) -> str:
-    request = json.loads(body)
-    return json.dumps(_with_sizes(request, size), ensure_ascii=False, indent=2)
-
-
-def _with_sizes(value: Json, size: tuple[int, int]) -> Json:
+def _pretty(body: bytes, size: Size) -> str:
     """The request with what its picture is in place of the picture itself."""
-    if isinstance(value, dict):
-        return {name: _with_sizes(item, size) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_sizes(item, size) for item in value]
-    if isinstance(value, str) and value.startswith(_DATA_URL) and ";base64," in value:
-        kind, _, data = value.partition(";base64,")
+
+    def stated(match: re.Match[str]) -> str:
+        kind, data = match.groups()
         num_bytes = len(data) * 3 // 4 - data[-2:].count("=")
-        return f"<{kind.removeprefix(_DATA_URL)}, {size[0]}×{size[1]}, {num_bytes:,} bytes>"
-    return value
+        return f'"<{kind}, {size[0]}×{size[1]}, {num_bytes:,} bytes>"'
+
+    return _DATA_URL.sub(stated, json.dumps(json.loads(body), ensure_ascii=False, indent=2))
