@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from distil.commands.flags import CodeFlags, RunFlags, TeacherFlags, flags_from_json, flags_json
 from distil.records import DatasetIdentity, Json, OnChange
-from distil.spending.tokens import PICTURES_DROPPED
+from distil.spending.prices import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.teacher.availability import Patience
@@ -64,30 +64,24 @@ class Plan:
 
     def as_json(self) -> dict[str, Json]:
         """As JSON values."""
-        return {
+        return vars(self) | {
             "flags": flags_json(self.flags),
-            "dataset_path": self.dataset_path,
             "dataset": asdict(self.dataset),
             "settings": self.settings.as_json(),
             "api_bases": list(self.api_bases),
-            "api_base": self.api_base,
-            "output_dir": self.output_dir,
             "probe": dict(self.probe),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Plan:
         """From what `as_json` gave."""
-        return cls(
-            flags=flags_from_json(RunFlags(), value["flags"]),
-            dataset_path=value["dataset_path"],
-            dataset=DatasetIdentity(**value["dataset"]),
-            settings=TraceSettings.from_json(value["settings"]),
-            api_bases=tuple(value["api_bases"]),
-            api_base=value["api_base"],
-            output_dir=value["output_dir"],
-            probe=value["probe"],
-        )
+        typed = {
+            "flags": flags_from_json(RunFlags(), value["flags"]),
+            "dataset": DatasetIdentity(**value["dataset"]),
+            "settings": TraceSettings.from_json(value["settings"]),
+            "api_bases": tuple(value["api_bases"]),
+        }
+        return cls(**{**value, **typed})
 
 
 def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> TeacherSettings:

@@ -13,8 +13,7 @@ from distil.messages.read import quote
 from distil.pictures import ResizeRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
-from distil.spending.prices import read_tokens
-from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
+from distil.spending.prices import PICTURES_DROPPED, fewest_prompt_tokens, read_tokens
 from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
 from distil.teacher.refusals import Means, meaning
