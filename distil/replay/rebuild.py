@@ -45,11 +45,7 @@ class Difference:
         return f"{self.path}: stored {_shown(self.stored, self.now)}, now {_shown(self.now, self.stored)}"
 
 
-class _Absent:
-    """What stands in a Difference for a field that one of the two traces has not."""
-
-
-ABSENT = _Absent()
+ABSENT: Json = object()  # what stands in a Difference for a field that one of the two traces has not
 
 
 def rebuilt_trace(
@@ -61,7 +57,7 @@ def rebuilt_trace(
     no turn, SandboxUnavailable where there is code but nothing to run it in.
     """
     settings = trace.settings
-    toolbox = settings.toolbox(executor and _StoredFailures(executor, trace))
+    toolbox = settings.toolbox(executor)
     replies = [_reply(trace, number) for number in range(1, len(trace.replies) + 1)]
 
     def ask(messages: Sequence[bytes], seed: int) -> Reply:
@@ -151,15 +147,16 @@ def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Js
     return {name: now[name] for name in _DERIVED}
 
 
-class _StoredFailures:
-    """Runs a trace's code, but takes as stored what says more of the machine than of the code.
+class Reruns:
+    """Runs a trace's code again: once for the same picture, though the restore recipe runs it too.
 
-    Whether code runs out of time depends on the machine and its load; code without a sandbox can fail by
-    anything that was there.
+    What says more of the machine than of the code is taken as stored. Whether code runs out of time depends
+    on the machine and its load; code without a sandbox can fail by anything that was there.
     """
 
     def __init__(self, executor: Executor, trace: StoredTrace) -> None:
         self._executor = executor
+        self._runs: list[tuple[str, Image.Image, ExecResult]] = []
         self._calls = [call for call in trace.calls if "code" in call.arguments]
         self._limits = trace.settings.code
 
@@ -170,7 +167,12 @@ class _StoredFailures:
         call = self._calls.pop(0) if self._calls else None
         if call is not None and call.arguments["code"] == code and self._is_taken(call):
             return ExecResult(None, call.message, call.stdout or "", 0.0, "error")
-        return self._executor.run(code, picture)
+        for earlier_code, earlier_picture, result in self._runs:
+            if earlier_picture is picture and earlier_code == code:
+                return result
+        result = self._executor.run(code, picture)
+        self._runs.append((code, picture, result))
+        return result
 
     def _is_taken(self, call: StoredCall) -> bool:
         limits = self._limits

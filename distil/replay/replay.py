@@ -19,7 +19,7 @@ from distil.errors import SourceError
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.pictures import encode_sent
 from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
-from distil.replay.recipe import RecipeError, SavedDatasets
+from distil.replay.recipe import Saved, first_picture, open_saved
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB, IMAGE_COLUMN
@@ -106,7 +106,7 @@ class Sources:
     """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved)."""
 
     def __init__(self, override: str | None = None) -> None:
-        self._saved = SavedDatasets()
+        self._saved: dict[str, Saved | str] = {}
         self._override = override
         self._opened: dict[tuple[str, Json], Source] = {}
         self._lock = threading.Lock()
@@ -163,7 +163,7 @@ class Sources:
             split = stored.split
         return replace(stored, path=path, source=now.source, kind=now.kind, split=split, num_rows=num_rows)
 
-    def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | RecipeError | None:
+    def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | str | None:
         """The first picture of the restore recipe, or why there is none.
 
         None where the dataset has moved and is no saved folder, as the recipe needs one.
@@ -171,10 +171,11 @@ class Sources:
         if self._override and source.identity.kind != "saved":
             return None
         path = source.identity.path if self._override else str(trace.json["dataset_path"])
-        try:
-            return self._saved.picture(path, trace.sample_id.index)
-        except RecipeError as error:
-            return error
+        with self._lock:
+            if path not in self._saved:
+                self._saved[path] = open_saved(path)
+            saved = self._saved[path]
+        return saved if isinstance(saved, str) else first_picture(saved, path, trace.sample_id.index)
 
 
 def replay(trace: StoredTrace, source: Source, executor: Executor | None = None) -> Replay:
