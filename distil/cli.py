@@ -155,7 +155,6 @@ def _with_own_code(
 def _export(flags: ExportFlags) -> Callable[[], int]:
     from distil.exports.export import Job  # noqa: PLC0415
     from distil.exports.options import ExportOptions  # noqa: PLC0415
-    from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export, show_rows, show_selection  # noqa: PLC0415
     from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
@@ -175,7 +174,7 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
         command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
         dataset_path=flags.dataset_path,
         limit=flags.limit,
-        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
+        max_workers=flags.max_workers,
         overwrites=flags.overwrite,
     )
     terminal = Terminal(gives_json=flags.json)

@@ -34,7 +34,7 @@ from distil.exports.to_hf import card_head
 from distil.exports.tokens import Lengths, row_tokens
 from distil.interrupts import interruptible
 from distil.records import ExportFormat, Frame, Json, StopReason, Student, ToolMode
-from distil.replay.processes import Workers, each_trace
+from distil.replay.processes import each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
 from distil.store.trace_file import StoredTrace, read_trace, trace_name
@@ -102,13 +102,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Job:
-    """How an export is done; `workers` and `overwrites` show in nothing that it writes."""
+    """How an export is done; `max_workers` and `overwrites` show in nothing that it writes."""
 
     out: Path
     command: str  # that makes the same export again
     dataset_path: str | None = None  # where the dataset is now
     limit: int | None = None  # of rows
-    workers: Workers = field(default_factory=lambda: Workers(1))
+    max_workers: int = 1
     overwrites: bool = False
 
 
@@ -139,7 +139,7 @@ def export_traces(
         target = Target(folder, job.out.absolute())
         form = FORMATS[options.format](target, options)
         picks = selected.picks
-        traces = each_trace(work, [pick.path for pick in picks], job.workers, job.dataset_path, tell)
+        traces = each_trace(work, [pick.path for pick in picks], job.max_workers, job.dataset_path, tell)
         report = Report(left_out=Counter(selected.left_out))
         with closing(traces) as found, closing(form):
             _add_rows(report, form, zip(picks, look_at(found), strict=False), options, job.limit)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
 from distil.exports.near_duplicates import near_pairs, photo_hash
 from distil.exports.repeats import said_sha256
 from distil.records import Json
-from distil.replay.processes import Workers, each_trace
+from distil.replay.processes import each_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Reader:
     """
 
     dataset_path: str | None = None
-    workers: Workers = field(default_factory=lambda: Workers(1))
+    max_workers: int = 1
     tell_progress: Callable[[str, int, int], None] = lambda what, done, of: None
     tell: Callable[[str], None] = lambda _: None
 
@@ -72,7 +72,7 @@ def without_repeats(reader: Reader, candidates: Sequence[Candidate]) -> list[Can
     several = {row for row, number in Counter(each.row for each in candidates).items() if number > 1}
     asked = [each for each in candidates if each.row in several]
     found = each_trace(
-        said_sha256, [each.path for each in asked], reader.workers, reader.dataset_path, reader.tell
+        said_sha256, [each.path for each in asked], reader.max_workers, reader.dataset_path, reader.tell
     )
     seen: set[tuple[Json, ...]] = set()
     repeats: set[Path] = set()
@@ -111,7 +111,7 @@ def _first_of_photos(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
 def _photo_hashes(first: dict[str, Candidate], reader: Reader) -> dict[str, int]:
     """The perceptual hashes of the photos that can be read."""
     paths = [each.path for each in first.values()]
-    found = each_trace(photo_hash, paths, reader.workers, reader.dataset_path, reader.tell)
+    found = each_trace(photo_hash, paths, reader.max_workers, reader.dataset_path, reader.tell)
     hashes = {}
     for done, (photo, number) in enumerate(zip(first, found, strict=True), start=1):
         reader.tell_progress("photos", done, len(paths))

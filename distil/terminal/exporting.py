@@ -79,7 +79,7 @@ def show_rows(
 def _select(paths: Sequence[Path], selection: Selection, job: Job, terminal: Terminal) -> Selected:
     with _progress() as tell_progress:
         tell = partial(say_above_bar, terminal)
-        return select_traces(paths, selection, Reader(job.dataset_path, job.workers, tell_progress, tell))
+        return select_traces(paths, selection, Reader(job.dataset_path, job.max_workers, tell_progress, tell))
 
 
 @contextmanager

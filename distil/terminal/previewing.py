@@ -19,7 +19,7 @@ from distil.exports.preview import END, START, Preview, previews_of
 from distil.exports.selection import Pick
 from distil.exports.tokens import picture_tokens
 from distil.records import SentPicture, ToolMode
-from distil.replay.processes import Workers, each_trace
+from distil.replay.processes import each_trace
 from distil.terminal.picture_protocol import Protocol, find_protocol
 from distil.terminal.shown_pictures import ShownPictures
 from distil.terminal.terminal import Terminal
@@ -73,7 +73,7 @@ def _found(
 ) -> Generator[Found, None, None]:
     """What became of each trace, one after another: no more are replayed than are shown."""
     work = partial(conversation_at, options=options)
-    return each_trace(work, [pick.path for pick in picks], Workers(1), dataset_path)
+    return each_trace(work, [pick.path for pick in picks], 1, dataset_path)
 
 
 def _key(options: ExportOptions) -> str:
