@@ -68,7 +68,7 @@ class Acceptance:
                 return False
 
     def _cells(self, row: TraceRow) -> list[Cell]:
-        values = {(cell.source, cell.key): cell.value for cell in row.dynamic}
+        values = {(column.source, column.name): value for column, value in row.dynamic}
         return [*(row.fixed.get(name) for name in self._fixed), *(values.get(key) for key in self._dynamic)]
 
 
@@ -76,9 +76,9 @@ def _dynamic_names(row: TraceRow) -> dict[_Key, str]:
     """The names of the columns that only some traces have, as the index gives them."""
     names: dict[_Key, str] = {}
     taken: set[str] = set()
-    for cell in row.dynamic:
-        name = dynamic_name(cell.source, cell.key, taken)
-        names[cell.source, cell.key] = name
+    for column, _ in row.dynamic:
+        name = dynamic_name(column.source, column.name, taken)
+        names[column.source, column.name] = name
         taken.add(name.lower())
     return names
 
