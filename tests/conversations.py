@@ -35,7 +35,8 @@ from distil.run.solver import RolloutSolver, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
-from distil.store.folder import Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.teacher.address import Address

@@ -31,8 +31,8 @@ from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Band, Json, NearDuplicates, StopReason
-from distil.store.folder import find_trace_files
 from distil.store.marks import DROP, KEEP
+from distil.store.trace_file import find_trace_files
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_FOLDERS = 10  # of one index

@@ -23,7 +23,7 @@ from distil.store.summary import (
     trace_turns,
     turn_text,
 )
-from distil.store.trace_file import load_json
+from distil.store.trace_file import load_json, sample_of_name
 from distil.tasks import task_to_show
 from distil.tasks.base import Task
 from distil.tasks.rewards import Scored
@@ -149,7 +149,7 @@ def _sample_of(file_name: str, trace: Mapping[str, Json]) -> SampleId | None:
     try:
         return SampleId.from_json(trace)
     except (KeyError, TypeError):
-        return SampleId.from_file_part(file_name.removeprefix("trace_").removesuffix(".json"))
+        return sample_of_name(file_name)
 
 
 def _without_tools(trace: Mapping[str, Json], settings: Mapping[str, Json]) -> bool | None:

@@ -26,8 +26,7 @@ from distil.run.settle import (
     what_is_asked,
 )
 from distil.run.solver import open_budget, open_rows, open_sandbox, rollout_settings
-from distil.store.folder import Claim
-from distil.store.spending import SpendingFile
+from distil.store.claim import Claim, SpendingFile
 from distil.store.trace_file import trace_name
 from distil.store.trace_settings import TraceSettings
 from distil.teacher.address import Address, find_teacher

@@ -15,8 +15,7 @@ from distil.run.schedule import Left, Rollouts
 from distil.run.solver import RolloutSolver
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured
-from distil.store.folder import RunFolder
-from distil.store.readme import write_readme
+from distil.store.folder import RunFolder, write_readme
 from distil.store.run_totals import RunTotals
 from distil.store.summary import Totals, TraceSummary, read_summary
 

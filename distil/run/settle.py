@@ -17,7 +17,7 @@ from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
 from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
-from distil.store.folder import Claim, first_free
+from distil.store.claim import Claim, first_free
 from distil.store.trace_settings import TraceSettings
 from distil.tasks.base import Task
 from distil.teacher.address import Address

@@ -23,8 +23,8 @@ from distil.source.rows import Source, open_source
 from distil.source.saved import IMAGE_COLUMN
 from distil.spending.budget import Budget, Limits
 from distil.spending.prices import find_prices
+from distil.store.claim import SpendingFile
 from distil.store.folder import RunFolder
-from distil.store.spending import SpendingFile
 from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS

@@ -12,7 +12,8 @@ from dataclasses import replace
 from distil.records import SampleId, ToolMode
 from distil.run.schedule import WithoutTools
 from distil.run.solver import RolloutSolver
-from distil.store.folder import WITHOUT_TOOLS, Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import WITHOUT_TOOLS, RunFolder
 from distil.store.summary import TraceSummary
 
 

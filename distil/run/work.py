@@ -27,7 +27,7 @@ from distil.run.schedule import (
 from distil.run.solver import RolloutSolver
 from distil.run.without_tools import solver_without_tools
 from distil.spending.estimate import Selection, choose_samples
-from distil.store.draws import DrawsFile
+from distil.store.folder import DrawsFile
 from distil.store.run_totals import RowTotals
 from distil.store.summary import TraceSummary
 from distil.tools.toolbox import load_tools

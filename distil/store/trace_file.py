@@ -42,6 +42,7 @@ from distil.tasks.rewards import reward_of
 from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
+TRACE_FILES = "trace_*.json"
 IMPORTED = "distil-import/1"  # of a conversation that another program had
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
@@ -69,6 +70,21 @@ class RunFacts:
 def trace_name(sample_id: SampleId) -> str:
     """The file name of a sample's trace."""
     return f"trace_{sample_id.file_part}.json"
+
+
+def sample_of_name(file_name: str) -> SampleId | None:
+    """The sample that a trace of this file name is of, None for another name."""
+    return SampleId.from_file_part(file_name.removeprefix("trace_").removesuffix(".json"))
+
+
+def find_trace_files(folder: Path) -> list[Path]:
+    """The trace files of a folder in the order of their samples; those with other names come last."""
+
+    def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
+        sample_id = sample_of_name(path.name)
+        return sample_id is None, sample_id, len(path.name), path.name
+
+    return sorted(folder.glob(TRACE_FILES), key=place_of)
 
 
 def versions_now() -> dict[str, str]:

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from distil import process
 from distil.errors import UsageError
 from distil.records import SampleId
-from distil.store.claim import LOCK, RUN_RECORD
-from distil.store.folder import find_trace_files
-from distil.store.spending import SPENDING
+from distil.store.claim import LOCK, RUN_RECORD, SPENDING
+from distil.store.trace_file import find_trace_files
 from distil.terminal.terminal import Terminal
 
 _OF_A_RUN = (LOCK, RUN_RECORD, SPENDING)
