@@ -21,13 +21,14 @@ from typing import Any, cast
 import datasets
 import pytest
 from PIL import Image
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.commands.flags import RunFlags, add_flags, read_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
-from distil.replay.replay import Executors, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked

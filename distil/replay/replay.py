@@ -1,32 +1,24 @@
-"""A trace and its dataset row → every picture the teacher saw, checked against the stored hashes.
-
-Replay applies the stored actions with the same function that sampling used, so a trace that verifies
-is a trace from which everything can be recovered.
-"""
+"""What replaying traces takes: the datasets that they came from, and sandboxes for their code."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from distil.errors import SourceError
-from distil.messages.compose import Message, opening_messages, turn_messages
-from distil.pictures import encode_sent
-from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
+from distil.records import DatasetIdentity, Json, SentPicture, ToolCall, Turn
 from distil.replay.recipe import Saved, first_picture, open_saved
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB, IMAGE_COLUMN
 from distil.store.trace_file import StoredTrace
 from distil.tasks import task_of
-from distil.tools.base import Scene
-from distil.tools.python_code import Executor
 
 _MOVED = "; if it has moved, say where it is now: --dataset_path PATH"
 _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not name the split
@@ -35,28 +27,6 @@ _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not
 def _is_there(trace: StoredTrace) -> bool:
     """Whether there is something where a trace's dataset was, as far as can be told without a network."""
     return trace.dataset_kind == "hub" or os.path.exists(trace.source)  # noqa: PTH110 - Path's may raise
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A trace with its pictures: the scene after each call that succeeded, and what was sent."""
-
-    trace: StoredTrace
-    sample: Sample
-    sent: SentPicture
-    observations: tuple[Observation, ...]  # one per stored call; a failed call's has no picture
-    scene: Scene
-
-    def turns(self) -> tuple[Turn, ...]:
-        """The turns as the rollout had them."""
-        return turns_of(self.trace, [observation.sent for observation in self.observations])
-
-    def messages(self) -> list[Message]:
-        """The conversation exactly as the teacher saw it, with its own last turn at the end."""
-        messages = opening_messages(self.trace.prompt, self.sent)
-        for turn in self.turns():
-            messages += turn_messages(turn)
-        return messages
 
 
 def turns_of(trace: StoredTrace, pictures: Sequence[SentPicture | None]) -> tuple[Turn, ...]:
@@ -176,22 +146,3 @@ class Sources:
                 self._saved[path] = open_saved(path)
             saved = self._saved[path]
         return saved if isinstance(saved, str) else first_picture(saved, path, trace.sample_id.index)
-
-
-def replay(trace: StoredTrace, source: Source, executor: Executor | None = None) -> Replay:
-    """Apply a trace's stored actions to its row; code runs in `executor`.
-
-    Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
-    SandboxUnavailable where there is code but nothing to run it in; compares nothing.
-    """
-    sample = source.load(trace.sample_id)
-    toolbox = trace.settings.toolbox(executor)
-    sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
-    scene = Scene.start(sample.picture.picture)
-    observations = []
-    for call in trace.calls:
-        observation = Observation(call.success, call.message, stdout=call.stdout)
-        if call.success:
-            observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
-        observations.append(observation)
-    return Replay(trace, sample, sent, tuple(observations), scene)
