@@ -26,7 +26,7 @@ _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not
 
 def _is_there(trace: StoredTrace) -> bool:
     """Whether there is something where a trace's dataset was, as far as can be told without a network."""
-    return trace.dataset_kind == "hub" or os.path.exists(trace.source)  # noqa: PTH110 - Path's may raise
+    return trace.dataset.kind == "hub" or os.path.exists(trace.dataset.source)  # noqa: PTH110 - Path's may raise
 
 
 def turns_of(trace: StoredTrace, pictures: Sequence[SentPicture | None]) -> tuple[Turn, ...]:
@@ -83,10 +83,11 @@ class Sources:
 
     def of(self, trace: StoredTrace) -> Source:
         """The dataset that a trace came from; raises SourceError."""
-        path = self._override or trace.source
+        stored = trace.dataset
+        path = self._override or stored.source
         if not self._override:
-            path = f"{HUB}{path}" if trace.dataset_kind == "hub" else path
-            path = f"{path}:{trace.split}" if trace.dataset_kind in _WITH_SPLITS and trace.split else path
+            path = f"{HUB}{path}" if stored.kind == "hub" else path
+            path = f"{path}:{stored.split}" if stored.kind in _WITH_SPLITS and stored.split else path
         columns = trace.settings.columns or {}
         key = (path, tuple(sorted(columns.items())))
         with self._lock:
@@ -115,15 +116,7 @@ class Sources:
         Where rows were added to the dataset since, or it has moved, the row can be the same: then what is
         stored is taken as it is. The path of a view lies in a cache that another machine has elsewhere.
         """
-        now, block = source.identity, trace.json["dataset"]
-        stored = DatasetIdentity(
-            path=trace.json["dataset_path"],
-            source=block["source"],
-            kind=block["kind"],
-            split=block["split"],
-            fingerprint=block["fingerprint"],
-            num_rows=block["num_rows"],
-        )
+        now, stored = source.identity, trace.dataset
         num_rows = now.num_rows if now.fingerprint == stored.fingerprint else stored.num_rows
         if self._override:
             return replace(stored, num_rows=num_rows)
@@ -140,7 +133,7 @@ class Sources:
         """
         if self._override and source.identity.kind != "saved":
             return None
-        path = source.identity.path if self._override else str(trace.json["dataset_path"])
+        path = source.identity.path if self._override else str(trace.dataset.path)
         with self._lock:
             if path not in self._saved:
                 self._saved[path] = open_saved(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from distil.tools.toolbox import find_tool
 FORMAT = "distil-trace/1"
 TRACE_FILES = "trace_*.json"
 IMPORTED = "distil-import/1"  # of a conversation that another program had
+_OF_DATASET = ("source", "kind", "split", "fingerprint", "num_rows")  # in the order of DatasetIdentity
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
 
@@ -201,12 +202,7 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
 
 def facts_json(facts: PictureFacts) -> dict[str, Json]:
     """As a trace has them."""
-    return {
-        "width_px": facts.width_px,
-        "height_px": facts.height_px,
-        "mode": facts.mode,
-        "pixel_sha256": facts.pixel_sha256,
-    }
+    return asdict(facts)
 
 
 def sent_json(sent: SentPicture) -> Json:
@@ -268,13 +264,7 @@ def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
 
 def dataset_json(identity: DatasetIdentity) -> Json:
     """As a trace has it, but for its path."""
-    return {
-        "source": identity.source,
-        "kind": identity.kind,
-        "split": identity.split,
-        "fingerprint": identity.fingerprint,
-        "num_rows": identity.num_rows,
-    }
+    return {name: getattr(identity, name) for name in _OF_DATASET}
 
 
 @dataclass(frozen=True)
@@ -303,9 +293,7 @@ class StoredTrace:
 
     path: Path
     json: Mapping[str, Json] = field(repr=False)
-    source: str
-    dataset_kind: str
-    split: str | None
+    dataset: DatasetIdentity
     sample_id: SampleId
     file_sha256: str
     facts: PictureFacts
@@ -383,9 +371,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     return StoredTrace(
         path=path,
         json=value,
-        source=value["dataset"]["source"],
-        dataset_kind=value["dataset"]["kind"],
-        split=value["dataset"]["split"],
+        dataset=DatasetIdentity(value["dataset_path"], *(value["dataset"][name] for name in _OF_DATASET)),
         sample_id=SampleId.from_json(value),
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),
