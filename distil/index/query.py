@@ -16,7 +16,6 @@ from distil.index.trace_row import searchable, storable
 from distil.records import Json
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains", "in", "is null", "is not null"]
-_COMPARISONS = ("<", "<=", ">", ">=")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 TIES = ("run", "sample_index", "rollout", "file")
 _MAX_VALUES = 10_000

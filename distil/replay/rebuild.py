@@ -8,7 +8,6 @@ versions that wrote it has to be believed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMo
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
-from distil.store.trace_settings import TraceSettings, settings_sha256
+from distil.store.trace_settings import MAX_SHOWN_CHARS, TraceSettings, settings_sha256, short_json
 from distil.tasks import task_of
 from distil.tasks.rewards import reward_fields, reward_of
 from distil.teacher.profile import UNKNOWN, find_profile, with_frame, with_max_area
@@ -29,7 +28,6 @@ from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
-_MAX_SHOWN_CHARS = 60
 _DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
@@ -105,10 +103,9 @@ def _shown(value: Json, other: Json) -> str:
     if isinstance(value, str) and isinstance(other, str):
         pairs = enumerate(zip(value, other, strict=False))
         start = next((position for position, (one, two) in pairs if one != two), 0)
-        if start > _MAX_SHOWN_CHARS // 2:
+        if start > MAX_SHOWN_CHARS // 2:
             value = "…" + value[start - 10 :]
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
+    return short_json(value)
 
 
 def _reply(trace: StoredTrace, number: int) -> Reply:

@@ -51,7 +51,6 @@ class Executors:
 
     def __init__(self) -> None:
         self._started: dict[tuple[float, int], Sandbox] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Executors:
         return self
@@ -66,10 +65,9 @@ class Executors:
         if code is None:
             return None
         bounds = (code.timeout_seconds, code.memory_bytes)
-        with self._lock:
-            if bounds not in self._started:
-                self._started[bounds] = Sandbox(*bounds, workers=1)
-            return self._started[bounds]
+        if bounds not in self._started:
+            self._started[bounds] = Sandbox(*bounds, workers=1)
+        return self._started[bounds]
 
 
 class Sources:

@@ -437,7 +437,7 @@ def _turns_of_many(path: Path) -> Iterator[_Turn | None]:
     """The turns of a file, None for a line that is none."""
     start = 0
     for line, end in read_lines(path):
-        yield _turn_of(line, line, path, start, end)
+        yield _turn_of(line, path, start, end)
         start = end
 
 
@@ -452,19 +452,17 @@ def _turns_of_one(path: Path) -> Iterator[_Turn | None]:
         if number == 0:
             header = line
         else:
-            yield _turn_of(header, {**line, "turn": number}, path, start, end)
+            yield _turn_of({**header, **line, "turn": number}, path, start, end)
         start = end
 
 
-def _turn_of(
-    header: Mapping[str, Json] | None, line: Mapping[str, Json] | None, path: Path, start: int, end: int
-) -> _Turn | None:
-    """The turn of a line, made as `header` says; None where it is none."""
+def _turn_of(line: Mapping[str, Json] | None, path: Path, start: int, end: int) -> _Turn | None:
+    """The turn of a line, None where it is none."""
     try:
-        if header is None or line is None or _reply(line) is None:
+        if line is None or _reply(line) is None:
             return None
-        sample_id = SampleId.from_json(header)
-        made_with = str(header["settings_sha256"]), str(header["file_sha256"])
+        sample_id = SampleId.from_json(line)
+        made_with = str(line["settings_sha256"]), str(line["file_sha256"])
         number, sha256 = int(line["turn"]), str(line["request_sha256"])
     except (KeyError, TypeError, ValueError):
         return None

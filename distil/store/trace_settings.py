@@ -23,7 +23,7 @@ _UNSAID: Mapping[str, Json] = {
 }
 # Earlier versions did not write these, for what they stand for here.
 _OFTEN_LACKING = {**_UNSAID, "profile": "", "temperature": None, "max_tokens": 0, "sends_seed": True}
-_MAX_SHOWN_CHARS = 60
+MAX_SHOWN_CHARS = 60
 # One for all: `json.dumps` makes an encoder for each value.
 _encode_canonically = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -196,4 +196,4 @@ def json_sha256(value: Json) -> str:
 def short_json(value: Json) -> str:
     """A value for a message."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
