@@ -24,7 +24,7 @@ from PIL import Image
 from replayed import replay
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.commands.flags import RunFlags, add_flags, read_flags
+from distil.commands.flags import RunFlags, ViewFlags, add_flags, read_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
@@ -40,6 +40,7 @@ from distil.store.claim import Claim
 from distil.store.folder import RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
+from distil.tasks import TASKS
 from distil.teacher.address import Address
 from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
 from distil.teacher.client import Teacher, _parsed
@@ -141,7 +142,7 @@ class Bench:
             sandbox = self.sandbox if "python_code" in given_flags.tools.tools else None
             address = Address((self._server.api_base,), KEY)
             with what_is_asked(given_flags, quiet().say) as asked:
-                source, _ = open_rows(given_flags.samples, asked.task, quiet().say)
+                source, _ = open_rows(given_flags.samples, TASKS[asked.task], quiet().say)
                 plan, output = settle(given_flags, asked, source, address, quiet().say)
             self._runs[flags] = Run(plan, source, RunFolder(output, plan.facts()), sandbox)
         run = self._runs[flags]
@@ -197,7 +198,7 @@ class Bench:
     def _outcome(self, run: Run, row: int, teacher: Teacher) -> Outcome[TraceSummary] | FolderError:
         try:
             solver = RolloutSolver(run.plan, run.source, run.folder, teacher, run.sandbox)
-            (outcome,) = run_samples([SampleId(row)], solver, 1)
+            (outcome,) = run_samples([SampleId(row)], solver.solve, 1)
             return outcome
         except FolderError as error:
             return error
@@ -210,8 +211,8 @@ class Bench:
         found = verify_trace(path, self.sources, self.executors)
         assert found.verdict is Verdict.MATCHED, found
         if shown:
-            assert view(path, batch=False, verbose=True, terminal=quiet()) == 0
-            assert view(path.parent, batch=True, verbose=True, terminal=quiet()) == 0
+            assert view(path, ViewFlags(verbose=True), quiet()) == 0
+            assert view(path.parent, ViewFlags(batch=True, verbose=True), quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]

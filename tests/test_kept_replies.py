@@ -12,6 +12,7 @@ import pytest
 from conversations import Bench
 from scripted_teacher import calls, completion, says, text_call
 
+from distil.commands.flags import ViewFlags
 from distil.errors import FolderError, TeacherUnreachable
 from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
@@ -47,7 +48,7 @@ def solved(bench: Bench, *replies: Any, flags: tuple[str, ...] = ("--tool_mode",
 
 def shown(path: Path) -> str:
     printed = io.StringIO()
-    view(path, batch=False, verbose=True, terminal=Terminal(printed, width=150))
+    view(path, ViewFlags(verbose=True), Terminal(printed, width=150))
     return printed.getvalue()
 
 

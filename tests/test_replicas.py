@@ -116,7 +116,7 @@ def sample_of(request: dict[str, Any]) -> str:
 @contextmanager
 def replicated(*api_bases: str, slots: Slots | None = None) -> Iterator[Teacher]:
     settings = teacher_settings(api_bases[0], "k" * 8, "m", timeout_seconds=20, retry=QUICK, outage=SHORT)
-    with Teacher(settings, (), slots or Slots(4), Budget.unlimited(), api_bases) as teacher:
+    with Teacher(settings, (), slots or Slots(4), Budget(), api_bases) as teacher:
         yield teacher
 
 

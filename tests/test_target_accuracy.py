@@ -336,7 +336,8 @@ def test_no_row_is_drawn_twice_and_who_ends_first_changes_nothing(
     outcomes = {each: chance.choice([0.0, 1.0, 0.5, None]) for each in pool}
 
     def work(num_workers: int, seed: int, stop_after: int = 10**6, before: list[int] | None = None) -> Aim:
-        aim, flying = Aim(target, num_draws, bins, seed, before or []), list(before or [])
+        aim, flying = Aim(target, num_draws, bins, seed), list(before or [])
+        aim.go_on(flying)
         while stop_after:
             while len(flying) < num_workers and (index := aim.draw()) is not None:
                 flying.append(index)

@@ -259,7 +259,7 @@ def test_the_same_reply_again_and_again_is_told(many_photos: Path, tmp_path: Pat
 def probed(script: Script, budget: Budget | None = None) -> tuple[ProbeResult, ScriptedTeacher]:
     with ScriptedTeacher(script, sees=False) as server:
         settings = teacher_settings(server.api_base, "key", "scripted-qwen3-vl")
-        return probe_tool_mode(settings, PROMPT, budget or Budget.unlimited()), server
+        return probe_tool_mode(settings, PROMPT, budget or Budget()), server
 
 
 def in_one(reply: dict[str, Any]) -> Script:
@@ -283,7 +283,7 @@ def test_a_word_beside_the_call_needs_no_second_question(reply: dict[str, Any]) 
 
 
 def test_a_word_that_does_not_come_with_the_call_is_asked_for_alone_and_paid_by_the_budget() -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     result, server = probed(
         lambda request: counted(request, calls(("zoom", {})) if "tools" in request else says(SIGN_WORD)),
         budget,

@@ -448,7 +448,7 @@ def test_a_connection_is_used_again() -> None:
 
 
 def test_a_connection_that_the_server_closed_while_idle_costs_no_attempt() -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     with RawServer(always(WHOLE)) as server:
         server.stays_open = False  # and says nothing of it
         with Teacher(settings(server.api_base), budget=budget) as teacher:
@@ -503,7 +503,7 @@ def test_a_certificate_is_checked_with_the_authorities_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with RawServer(always(WHOLE), ANYWHERE, tls=True) as server:
-        budget = Budget.unlimited()
+        budget = Budget()
         with Teacher(settings(server.api_base), budget=budget) as teacher:
             with pytest.raises(TeacherError, match=r"ConnectError.*certificate verify failed"):
                 teacher.ask(MESSAGES, 7)

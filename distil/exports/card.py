@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datasets
 
-from distil.exports.attribution import is_attribution
+from distil.exports.conversation import is_attribution
 from distil.exports.selection import Selected, indexes
 from distil.index.columns import Column
 from distil.index.query import Query

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from distil.commands.flags import FormFlags
 from distil.errors import UsageError, error_text
 from distil.exports.export import FORMAT, MANIFEST
 from distil.exports.files import PICTURES, file_sha256
-from distil.exports.options import ExportOptions
 from distil.exports.pictures import MAX_STUDENT_RATIO
 from distil.exports.tokens import TOKENS_A_MESSAGE, picture_tokens, text_tokens
 from distil.exports.written import (
@@ -166,11 +166,10 @@ class Subject:
     setup: Setup
 
     @cached_property
-    def options(self) -> ExportOptions:
+    def options(self) -> FormFlags:
         """How the student sees pictures."""
         stated = self.manifest.get("options", {})
-        return ExportOptions(
-            self.format,
+        return FormFlags(
             coordinates=self.setup.coordinates or Frame(stated.get("coordinates", Frame.REL1000)),
             student=Student(stated.get("student", Student.QWEN3_VL)),
         )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distil.errors import UsageError
-from distil.exports.rows import PLACEHOLDER
+from distil.exports.form import PLACEHOLDER
 from distil.exports.to_hf import FOLDER
 from distil.messages.tags import CALL_TAG, tool_call_bodies
 from distil.records import ExportFormat, Json

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 
 from distil.commands.flags import flags_json
 from distil.errors import TraceError
-from distil.records import Failure, Json, Outcome, SampleId
-from distil.run.schedule import Left, Rollouts
+from distil.records import Json, Outcome, SampleId
+from distil.run.schedule import Rollouts, plain
 from distil.run.solver import RolloutSolver
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured
@@ -22,14 +23,16 @@ from distil.store.summary import Totals, TraceSummary, read_summary
 
 @dataclass
 class Part:
-    """What one solver is to do, and what came of it; what it `left` is looked up as it is asked for."""
+    """What one solver is to do, and what came of it."""
 
     solver: RolloutSolver
-    left: Left
+    wanted: Rollouts
+    done: set[SampleId]  # of those that are wanted: there already
+    accepted: set[SampleId]  # of those that are done
+    only: set[SampleId] | None  # the ones that may be asked
     totals: RunTotals
-    accepted: set[SampleId] = field(default_factory=set)  # of those that were there already
+    counts_spending: bool  # else what it takes is counted in another part
     record: dict[str, Json] = field(default_factory=dict)
-    counts_spending: bool = True  # else what it takes is counted in another part
 
     @classmethod
     def of(cls, solver: RolloutSolver, wanted: Rollouts, counts_spending: bool = True) -> Part:
@@ -45,41 +48,50 @@ class Part:
         done = folder.finished(wanted, show)
         only = folder.failed() if solver.plan.flags.samples.retry_failed else None
         spent = solver.teacher.budget.spent if counts_spending else Spent()
-        totals = RunTotals(
-            folder.path, len(done), Measured(spent, spent), solver.teacher.slots.state(), whole
-        )
-        return cls(solver, Left(wanted, done, only), totals, accepted & done, counts_spending=counts_spending)
+        level = solver.teacher.slots.state()
+        totals = RunTotals(folder.path, len(done), Measured(spent, spent), level, whole)
+        return cls(solver, wanted, done, accepted & done, only, totals, counts_spending)
 
     @property
     def folder(self) -> RunFolder:
         """Where its traces are."""
         return self.solver.folder
 
+    def is_left(self, sample_id: SampleId) -> bool:
+        """Whether a sample is to be asked, if it is wanted."""
+        return sample_id not in self.done and (self.only is None or sample_id in self.only)
+
+    def left(self) -> Iterator[SampleId]:
+        """The samples that are to be asked, looked up as they are asked for."""
+        return filter(self.is_left, self.wanted)
+
+    @property
+    def num_left(self) -> int:
+        """How many they are."""
+        return len(self.wanted) - len(self.done) if self.only is None else sum(1 for _ in self.left())
+
+    def num_accepted(self) -> Counter[int]:
+        """How many accepted traces each row had already."""
+        return Counter(each.index for each in self.accepted)
+
     def resumed(self) -> set[SampleId]:
         """The samples that go on from turns of an earlier run."""
         journal = self.folder.journal
-        if not journal.unfinished():
-            return set()
-        return {sample_id for sample_id in self.left if journal.num_turns(sample_id)}
+        return set(filter(journal.num_turns, self.left())) if journal.unfinished() else set()
 
     def begin(self) -> None:
         """Write that a run has begun; its time is counted from here on."""
-        self.record = _start_record(self.solver, len(self.left.wanted), len(self.left.done))
-        if self.totals.rows is not None:
-            self.record |= self.totals.rows.as_dict()
-        if self.totals.aim is not None:
-            self.record |= self.totals.aim.as_dict()
+        self.record = _start_record(self.solver, len(self.wanted), len(self.done))
+        for totals in (self.totals.rows, self.totals.aim):
+            self.record |= totals.as_dict() if totals is not None else {}
         self.folder.write_run_record(self.record)
         write_readme(self.folder.path)
-        measured = self.totals.measured
-        self.totals.measured = Measured(measured.spent_before, measured.spent_before, measured.num_resumed)
+        self.totals.measured.begin()
 
     def add(self, outcome: Outcome[TraceSummary]) -> None:
         """Count a sample that ended, and write it down where it failed."""
         if outcome.failure is not None:
-            self.folder.write_failure(_plain(outcome.failure))
-        if outcome.result is not None:
-            self.solver.boxes.add(outcome.result.boxes)
+            self.folder.write_failure(replace(outcome.failure, sample_id=plain(outcome.sample_id)))
         self.totals.add(outcome)
 
     def end(self) -> None:
@@ -93,12 +105,6 @@ class Part:
         probe = {**self.record["probe"], "refuses_fields": teacher.refuses_fields}
         folder.write_run_record({**self.record, **totals.as_dict(), "probe": probe})
         folder.flush()
-
-
-def _plain(failure: Failure) -> Failure:
-    """A failure as its folder knows it."""
-    sample_id = failure.sample_id
-    return replace(failure, sample_id=SampleId(sample_id.index, sample_id.rollout))
 
 
 def _start_record(solver: RolloutSolver, num_samples: int, num_skipped: int) -> dict[str, Json]:

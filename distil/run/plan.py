@@ -34,7 +34,7 @@ class Plan:
     @property
     def on_change(self) -> OnChange:
         """What to do with traces that were made with other settings."""
-        return OnChange(self.flags.samples.on_change)
+        return self.flags.samples.on_change
 
     @property
     def sight_warning(self) -> str | None:
@@ -58,14 +58,8 @@ class Plan:
 
     def teacher(self, api_key: str) -> TeacherSettings:
         """How the teacher is asked: as the traces say."""
-        settings = self.settings
-        return replace(
-            teacher_settings(self.flags.teacher, self.api_base, api_key),
-            model=settings.model,
-            token_field=settings.token_field,
-            sends_temperature=settings.temperature is not None,
-            sends_seed=settings.sends_seed,
-        )
+        asked = teacher_settings(self.flags.teacher, self.api_base, api_key)
+        return as_traces_say(asked, self.settings)
 
     def as_json(self) -> dict[str, Json]:
         """As JSON values."""
@@ -105,6 +99,17 @@ def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> Teache
         timeout_seconds=flags.request_timeout_seconds,
         turn_timeout_seconds=flags.turn_timeout_seconds,
         outage=OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+    )
+
+
+def as_traces_say(teacher: TeacherSettings, settings: TraceSettings) -> TeacherSettings:
+    """How the teacher of traces with these settings is asked."""
+    return replace(
+        teacher,
+        model=settings.model,
+        token_field=settings.token_field,
+        sends_temperature=settings.temperature is not None,
+        sends_seed=settings.sends_seed,
     )
 
 

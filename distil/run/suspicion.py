@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from distil.records import SampleId, StopReason
+from distil.records import CropFrom, Frame, SampleId, StopReason
 from distil.spending.tokens import PICTURES_DROPPED
-from distil.store.summary import TooFewTokens, TraceSummary
+from distil.store.summary import TooFewTokens, TraceSummary, ZoomBox
 
 FIRST_SAMPLES = 20  # of a teacher that answers every second time, one run in a million begins without any
 _MIN_HALTING_CALLS = 20
@@ -20,6 +20,8 @@ _MANY_SHARE, _MIN_MANY = 0.2, 3  # healthy teachers miss an answer or a limit no
 _SAME_SHARE, _MIN_SAME = 0.5, 5  # a short answer to photos of one place may well be the same
 _MAX_TEXTS = 1024  # that are remembered: a run's memory does not grow with its length
 _MAX_FAILURE_CHARS = 200
+_MAX_BAD_SHARE = 0.2  # of a run's boxes; a teacher in the right frame overshoots now and then
+_MIN_BOXES = 5
 
 _HALT_ADVICE = "Set it right and use another --output_dir, or go on all the same with --keep_going"
 _TOO_FEW = f"{PICTURES_DROPPED}; or it leaves them, or cached tokens, out of its figures"
@@ -31,8 +33,16 @@ class Tally:
     `seems_blind` is whether the probe's word was not read.
     """
 
-    def __init__(self, max_tokens: int, max_turns: int, seems_blind: bool = False) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        max_turns: int,
+        seems_blind: bool = False,
+        frame: Frame = Frame.PIXEL,
+        crop_from: CropFrom = CropFrom.CURRENT,
+    ) -> None:
         self._max_tokens, self._max_turns, self._seems_blind = max_tokens, max_turns, seems_blind
+        self._frame, self._crop_from = frame, crop_from
         self._lock = threading.Lock()
         self._num_samples = self._num_fresh = self._num_fresh_answers = 0
         self._without_answer: Counter[str] = Counter()  # by stop reason
@@ -41,6 +51,9 @@ class Tally:
         self._first_failure: tuple[SampleId, str] | None = None  # of the first sample
         self._first_too_few: tuple[SampleId, TooFewTokens] | None = None
         self._texts: Counter[str] = Counter()
+        self._num_boxes = self._num_bad_boxes = 0
+        self._num_tiny = self._num_backward = self._num_of_photos = 0  # of the bad ones, as the next
+        self._largest_number = 0.0
         self._halt: str | None = None
 
     def add(self, sample: TraceSummary) -> None:
@@ -54,6 +67,8 @@ class Tally:
             self._add_calls(sample)
             self._add_tokens(sample)
             self._add_texts(sample)
+            for box in sample.boxes:
+                self._add_box(box)
             if not sample.is_resumed:
                 self._num_fresh += 1
                 self._num_fresh_answers += sample.parse_success
@@ -86,6 +101,16 @@ class Tally:
         if len(self._texts) > _MAX_TEXTS:
             self._texts = Counter({text: number for text, number in self._texts.items() if number > 1})
 
+    def _add_box(self, box: ZoomBox) -> None:
+        is_tiny = self._frame is not Frame.REL1 and all(0 <= value <= 1 for value in box.numbers)
+        self._num_boxes += 1
+        if not box.fitted or is_tiny:
+            self._num_bad_boxes += 1
+            self._num_tiny += is_tiny
+            self._num_backward += box.numbers[2] <= box.numbers[0] or box.numbers[3] <= box.numbers[1]
+            self._num_of_photos += box.is_first_view
+            self._largest_number = max(*box.numbers, self._largest_number)
+
     @property
     def halt(self) -> str | None:
         """Why the run should not go on, with what is likely, or None; it stays once it is there."""
@@ -113,6 +138,7 @@ class Tally:
                 self._tokens_warning(),
                 self._same_text_warning(),
                 self._repetition_warning(),
+                self._boxes_warning(),
             )
             return [line for line in lines if line is not None]
 
@@ -190,6 +216,30 @@ class Tally:
             f"in {_of(self._num_repeating, self._num_samples)} the teacher said and called the same again "
             "and again: it may not see what its calls give (distil doctor finds out)"
         )
+
+    def _boxes_warning(self) -> str | None:
+        """Many boxes that do not fit their pictures mean a wrong setting."""
+        if self._num_boxes < _MIN_BOXES or self._num_bad_boxes < _MAX_BAD_SHARE * self._num_boxes:
+            return None
+        return (
+            f"{self._num_bad_boxes} of {self._num_boxes} zoom boxes did not fit the picture as "
+            f"{self._frame.value!r}: {self._boxes_advice()}"
+        )
+
+    def _boxes_advice(self) -> str:
+        """The likely setting by what most bad boxes have in common."""
+        most, try_it = self._num_bad_boxes / 2, "Look at some traces, then try"
+        if self._num_tiny > most:
+            return f"the teacher seems to state fractions. {try_it} --coordinates rel1"
+        if self._num_backward > most:
+            return "their ends lie before their starts, perhaps [x, y, width, height], which no setting takes"
+        if self._crop_from is CropFrom.CURRENT and not self._num_of_photos:
+            return f"only boxes after a first call. {try_it} --crop_from original"
+        if self._largest_number <= 1000 and self._frame in (Frame.PIXEL, Frame.REL1):
+            return f"the teacher seems to state thousandths. {try_it} --coordinates rel1000"
+        if self._largest_number > 1000 and self._frame is not Frame.PIXEL:
+            return f"the teacher seems to state pixels. {try_it} --coordinates pixel"
+        return "look at some traces; --coordinates and --crop_from say what boxes refer to"
 
 
 def _are_many(number: int, total: int) -> bool:

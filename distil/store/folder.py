@@ -82,7 +82,7 @@ class RunFolder:
         return set(self._failures)
 
     def finished(
-        self, sample_ids: Sequence[SampleId], show: Callable[[Mapping[str, Json]], object] = lambda _: None
+        self, sample_ids: Iterable[SampleId], show: Callable[[Mapping[str, Json]], object] = lambda _: None
     ) -> set[SampleId]:
         """The samples that already have a trace which is to be kept; `show` gets those and other traces.
 

@@ -122,7 +122,7 @@ class Teacher:
         urls = tuple(api_bases) or (settings.api_base or OPENAI_URL,)
         self.settings = settings if len(urls) == 1 else _of_several(settings)
         self.slots = slots or Slots.unlimited()
-        self.budget = budget or Budget.unlimited()
+        self.budget = budget or Budget()
         self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
         self._replicas = Replicas(urls)
         self._tools_text = json.dumps(list(tools))  # the longest part of a request's opening

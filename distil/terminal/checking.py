@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distil.exports.check import REMEDIES, Finding, Findings, Setup, Subject, check_export
-from distil.exports.count_tokens import token_counter
+from distil.exports.tokens import token_counter
 from distil.exports.written import WrittenRow
 from distil.records import ExportFormat, Frame, Json
 from distil.terminal.bar import Bar
