@@ -155,7 +155,7 @@ def _status(flags: StatusFlags) -> Callable[[], int]:
 
 
 def _clean(flags: CleanFlags) -> Callable[[], int]:
-    from distil.store.clean import clean_folder  # noqa: PLC0415
+    from distil.store.claim import clean_folder  # noqa: PLC0415
 
     def clean() -> str:
         return "\n".join(f"Removed {line}" for line in clean_folder(flags.path))

@@ -21,13 +21,14 @@ from typing import Any, cast
 import datasets
 import pytest
 from PIL import Image
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.commands.flags import RunFlags, ViewFlags, add_flags, read_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
-from distil.replay.replay import Executors, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked
@@ -35,7 +36,8 @@ from distil.run.solver import RolloutSolver, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
-from distil.store.folder import Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.tasks import TASKS

@@ -25,6 +25,7 @@ from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 from warm_door import start_door
 
@@ -38,7 +39,7 @@ from distil.exports.pictures import ShownCall, shown_calls, student_rule, studen
 from distil.exports.tokens import picture_tokens, text_tokens
 from distil.pictures import box_to_pixels, pixels_to_box, sent_size
 from distil.records import ExportFormat, FailedCalls, Frame, SentPicture, Student, Thoughts, ToolMode
-from distil.replay.replay import Executors, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.store.trace_file import StoredTrace, json_sha256, read_trace
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"

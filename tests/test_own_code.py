@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conversations import quiet
 from PIL import ImageOps
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 import distil.tasks
@@ -23,7 +24,7 @@ from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.own_code import own_code
 from distil.replay import processes
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.store.trace_file import read_trace
 from distil.tasks.rewards import REWARDS
 from distil.terminal.traces import view

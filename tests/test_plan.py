@@ -32,7 +32,8 @@ from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_teacher
 from distil.spending.prices import FixedPrices
-from distil.store.folder import Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.tasks import TASKS
 from distil.teacher.address import Address

@@ -28,8 +28,7 @@ from distil.commands.flags import VerifyFlags
 from distil.records import Observation
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_trace
-from distil.store.folder import find_trace_files
-from distil.store.trace_file import json_sha256
+from distil.store.trace_file import find_trace_files, json_sha256
 from distil.teacher import profile
 from distil.terminal.terminal import Terminal
 from distil.terminal.verification import verify

@@ -25,7 +25,7 @@ from distil.exports.form import ExportReport, Format, Target
 from distil.exports.pictures import shown_calls
 from distil.exports.plots import FOLDER as PLOTS
 from distil.exports.plots import NO_PLOTS, can_plot, draw_plots
-from distil.exports.selection import TRAIN, Selected, Step, export_workers
+from distil.exports.selection import TRAIN, Selected, Step
 from distil.exports.to_hf import HF, card_head
 from distil.exports.to_llamafactory import LLAMAFACTORY
 from distil.exports.to_ms_swift import MS_SWIFT
@@ -97,7 +97,7 @@ def export_traces(
 
         target, report = Target(folder, out, asked.form), ExportReport(left_out=Counter(selected.left_out))
         work = partial(conversation_at, asked=asked)
-        traces = each_trace(work, list(selected.picks), export_workers(asked), asked.dataset_path, tell)
+        traces = each_trace(work, list(selected.picks), asked.max_workers, asked.dataset_path, tell)
         with closing(traces) as found:
             _write_rows(report, target, zip(selected.picks.items(), look_at(found), strict=False), asked)
         if not report.num_rows[TRAIN]:

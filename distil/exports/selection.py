@@ -34,9 +34,9 @@ from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json, NearDuplicates, StopReason
-from distil.replay.processes import Workers, each_trace
-from distil.store.folder import find_trace_files
+from distil.replay.processes import each_trace
 from distil.store.marks import DROP, KEEP
+from distil.store.trace_file import find_trace_files
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_FOLDERS = 10  # of one index
@@ -95,7 +95,7 @@ def select_traces(
     """
 
     def read(work: Callable[..., Any], paths: Sequence[Path], what: str) -> Iterator[Any]:
-        found = each_trace(work, paths, export_workers(asked), asked.dataset_path, tell)
+        found = each_trace(work, paths, asked.max_workers, asked.dataset_path, tell)
         for done, each in enumerate(found, start=1):
             tell_progress(what, done, len(paths))
             yield each
@@ -123,11 +123,6 @@ def select_traces(
         steps=tuple(steps),
         left_out=left_out,
     )
-
-
-def export_workers(asked: ExportFlags) -> Workers:
-    """The processes of an export, each with one trace at once: it brings some megabytes of pictures."""
-    return Workers(asked.max_workers, batch_traces=1)
 
 
 def _check(asked: SelectionFlags) -> None:

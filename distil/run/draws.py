@@ -17,7 +17,7 @@ from distil.run.aim import Aim, quantile_bins
 from distil.run.schedule import Rollouts, Row
 from distil.source.cells import Cells
 from distil.source.rows import Source
-from distil.store.draws import DrawsFile
+from distil.store.folder import DrawsFile
 from distil.store.run_totals import AimTotals
 from distil.tasks.base import Task
 

@@ -19,7 +19,7 @@ from distil.run.plan import Plan, as_traces_say, code_limits, teacher_settings, 
 from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
-from distil.store.folder import Claim, first_free
+from distil.store.claim import Claim, first_free
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS

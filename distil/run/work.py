@@ -19,8 +19,7 @@ from distil.run.schedule import Rollouts, Row, Schedule, WithoutTools, plain, ro
 from distil.run.solver import RolloutSolver
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured, SampleSelection, choose_samples
-from distil.store.folder import RunFolder
-from distil.store.readme import write_readme
+from distil.store.folder import RunFolder, write_readme
 from distil.store.run_totals import RowTotals, RunTotals
 from distil.store.summary import Totals, TraceSummary, read_summary
 from distil.tools.toolbox import load_tools

@@ -19,7 +19,7 @@ from distil.exports.export import Found, NotExported, conversation_at
 from distil.exports.preview import END, START, Preview, previews_of
 from distil.exports.tokens import picture_tokens
 from distil.records import Protocol, SentPicture, ToolMode
-from distil.replay.processes import Workers, each_trace
+from distil.replay.processes import each_trace
 from distil.terminal.pictures import ShownPictures
 from distil.terminal.terminal import Terminal, find_protocol
 from distil.terminal.words import one_line, printable
@@ -63,7 +63,7 @@ def preview(picked: Sequence[Path], asked: ExportFlags, terminal: Terminal) -> i
 
 def _found(picked: Sequence[Path], asked: ExportFlags) -> Generator[Found, None, None]:
     """What became of each trace, one after another: no more are replayed than are shown."""
-    return each_trace(partial(conversation_at, asked=asked), picked, Workers(1), asked.dataset_path)
+    return each_trace(partial(conversation_at, asked=asked), picked, 1, asked.dataset_path)
 
 
 def _key(asked: ExportFlags) -> str:

@@ -26,7 +26,6 @@ from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
 from distil.records import Json, Protocol
-from distil.store.folder import find_trace_files
 from distil.store.summary import (
     Totals,
     TraceSummary,
@@ -41,7 +40,7 @@ from distil.store.summary import (
     trace_turns,
     turn_text,
 )
-from distil.store.trace_file import load_json
+from distil.store.trace_file import find_trace_files, load_json
 from distil.store.trace_settings import teacher_lines
 from distil.tasks import task_to_show
 from distil.tasks.base import Metric

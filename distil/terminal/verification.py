@@ -12,7 +12,7 @@ from distil.errors import UsageError
 from distil.records import Json
 from distil.replay.processes import verify_traces
 from distil.replay.verify import IMPORTED_NOT_PROVEN, RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
-from distil.store.folder import find_trace_files
+from distil.store.trace_file import find_trace_files
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
 
