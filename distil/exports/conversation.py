@@ -21,7 +21,6 @@ from distil.records import (
     Prompt,
     Reply,
     SentPicture,
-    Size,
     StopReason,
     Thoughts,
     ToolMode,
@@ -269,17 +268,11 @@ def _call(call: ShownCall, written: str | None, form: FormFlags) -> Call:
 
 
 def _result_text(call: ShownCall, form: FormFlags) -> str:
+    """What came of a call; a message that is its picture's size says it as exported, where it is of use."""
     stored, message = call.stored, call.stored.message
-    if stored.success and call.sent_size is not None and call.picture is not None:
-        message = _restated_message(message, call.sent_size, call.picture.size, form)
+    if call.picture is not None and message == success_message(call.sent_size):
+        message = success_message(call.picture.size if form.coordinates is Frame.PIXEL else None)
     return escaped(observation_text(Observation(stored.success, message, stdout=stored.stdout)))
-
-
-def _restated_message(message: str, sent: Size, exported: Size, form: FormFlags) -> str:
-    """The message of a call that worked, with the picture's size as exported where it is of use."""
-    if message != success_message(sent):
-        return message
-    return success_message(exported if form.coordinates is Frame.PIXEL else None)
 
 
 def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:
