@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from distil.commands.flags import FormFlags
 from distil.errors import TraceError
 from distil.exports.escape import escaped, escaped_json, json_text
-from distil.exports.pictures import ShownCall, box_frame
+from distil.exports.pictures import ShownCall, box_frame, has_box
 from distil.messages.compose import observation_text, size_sentence, system_text
 from distil.messages.tags import split_thinking, tool_call_bodies
 from distil.records import (
@@ -27,7 +27,7 @@ from distil.records import (
 )
 from distil.rollout import stop_reason
 from distil.store.trace_file import StoredTrace
-from distil.tools.toolbox import find_tool, success_message
+from distil.tools.toolbox import success_message
 
 Part = str | SentPicture
 ATTRIBUTION = "attribution"  # the column of an export's rows
@@ -226,8 +226,7 @@ def _may_train(trace: StoredTrace, failed: Sequence[ShownCall], form: FormFlags)
 
 
 def _is_in_frame(trace: StoredTrace, call: ShownCall, form: FormFlags) -> bool:
-    tool = find_tool(call.stored.raw.name)
-    if call.arguments is not None or tool is None or tool.box_of(call.stored.raw.arguments) is None:
+    if call.arguments is not None or not has_box(call.stored):
         return True
     return trace.settings.coordinates is form.coordinates is not Frame.PIXEL
 

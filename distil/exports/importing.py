@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -64,8 +65,6 @@ _TOOLS_BLOCK = re.compile(r"\n\n# Tools\n\n.*<tools>\n(?P<schemas>.*)\n</tools>\
 _RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
 _SLOT = "\0"  # where a picture stands in the text of a message
 _ERROR = "Error:"
-
-
 _Turn = tuple[WrittenMessage, Sequence[tuple[str, SentPicture | None]]]  # what is said, what its calls gave
 _Plain = tuple[Prompt, SentPicture, Sequence[_Turn]]  # a row as a trace can hold it: with its photo
 
@@ -265,11 +264,7 @@ def _turns(messages: Sequence[WrittenMessage], pictures: Iterator[SentPicture]) 
             raise RowProblem(f"{said.role} speaks where the assistant should")
         if said.num_pictures:
             raise RowProblem("the assistant's message has a picture")
-        following = []
-        for message in messages[position + 1 :]:
-            if message.role not in ("user", "tool"):
-                break
-            following.append(message)
+        following = list(takewhile(lambda each: each.role in ("user", "tool"), messages[position + 1 :]))
         position += 1 + len(following)
         if following and not said.calls:
             raise RowProblem("the user speaks again where no tool was called")
@@ -301,8 +296,11 @@ def _results(
 
 def _result_texts(messages: Sequence[WrittenMessage]) -> list[str]:
     texts = [message for message in messages if message.role == "tool"]
-    users = ["".join(_SLOT if part is None else part for part in message.parts) for message in messages
-             if message.role == "user"]  # fmt: skip
+    users = [
+        "".join(_SLOT if part is None else part for part in message.parts)
+        for message in messages
+        if message.role == "user"
+    ]
     if texts:
         if any(text.replace(_SLOT, "").strip() for text in users):
             raise RowProblem("the user says something beside the results of calls")
