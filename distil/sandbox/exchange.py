@@ -13,7 +13,7 @@ from PIL import Image
 
 from distil.records import SUCCESS_MESSAGE
 from distil.sandbox import frames
-from distil.sandbox.server_process import START_SECONDS, ServerProcess, Spare
+from distil.sandbox.server_process import START_SECONDS, ServerProcess
 
 # Everything but tab and newline that a terminal would obey instead of showing.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -35,19 +35,15 @@ class ExecResult:
         return self.picture is not None
 
 
-class SpareDied(Exception):
-    """A child ended before it was ready: nothing was run."""
-
-
 def converse(
-    server: ServerProcess, spare: Spare, parts: Iterator[bytes], timeout_seconds: float
-) -> ExecResult:
-    """Send a job and read its reply; raises SpareDied when the child was dead before it began."""
-    reply = ReplyReader(spare.socket, time.monotonic() + START_SECONDS)
+    server: ServerProcess, job: socket.socket, parts: Iterator[bytes], timeout_seconds: float
+) -> ExecResult | None:
+    """Send a job and read its reply; None when the child was dead before it began: nothing was run."""
+    reply = ReplyReader(job, time.monotonic() + START_SECONDS)
     try:
         reply.wait_until_ready()
-    except (EOFError, OSError) as error:
-        raise SpareDied from error
+    except (EOFError, OSError):
+        return None
     started = time.monotonic()
     reply.deadline = started + timeout_seconds
     try:

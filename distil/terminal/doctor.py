@@ -54,7 +54,7 @@ def show_sandbox(terminal: Terminal, document: Document) -> int:
     with Sandbox() as sandbox:
         sandbox.start()
         document["sandbox"] = sandbox_document(sandbox.layers)
-        terminal.show(_table(("layer", "status", "detail"), sandbox.layers.rows()))
+        terminal.show(_table(("layer", "status", "detail"), list(sandbox.layers.rows)))
     terminal.say("Model-written code can be contained here.")
     return _READY
 

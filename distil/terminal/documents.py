@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from distil.doctor.findings import Examination
 from distil.records import Json
-from distil.sandbox.layers import Layers
+from distil.sandbox.bounds import Layers
 from distil.spending.estimate import Estimate
 from distil.store.status import FolderStatus
 from distil.store.summary import Totals, TraceSummary
@@ -76,7 +76,7 @@ def verification_document(counts: Mapping[Verdict, int], listed: Iterable[Verifi
 
 def sandbox_document(layers: Layers) -> Document:
     """The layers that contain code."""
-    return {name: {"status": status, "detail": detail} for name, status, detail in layers.rows()}
+    return {name: {"status": status, "detail": detail} for name, status, detail in layers.rows}
 
 
 def examination_document(found: Examination, url: str) -> Document:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from distil.errors import DistilError, UsageError
 from distil.records import Json
-from distil.sandbox.layers import UNSAFE_TEXT
+from distil.sandbox.bounds import UNSAFE_TEXT
 from distil.terminal.words import one_line
 
 if TYPE_CHECKING:
