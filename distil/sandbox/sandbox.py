@@ -13,7 +13,7 @@ import weakref
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 from PIL import Image
@@ -131,14 +131,13 @@ class Sandbox:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy in a spawned process has the same bounds and a server of its own.
-        return (_rebuild, (self.timeout_seconds, self.memory_bytes, self.workers, self.unsafe, self._disable))
+        make = partial(Sandbox, unsafe=self.unsafe, _disable=self._disable)
+        return make, (self.timeout_seconds, self.memory_bytes, self.workers)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -206,23 +205,11 @@ class Sandbox:
             raise SandboxUnavailable(
                 "This program has no Python interpreter to start (sys.executable is empty)."
             )
-        numbers = [
-            os.getpid(),
-            self.memory_bytes,
-            int(self.timeout_seconds) + 2,
-            min(SPARES_MAX, self.workers),
-        ]
+        python = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(SERVER_FILE)]
+        cpu_seconds, spares = int(self.timeout_seconds) + 2, min(SPARES_MAX, self.workers)
+        numbers = map(str, (os.getpid(), self.memory_bytes, cpu_seconds, spares))
         disabled = ",".join(LAYER_NAMES if self.unsafe else self._disable)
-        options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
-        return [
-            sys.executable,
-            *options,
-            str(SERVER_FILE),
-            "{fd}",
-            *map(str, numbers),
-            disabled,
-            *library_paths(),
-        ]
+        return [*python, "{fd}", *numbers, disabled, *library_paths()]
 
     def _try_canaries(self, server: ServerProcess) -> LayerRow:
         """Run known attacks through the real path; raises SandboxUnavailable when one gets through."""
@@ -293,12 +280,6 @@ def _require_seccomp(rows: list[LayerRow]) -> None:
         raise SandboxUnavailable(
             f"Model-written code cannot be contained here: no seccomp ({reason}). {REMEDY}"
         )
-
-
-def _rebuild(
-    timeout_seconds: float, memory_bytes: int, workers: int, unsafe: bool, disable: tuple[str, ...]
-) -> Sandbox:
-    return Sandbox(timeout_seconds, memory_bytes, workers, unsafe=unsafe, _disable=disable)
 
 
 _LIVE: weakref.WeakSet[Sandbox] = weakref.WeakSet()
