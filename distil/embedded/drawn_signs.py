@@ -112,13 +112,9 @@ def pick_place(rng: np.random.Generator) -> tuple[PopulatedPlace, str]:
 def drawable_places() -> tuple[list[PopulatedPlace], list[PopulatedPlace]]:
     """List the places for Latin signs and those for Han signs; namesakes stay in, as in the world."""
     large = [place for place in load_gazetteer()[0] if place.population >= MIN_POPULATION]
-    latin = [p for p in large if not p.han_name and is_drawable_latin(p.name)]
-    return latin, [p for p in large if p.han_name]
-
-
-def is_drawable_latin(name: str) -> bool:
-    """Say whether a name fits on a sign and is not a word that any shop front may carry."""
-    return len(name) <= MAX_NAME_LETTERS and fold(name) not in STOP_WORDS
+    latin = [place for place in large if not place.han_name and len(place.name) <= MAX_NAME_LETTERS]
+    telling = [place for place in latin if fold(place.name) not in STOP_WORDS]  # no word of any shop front
+    return telling, [place for place in large if place.han_name]
 
 
 @cache
@@ -193,14 +189,12 @@ def draw_road(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
     far_end = ((vanishing - 30, HORIZON_PX), (vanishing + 30, HORIZON_PX))
     pen.polygon((*far_end, (1700, HEIGHT_PX), (220, HEIGHT_PX)), fill=(82, 83, 86))
     for step in range(6):
-        near, far = (step + 0.55) / 6, step / 6
-        points = [middle_line_point(vanishing, part) for part in (far, near)]
+        ends = step / 6, (step + 0.55) / 6  # of the way to the viewer
+        points = [
+            (vanishing + (960 - vanishing) * part, HORIZON_PX + (HEIGHT_PX - HORIZON_PX) * part)
+            for part in ends
+        ]
         pen.line(points, fill=(225, 225, 220), width=2 + 2 * step)
-
-
-def middle_line_point(vanishing: int, part: float) -> tuple[float, float]:
-    """Return the point of the road's middle line that lies `part` of the way to the viewer."""
-    return vanishing + (960 - vanishing) * part, HORIZON_PX + (HEIGHT_PX - HORIZON_PX) * part
 
 
 def draw_house(rng: np.random.Generator, pen: ImageDraw.ImageDraw, left: int) -> None:

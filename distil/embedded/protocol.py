@@ -151,10 +151,8 @@ def parse_number(fields: Json, name: str, default: float, low: float, high: floa
 
 def parse_max_tokens(fields: Json) -> int | None:
     """Read the limit on the reply under either of its two names."""
-    name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
-    if fields.get(name) is None:
-        return None
-    return int(parse_number(fields, name, 0, 1, 2**31))
+    given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
+    return int(parse_number(fields, given[0], 0, 1, 2**31)) if given else None
 
 
 def message_text(message: Json) -> str:
@@ -273,14 +271,8 @@ def count_prompt_tokens(messages: list[Json], sizes_px: list[tuple[int, int]]) -
 
 def write_models() -> Json:
     """Write the reply to GET /v1/models."""
-    model = {
-        "id": MODEL_ID,
-        "object": "model",
-        "created": 0,
-        "owned_by": "distil",
-        "description": DESCRIPTION,
-    }
-    return {"object": "list", "data": [model]}
+    model = {"id": MODEL_ID, "object": "model", "created": 0, "owned_by": "distil"}
+    return {"object": "list", "data": [model | {"description": DESCRIPTION}]}
 
 
 def write_error(message: str, kind: str, code: str) -> Json:

@@ -8,9 +8,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,9 @@ def _signal_waits() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def write_stream(path: Path, rows: Iterable[dict[str, Any]], features: Features) -> None:
+def write_stream(path: Path, rows: Iterator[dict[str, Any]], features: Features) -> None:
     """Write rows to an Arrow file a batch at a time, so that memory does not grow with their number."""
     schema = features.arrow_schema
-    batch: list[dict[str, Any]] = []
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for row in rows:
-            batch.append(row)
-            if len(batch) == ROWS_PER_BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                batch = []
-        if batch:
+        while batch := list(islice(rows, ROWS_PER_BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
