@@ -54,7 +54,7 @@ def show_sandbox(terminal: Terminal, document: _Document) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
-        rows = sandbox.layers.rows()
+        rows = list(sandbox.layers.rows)
         document["sandbox"] = {name: {"status": status, "detail": detail} for name, status, detail in rows}
         terminal.show(_table(("layer", "status", "detail"), rows))
     terminal.say("Model-written code can be contained here.")
