@@ -119,9 +119,8 @@ def _view_trace(path: Path, verbose: bool, terminal: Terminal, pictures: ShownPi
         own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
         terminal.give(_trace_document(path, facts) | own)
     else:
-        _show_trace(
-            trace, facts, verbose, terminal, partial(pictures.show, path) if pictures else lambda _: None
-        )
+        show = partial(pictures.show, path) if pictures else lambda _: None
+        _show_trace(trace, facts, verbose, terminal, show)
     return 0 if note is None else 1
 
 
