@@ -236,28 +236,17 @@ def _cores() -> int:
 # --- the user's own code ---
 
 _OWN = "the task, and code of your own, which may do anything that you may"
+_TASK = Flag(
+    "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
+    "photo was taken)",
+    "NAME",
+)
 _TASK_OF_TRACES = Flag("the task of your own that the traces are of", "FILE:NAME")
 _TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
 _REWARD = Flag(
     "a function of your own, with the signature of verl's compute_score, that scores each answer too",
     "FILE:FUNCTION",
 )
-
-
-@dataclass(frozen=True)
-class OwnCodeFlags:
-    """What is asked, and files of the user's own."""
-
-    task: Annotated[
-        str | None,
-        Flag(
-            "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
-            "photo was taken)",
-            "NAME",
-        ),
-    ] = None
-    tool_module: Annotated[str | None, _TOOL_MODULE] = None
-    reward: Annotated[str | None, _REWARD] = None
 
 
 # --- a run ---
@@ -503,7 +492,9 @@ class RunFlags:
     teacher: Annotated[TeacherFlags, "teacher"] = TeacherFlags()
     tools: Annotated[ToolFlags, "tools"] = ToolFlags()
     code: Annotated[CodeFlags, "the code tool"] = CodeFlags()
-    own: Annotated[OwnCodeFlags, _OWN] = OwnCodeFlags()
+    task: Annotated[str | None, _OWN, _TASK] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _OWN, _REWARD] = None
     budget: Annotated[BudgetFlags, "budget, counted over all runs into DIR"] = BudgetFlags()
     dry_run: Annotated[
         bool, _SAID, Flag("check all and show the first request, pictures as sizes; nothing is sent")
