@@ -48,8 +48,7 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
 
     Raises UsageError.
     """
-    own = flags.own
-    with own_code(own.task, own.tool_module, own.reward) as code:
+    with own_code(flags.task, flags.tool_module, flags.reward) as code:
         offered = load_tools(flags.tools.tools)
         names = [tool.name for tool in offered]
         idle = code.not_offered(names)
