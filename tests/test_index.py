@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from distil.cli import main
 from distil.errors import UsageError
+from distil.index import index as index_module
 from distil.index.columns import FIXED
 from distil.index.database import INDEX, SCHEMA_VERSION, FolderIndex
 from distil.index.index import TraceIndex
@@ -945,7 +946,11 @@ def test_the_index_cannot_be_written_by_who_reads(geo: TraceIndex) -> None:
         connection.execute("DELETE FROM f0.trace_rows")
 
 
-def test_rows_are_streamed_however_slowly_they_are_used(geo: TraceIndex) -> None:
+def test_rows_are_streamed_however_slowly_they_are_used(
+    geo: TraceIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(index_module, "_STEPS_A_LOOK", 50)
     rows = geo.rows(ALL, ["sample_index"], seconds=0.2)
     first = next(rows)
     time.sleep(0.4)
