@@ -722,7 +722,9 @@ def test_any_column_orders_with_ties_by_sample_and_null_last(geo: TraceIndex) ->
             known = [row for row in rows if row[name] is not None]
             known.sort(key=lambda row: row[name], reverse=bool(sign))
             unknown = [row for row in rows if row[name] is None]
-            got = samples(geo, Query(order=(sign + name,)))
+            query = Query(order=(sign + name,))
+            got = samples(geo, query)
+            assert [row["sample_index"] for row in geo.page(query, 20, offset=100)] == got[100:120]
             assert got == [row["sample_index"] for row in [*known, *unknown]], sign + name
     two = samples(geo, Query(order=("country", "-score")))
     assert two == [
