@@ -35,7 +35,6 @@ from distil.commands.flags import (
 )
 from distil.commands.usage import Parser, completion_script, examples_text
 from distil.errors import UsageError
-from distil.records import ExportFormat, Frame
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import printable
 
@@ -128,16 +127,9 @@ def _export(flags: ExportFlags) -> Callable[[], int]:
 
 
 def _check(flags: CheckFlags) -> Callable[[], int]:
-    from distil.exports.check import Setup  # noqa: PLC0415
     from distil.terminal.checking import check  # noqa: PLC0415
 
-    setup = Setup(
-        format=None if flags.format is None else ExportFormat(flags.format),
-        coordinates=None if flags.coordinates is None else Frame(flags.coordinates),
-        max_length=flags.max_length,
-        traces=flags.traces,
-    )
-    return partial(check, flags.path, setup, flags.tokenizer, Terminal(gives_json=flags.json))
+    return partial(check, flags, Terminal(gives_json=flags.json))
 
 
 def _import(flags: ImportFlags) -> Callable[[], int]:
@@ -145,7 +137,7 @@ def _import(flags: ImportFlags) -> Callable[[], int]:
     from distil.terminal.importing import import_files  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
-    return partial(import_files, flags.paths, flags.output_dir, Frame(flags.coordinates), terminal)
+    return partial(import_files, flags.paths, flags.output_dir, flags.coordinates, terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:

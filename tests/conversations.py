@@ -42,7 +42,7 @@ from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.tasks import TASKS
 from distil.teacher.address import Address
-from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
+from distil.teacher.attempts import AttemptFailed
 from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
 from distil.terminal.terminal import Terminal
@@ -88,7 +88,7 @@ class Bodies:
         )
 
     @contextmanager
-    def asking(self, *_: Deadline, offers_tools: bool = True) -> Iterator[Any]:
+    def asking(self, *_: float, offers_tools: bool = True) -> Iterator[Any]:
         yield self
 
     def close(self) -> None:
@@ -187,7 +187,8 @@ class Bench:
     ) -> Outcome[TraceSummary] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
-        settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
+        settings = run.plan.teacher(KEY)
+        settings = replace(settings, patience=replace(settings.patience, max_retries=0))
         budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
         slots, offered = Slots.unlimited(), run.plan.settings.prompt().native_tools
         with Teacher(settings, offered, slots, budget, run.plan.api_bases) as teacher:

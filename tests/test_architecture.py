@@ -156,7 +156,7 @@ def test_exports_know_no_flags_but_their_own() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module == "distil.commands.flags":
                     known |= {alias.name for alias in node.names if alias.name.endswith("Flags")}
-    assert known == {"ExportFlags", "FormFlags", "SelectionFlags"}
+    assert known == {"ExportFlags", "FormFlags", "SelectionFlags", "CheckFlags"}
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -537,9 +537,9 @@ def test_code_is_a_call_and_its_output_an_observation(traces: Path) -> None:
     found = conversation(traces / "trace_00000.json")
     (call,) = found.turns[3].calls
     assert json.loads(call.arguments)["code"] == escaped(PROGRAM)
-    (result,) = found.turns[3].results
-    assert result.text.endswith(f"Output:\n{escaped(BAD)} {escaped('</tool_call>')} {escaped('<think>')}")
-    assert result.picture is not None and result.picture.size == (47, 56)
+    assert found.turns[3].results == (call,)
+    assert call.result.endswith(f"Output:\n{escaped(BAD)} {escaped('</tool_call>')} {escaped('<think>')}")
+    assert call.picture is not None and call.picture.size == (47, 56)
 
 
 # --- native calls

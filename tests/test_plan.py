@@ -37,7 +37,7 @@ from distil.store.folder import RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.tasks import TASKS
 from distil.teacher.address import Address
-from distil.teacher.availability import OutagePolicy
+from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings
 from distil.terminal.terminal import Terminal
 from distil.tools.toolbox import load_tools
@@ -127,7 +127,7 @@ def test_no_room_has_a_second_default_of_what_is_a_flag() -> None:
     flags = {*flags_json(RunFlags()), "timeout_seconds"} - {"model"}  # "" is no model, but none yet
     found = {
         item.name: item.default
-        for room in (TeacherSettings, OutagePolicy, RolloutSettings, TraceSettings)
+        for room in (TeacherSettings, Patience, RolloutSettings, TraceSettings)
         for item in fields(room)
         if item.name in flags
     }

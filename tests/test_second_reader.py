@@ -21,10 +21,11 @@ from distil.errors import FolderError, SampleError, TraceError, UsageError
 from distil.exports.export import export_traces
 from distil.exports.pictures import student_rule, student_size
 from distil.exports.selection import select_traces
+from distil.own_code import OwnTool
 from distil.pictures import sent_size
 from distil.records import ExportFormat, Frame, Student
 from distil.tools.base import Tool
-from distil.tools.own import OwnTool
+from distil.tools.zoom import ZoomTool
 
 # --- code of the user's own
 
@@ -55,8 +56,20 @@ class Spot(Tool):
 
 def test_a_tool_of_an_own_file_is_asked_all_that_distils_own_are_asked() -> None:
     asked = [name for name, value in vars(Tool).items() if not name.startswith("_")]
-    missing = [name for name in asked if name not in vars(OwnTool)]
-    assert not missing
+    tool = ZoomTool()
+    own = OwnTool(tool, "own.py")
+    assert {name for name in asked if not hasattr(own, name)} == set()
+    assert (own.name, own.runs_code, own.work) == (tool.name, tool.runs_code, tool.work)
+    assert own.box_of({"bbox_2d": [1, 2, 3, 4]}) == (1, 2, 3, 4)
+    assert own.restores({}) and own.works_on_photo({"crop_from": "original"})
+
+
+@pytest.mark.parametrize("asked", ["box_of", "angle_of"])
+def test_what_an_own_tool_raises_where_it_is_only_asked_of_a_call_is_no_answer(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZoomTool, asked, lambda self, call: call["nothing"])
+    assert getattr(OwnTool(ZoomTool(), "own.py"), asked)({}) is None
 
 
 def test_the_boxes_of_an_own_tool_are_exported_in_the_students_frame(tmp_path: Path) -> None:

@@ -109,8 +109,7 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distil.tasks.TASKS, "count_birds", CountBirds())
         patch.setattr(distil.tasks, "DEFAULT_TASK", "count_birds")
-        tools = (*distil.tools.toolbox.TOOLS, ("mirror", lambda _: MirrorTool()))
-        patch.setattr(distil.tools.toolbox, "TOOLS", tools)
+        patch.setitem(distil.tools.toolbox.TOOLS, "mirror", lambda _: MirrorTool())
         yield
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from distil.commands.flags import FormFlags
 from distil.errors import TraceError
 from distil.exports.escape import escaped, escaped_json, json_text
-from distil.exports.pictures import ShownCall, box_frame
+from distil.exports.pictures import ShownCall, box_frame, has_box
 from distil.messages.compose import observation_text, size_sentence, system_text
 from distil.messages.tags import split_thinking, tool_call_bodies
 from distil.records import (
@@ -21,14 +21,13 @@ from distil.records import (
     Prompt,
     Reply,
     SentPicture,
-    Size,
     StopReason,
     Thoughts,
     ToolMode,
 )
 from distil.rollout import stop_reason
 from distil.store.trace_file import StoredTrace
-from distil.tools.toolbox import find_tool, success_message
+from distil.tools.toolbox import success_message
 
 Part = str | SentPicture
 ATTRIBUTION = "attribution"  # the column of an export's rows
@@ -227,8 +226,7 @@ def _may_train(trace: StoredTrace, failed: Sequence[ShownCall], form: FormFlags)
 
 
 def _is_in_frame(trace: StoredTrace, call: ShownCall, form: FormFlags) -> bool:
-    tool = find_tool(call.stored.raw.name)
-    if call.arguments is not None or tool is None or tool.box_of(call.stored.raw.arguments) is None:
+    if call.arguments is not None or not has_box(call.stored):
         return True
     return trace.settings.coordinates is form.coordinates is not Frame.PIXEL
 
@@ -269,17 +267,11 @@ def _call(call: ShownCall, written: str | None, form: FormFlags) -> Call:
 
 
 def _result_text(call: ShownCall, form: FormFlags) -> str:
+    """What came of a call; a message that is its picture's size says it as exported, where it is of use."""
     stored, message = call.stored, call.stored.message
-    if stored.success and call.sent_size is not None and call.picture is not None:
-        message = _restated_message(message, call.sent_size, call.picture.size, form)
+    if call.picture is not None and message == success_message(call.sent_size):
+        message = success_message(call.picture.size if form.coordinates is Frame.PIXEL else None)
     return escaped(observation_text(Observation(stored.success, message, stdout=stored.stdout)))
-
-
-def _restated_message(message: str, sent: Size, exported: Size, form: FormFlags) -> str:
-    """The message of a call that worked, with the picture's size as exported where it is of use."""
-    if message != success_message(sent):
-        return message
-    return success_message(exported if form.coordinates is Frame.PIXEL else None)
 
 
 def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,11 +86,6 @@ class Tables:
             self._writers[split] = pq.ParquetWriter(path, self._schema, compression="zstd")
         if rows:
             self._writers[split].write_table(pa.Table.from_pylist(rows, schema=self._schema))
-
-
-def picture_cells(pictures: Sequence[SentPicture]) -> list[Json]:
-    """Pictures as a column of pictures holds them."""
-    return [{"bytes": picture.data, "path": None} for picture in pictures]
 
 
 def _num_bytes(row: Mapping[str, Json]) -> int:

@@ -126,32 +126,33 @@ def near_photos(candidates: Sequence[Candidate], max_bits: int, read: Read) -> l
     return same + [(photo_of[one], photo_of[other]) for one, other in near_pairs(photo_of, max_bits)]
 
 
-def _by_row(candidates: Iterable[Candidate]) -> dict[tuple[Json, ...], list[Candidate]]:
-    rows: dict[tuple[Json, ...], list[Candidate]] = defaultdict(list)
-    for each in candidates:
-        rows[each.row].append(each)
-    return rows
-
-
-def _in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=attrgetter("position"))
-
-
 def best(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The best so many of each row; of equals those with the lower number of the rollout."""
 
     def place_of(each: Candidate) -> tuple[float, int, int]:
         return -(float("-inf") if each.score is None else each.score), each.rollout, each.position
 
-    rows = _by_row(candidates).values()
-    return _in_order(each for row in rows for each in sorted(row, key=place_of)[:number])
+    return _first_of_each(number, candidates, attrgetter("row"), place_of)
 
 
 def first(number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The first so many rollouts of each row."""
-    rows = _by_row(candidates).values()
-    by_rollout = attrgetter("rollout", "position")
-    return _in_order(each for row in rows for each in sorted(row, key=by_rollout)[:number])
+    return _first_of_each(number, candidates, attrgetter("row"), attrgetter("rollout", "position"))
+
+
+def _first_of_each(
+    number: int | None,
+    candidates: Iterable[Candidate],
+    group_of: Callable[[Candidate], Json],
+    place_of: Callable[[Candidate], Any],
+) -> list[Candidate]:
+    """The first so many of each group by their places; None for as many as the smallest group has."""
+    groups: dict[Json, list[Candidate]] = defaultdict(list)
+    for each in candidates:
+        groups[group_of(each)].append(each)
+    most = number or min(map(len, groups.values()), default=0)
+    kept = [each for group in groups.values() for each in sorted(group, key=place_of)[:most]]
+    return sorted(kept, key=attrgetter("position"))
 
 
 def balanced(most: int | None, seed: int, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -159,13 +160,9 @@ def balanced(most: int | None, seed: int, candidates: Sequence[Candidate]) -> li
 
     Traces without a value are left out.
     """
-    values: dict[Json, list[Candidate]] = defaultdict(list)
-    for each in candidates:
-        if each.value is not None:
-            values[each.value].append(each)
-    room = most or min(map(len, values.values()), default=0)
 
     def drawn(each: Candidate) -> str:
         return hashlib.sha256(f"{seed} {each.photo} {each.path.name}".encode()).hexdigest()
 
-    return _in_order(each for found in values.values() for each in sorted(found, key=drawn)[:room])
+    with_value = [each for each in candidates if each.value is not None]
+    return _first_of_each(most, with_value, attrgetter("value"), drawn)

@@ -25,20 +25,9 @@ STUDENT_MODELS: Mapping[Student, str] = {  # one of each family, for commands to
     Student.QWEN3_VL: "Qwen/Qwen3-VL-8B-Instruct",
     Student.QWEN25_VL: "Qwen/Qwen2.5-VL-7B-Instruct",
 }
-CALLS_FEATURE = [
-    {
-        "type": datasets.Value("string"),
-        "function": {"name": datasets.Value("string"), "arguments": datasets.Value("string")},
-    }
-]
 _ROUNDED_TO = 1024  # tokens of a length to set
 _MARGIN = 20  # a twentieth more: trainers make small pictures larger, each a little otherwise
-_ORIGIN_FEATURES: Mapping[str, Any] = {
-    "id": datasets.Value("string"),
-    "sample_index": datasets.Value("int64"),
-    "rollout": datasets.Value("int64"),
-    "trace_sha256": datasets.Value("string"),
-}
+_TEXT = datasets.Value("string")
 
 
 @dataclass
@@ -113,10 +102,27 @@ class Format:
     has_native: bool = True  # a form of its own for calls
 
 
-def origin_features(form: FormFlags) -> dict[str, Any]:
-    """The columns that tell a row's trace, and whose it is where that is known."""
-    of_owner = {ATTRIBUTION: datasets.Value("string")} if form.has_attribution else {}
-    return {**_ORIGIN_FEATURES, **of_owner}
+def table_features(form: FormFlags, content: Any, picture: Any) -> dict[str, Any]:
+    """The columns of Parquet: a row's trace, whose it is where that is known, messages, pictures."""
+    whole_number, of_owner = datasets.Value("int64"), {ATTRIBUTION: _TEXT} if form.has_attribution else {}
+    message = {"role": _TEXT, "content": content, "loss": datasets.Value("bool")}
+    if form.call_form is ToolMode.NATIVE:
+        message["tool_calls"] = [{"type": _TEXT, "function": {"name": _TEXT, "arguments": _TEXT}}]
+    return {
+        "id": _TEXT,
+        "sample_index": whole_number,
+        "rollout": whole_number,
+        "trace_sha256": _TEXT,
+        **of_owner,
+        "messages": [message],
+        "images": [picture],
+    }
+
+
+def table_row(conversation: StudentConversation, messages: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """A row of Parquet, with its pictures as a column of pictures holds them."""
+    pictures = [{"bytes": picture.data, "path": None} for picture in conversation.pictures()]
+    return {**conversation.origin, "messages": messages, "images": pictures}
 
 
 def ship(name: str, folder: Path) -> None:
@@ -127,21 +133,25 @@ def ship(name: str, folder: Path) -> None:
 
 def string_messages(conversation: StudentConversation) -> list[dict[str, Json]]:
     """Messages of plain texts; an assistant's says whether it is trained."""
-    return [
-        _with_loss({"role": message.role, "content": message.text(PLACEHOLDER)}, message.is_trained)
-        for message in conversation.messages()
-    ]
+    return _messages(conversation, lambda message: message.text(PLACEHOLDER))
 
 
 def typed_messages(conversation: StudentConversation) -> list[dict[str, Json]]:
     """Messages of typed parts, which say where a picture stands but do not hold it."""
+    return _messages(conversation, _typed_parts)
+
+
+def _messages(
+    conversation: StudentConversation, content_of: Callable[[Message], Json]
+) -> list[dict[str, Json]]:
     return [
-        _with_loss({"role": message.role, "content": typed_parts(message)}, message.is_trained)
-        for message in conversation.messages()
+        {"role": each.role, "content": content_of(each)}
+        | ({} if each.is_trained is None else {"loss": each.is_trained})
+        for each in conversation.messages()
     ]
 
 
-def typed_parts(message: Message) -> list[dict[str, Json]]:
+def _typed_parts(message: Message) -> list[dict[str, Json]]:
     """The parts of a message; each has the same keys, for Arrow gives them to it anyway."""
     return [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "text": None}
@@ -203,7 +213,3 @@ def native_messages(
     for turn in conversation.turns:
         messages += of_turn(turn)
     return messages
-
-
-def _with_loss(message: dict[str, Json], is_trained: bool | None) -> dict[str, Json]:
-    return message if is_trained is None else message | {"loss": is_trained}

@@ -105,7 +105,7 @@ def _shown_as_imported(
     calls, size_before = [], sent.size
     for number, call in enumerate(trace.calls, start=1):
         picture, arguments = made.get(number), None
-        if _has_box(call) and not _box_stays(trace, size_before, current.size, form):
+        if has_box(call) and not _box_stays(trace, size_before, current.size, form):
             if picture is None or not picture.is_verified:
                 raise TraceError(
                     f"the box of call {number} stays in its frame: it is imported, and no picture proves it"
@@ -120,7 +120,8 @@ def _shown_as_imported(
     return photo, calls
 
 
-def _has_box(call: StoredCall) -> bool:
+def has_box(call: StoredCall) -> bool:
+    """Whether a call's arguments hold a box."""
     tool = find_tool(call.raw.name)
     return tool is not None and tool.box_of(call.raw.arguments) is not None
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import datasets
 
 from distil.commands.flags import FormFlags
 from distil.exports.conversation import StudentConversation
-from distil.exports.files import picture_cells
 from distil.exports.form import (
-    CALLS_FEATURE,
     STUDENT_MODELS,
     ExportReport,
     Format,
     Target,
     function,
-    origin_features,
     ship,
+    table_features,
+    table_row,
     typed_messages,
 )
 from distil.records import Json, ToolMode
 
 TEMPLATE = "chat_template.jinja"
-_PARTS = [{"type": datasets.Value("string"), "text": datasets.Value("string")}]
-_MESSAGE: Mapping[str, Any] = {
-    "role": datasets.Value("string"),
-    "content": _PARTS,
-    "loss": datasets.Value("bool"),
-}
 
 _SCRIPT = '''\
 """Train on this export: `python train.py`. What stands here is needed; choose all else as usual."""
@@ -58,14 +50,13 @@ trainer.train()
 
 def typed_features(form: FormFlags) -> dict[str, Any]:
     """The columns of rows of typed parts."""
-    message = {**_MESSAGE, "tool_calls": CALLS_FEATURE} if form.call_form is ToolMode.NATIVE else _MESSAGE
-    return {**origin_features(form), "messages": [dict(message)], "images": [datasets.Image()]}
+    text = datasets.Value("string")
+    return table_features(form, [{"type": text, "text": text}], datasets.Image())
 
 
 def typed_row(conversation: StudentConversation, _: Target) -> dict[str, Json]:
     """A row of typed parts, with calls in the texts."""
-    pictures = picture_cells(conversation.pictures())
-    return {**conversation.origin, "messages": typed_messages(conversation), "images": pictures}
+    return table_row(conversation, typed_messages(conversation))
 
 
 def _row(conversation: StudentConversation, target: Target) -> dict[str, Json]:

@@ -11,9 +11,7 @@ import datasets
 
 from distil.commands.flags import FormFlags
 from distil.exports.conversation import StudentConversation, StudentTurn
-from distil.exports.files import picture_cells
 from distil.exports.form import (
-    CALLS_FEATURE,
     STUDENT_MODELS,
     ExportReport,
     Format,
@@ -21,25 +19,20 @@ from distil.exports.form import (
     function,
     joined_results,
     native_messages,
-    origin_features,
     ship,
     string_messages,
+    table_features,
+    table_row,
 )
 from distil.records import Json, ToolMode
 
 DATASET_FILE, DATASET_CLASS = "verl_dataset.py", "LossPerMessageDataset"
-_MESSAGE: dict[str, Any] = {
-    "role": datasets.Value("string"),
-    "content": datasets.Value("string"),
-    "loss": datasets.Value("bool"),
-}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
-_PICTURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
 
 def _features(form: FormFlags) -> dict[str, Any]:
-    message = {**_MESSAGE, "tool_calls": CALLS_FEATURE} if form.call_form is ToolMode.NATIVE else _MESSAGE
-    return {**origin_features(form), "messages": [dict(message)], "images": [_PICTURE]}
+    picture = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    return table_features(form, datasets.Value("string"), picture)
 
 
 def _row(conversation: StudentConversation, target: Target) -> dict[str, Json]:
@@ -52,11 +45,7 @@ def _row(conversation: StudentConversation, target: Target) -> dict[str, Json]:
     messages = string_messages(conversation)
     if target.form.call_form is ToolMode.NATIVE:
         messages = native_messages(conversation, conversation.described_system(), _native_turn)
-    return {
-        **conversation.origin,
-        "messages": messages,
-        "images": picture_cells(conversation.pictures()),
-    }
+    return table_row(conversation, messages)
 
 
 def _guide(target: Target, report: ExportReport) -> str:

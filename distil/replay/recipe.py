@@ -7,6 +7,7 @@ arguments or code. Code runs in the sandbox instead of by `exec`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from PIL import Image
 
 from distil.errors import error_text
 from distil.pictures import picture_facts
-from distil.source.rows import MappingTrimmer
+from distil.source.rows import page_trimmer
 from distil.source.saved import IMAGE_COLUMN
 from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.python_code import Executor
@@ -40,7 +41,9 @@ FAILURES = (
 )
 
 
-Saved = tuple[Any, MappingTrimmer]  # whatever load_from_disk gives, and what keeps it out of memory
+Saved = tuple[
+    Any, Callable[[], None]
+]  # what load_from_disk gives, and what counts rows that are read
 
 
 def open_saved(path: str) -> Saved | str:
@@ -50,13 +53,13 @@ def open_saved(path: str) -> Saved | str:
         files = [str(file["filename"]) for file in table.cache_files]
     except FAILURES as error:
         return f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}"
-    return table, MappingTrimmer(files)
+    return table, page_trimmer(files)
 
 
 def first_picture(saved: Saved, path: str, index: int) -> Image.Image | str:
     """The recipe's first picture, of a row of the dataset that was opened at `path`, or why there is none."""
-    table, trimmer = saved
-    trimmer.count_row()
+    table, count_row = saved
+    count_row()
     try:
         picture = table[index][IMAGE_COLUMN]
     except FAILURES as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from distil.records import Json
+from distil.records import Size
 from distil.rollout import Conversation, turn_seed
 from distil.run.draws import Draws
 from distil.run.plan import Plan
@@ -17,7 +18,7 @@ from distil.store.claim import SpendingFile
 from distil.store.trace_file import trace_name
 from distil.teacher.client import request_body
 
-_DATA_URL = "data:"
+_DATA_URL = re.compile(r'"data:([^"\\]*?);base64,([^"\\]*)"')
 
 
 def show_first_request(plan: Plan, wanted: Rollouts, source: Source, tell: Callable[[str], None]) -> None:
@@ -57,19 +58,12 @@ def _wanted_text(wanted: Rollouts) -> str:
     return f"{len(wanted)} samples{of_rows}"
 
 
-def _pretty(body: bytes, size: tuple[int, int]) -> str:
-    request = json.loads(body)
-    return json.dumps(_with_sizes(request, size), ensure_ascii=False, indent=2)
-
-
-def _with_sizes(value: Json, size: tuple[int, int]) -> Json:
+def _pretty(body: bytes, size: Size) -> str:
     """The request with what its picture is in place of the picture itself."""
-    if isinstance(value, dict):
-        return {name: _with_sizes(item, size) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_sizes(item, size) for item in value]
-    if isinstance(value, str) and value.startswith(_DATA_URL) and ";base64," in value:
-        kind, _, data = value.partition(";base64,")
+
+    def stated(match: re.Match[str]) -> str:
+        kind, data = match.groups()
         num_bytes = len(data) * 3 // 4 - data[-2:].count("=")
-        return f"<{kind.removeprefix(_DATA_URL)}, {size[0]}×{size[1]}, {num_bytes:,} bytes>"
-    return value
+        return f'"<{kind}, {size[0]}×{size[1]}, {num_bytes:,} bytes>"'
+
+    return _DATA_URL.sub(stated, json.dumps(json.loads(body), ensure_ascii=False, indent=2))

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from distil.messages.tags import text_outside
 from distil.records import Prompt, Rollout, Size, ToolCall, Turn
 from distil.rollout import RolloutSettings
-from distil.spending.prices import Tokens, read_tokens, token_count
-from distil.spending.tokens import fewest_prompt_tokens
-from distil.store.summary import TooFewTokens, TraceSummary, ZoomBox, mapping_of, stated_metrics, sum_or_none
+from distil.spending.prices import Tokens, fewest_prompt_tokens, read_tokens, token_count
+from distil.store.summary import TraceSummary, ZoomBox, mapping_of, stated_metrics, sum_or_none
 from distil.tools.toolbox import find_tool
 
 _MIN_SAME_TURNS = 4  # of one sample: turning a picture by 90 degrees three times is no loop
@@ -70,13 +69,13 @@ def _boxes(calls: Sequence[ToolCall]) -> list[ZoomBox]:
     return boxes
 
 
-def _too_few_tokens(rollout: Rollout, prompt: Prompt) -> TooFewTokens | None:
+def _too_few_tokens(rollout: Rollout, prompt: Prompt) -> str | None:
     """The first turn with fewer prompt tokens than the turn before and all that was added to it take."""
     needed = fewest_prompt_tokens([prompt.system, prompt.user], [rollout.sent.size])
     for turn in rollout.turns:
         reported = read_tokens(turn.reply.usage).prompt or None  # gateways that do not know say 0
         if reported is not None and reported < needed:
-            return TooFewTokens(turn.number, reported, needed)
+            return f"turn {turn.number}: {reported}, but at least {needed}"
         needed = (needed if reported is None else reported) + _added_tokens(turn)
     return None
 

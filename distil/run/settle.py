@@ -169,7 +169,7 @@ def settle(
         probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
+    _print_choices(probe, urls_text(address.api_bases), profile, tell)
     claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
@@ -177,7 +177,7 @@ def settle(
         dataset=source.identity,
         settings=settings,
         api_bases=address.api_bases,
-        api_base=teacher.api_base or address.api_base,
+        api_base=teacher.api_base,
         output_dir=str(claim.path),
         probe=probe.as_dict(),
     )

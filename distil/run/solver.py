@@ -29,8 +29,7 @@ from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
 from distil.tasks.rewards import reward_error
-from distil.teacher.attempts import Deadline
-from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import AnsweredModels
 from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
@@ -74,9 +73,9 @@ class RolloutSolver:
 
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
-        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
+        sample_seconds = self.plan.flags.teacher.sample_timeout_seconds
         offers_tools = bool(self.plan.settings.tool_schemas)
-        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
+        with self.teacher.asking(sample_seconds, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -248,7 +247,7 @@ def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str]
 
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
     """The budget of a folder; raises UsageError for a cost limit without prices."""
-    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
+    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base)
     limits: dict[Measure, float | None] = {
         calls_of: flags.max_calls,
         tokens_of: flags.max_total_tokens,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 from distil.records import CropFrom, Frame, SampleId, StopReason
-from distil.spending.tokens import PICTURES_DROPPED
-from distil.store.summary import TooFewTokens, TraceSummary, ZoomBox
+from distil.spending.prices import PICTURES_DROPPED
+from distil.store.summary import TraceSummary, ZoomBox
 
 FIRST_SAMPLES = 20  # of a teacher that answers every second time, one run in a million begins without any
 _MIN_HALTING_CALLS = 20
@@ -49,7 +50,7 @@ class Tally:
         self._num_truncated = self._num_calls = self._num_failed_calls = self._num_repeating = 0
         self._num_reporting = self._num_too_few = 0
         self._first_failure: tuple[SampleId, str] | None = None  # of the first sample
-        self._first_too_few: tuple[SampleId, TooFewTokens] | None = None
+        self._first_too_few: tuple[SampleId, str] | None = None
         self._texts: Counter[str] = Counter()
         self._num_boxes = self._num_bad_boxes = 0
         self._num_tiny = self._num_backward = self._num_of_photos = 0  # of the bad ones, as the next
@@ -90,9 +91,8 @@ class Tally:
         self._num_reporting += sample.reports_tokens or sample.too_few_tokens is not None
         if sample.too_few_tokens is not None:
             self._num_too_few += 1
-            earlier = self._first_too_few
-            if earlier is None or sample.sample_id < earlier[0]:
-                self._first_too_few = (sample.sample_id, sample.too_few_tokens)
+            found = (sample.sample_id, sample.too_few_tokens)
+            self._first_too_few = min(found, self._first_too_few or found)
 
     def _add_texts(self, sample: TraceSummary) -> None:
         self._num_repeating += sample.repeats_itself
@@ -131,22 +131,44 @@ class Tally:
     def warnings(self) -> list[str]:
         """What to look at, a line each, with figures; nothing for a healthy run."""
         with self._lock:
-            lines = (
-                self._answers_warning(),
-                self._truncation_warning(),
-                self._calls_warning(),
-                self._tokens_warning(),
-                self._same_text_warning(),
-                self._repetition_warning(),
-                self._boxes_warning(),
-            )
-            return [line for line in lines if line is not None]
+            return [*self._warnings_of_answers(), *self._warnings_of_pictures()]
 
-    def _answers_warning(self) -> str | None:
-        number = self._without_answer.total()
-        if not _are_many(number, self._num_samples):
-            return None
-        return f"{_of(number, self._num_samples)} have no answer; {self._likely_cause()}"
+    def _warnings_of_answers(self) -> Iterator[str]:
+        num_samples, num_silent = self._num_samples, self._without_answer.total()
+        if _are_many(num_silent, num_samples):
+            yield f"{_of(num_silent, num_samples)} have no answer; {self._likely_cause()}"
+        if _are_many(self._num_truncated, num_samples):
+            yield (
+                f"{_of(self._num_truncated, num_samples)} ended in a turn that was cut off: "
+                f"--max_tokens {self._max_tokens} may be too small"
+            )
+        if self._num_calls >= _MIN_WARNED_CALLS and self._all_fail:
+            yield self._failed_calls()
+
+    def _warnings_of_pictures(self) -> Iterator[str]:
+        num_samples = self._num_samples
+        if self._first_too_few is not None and _are_many(self._num_too_few, self._num_reporting):
+            sample_id, turn = self._first_too_few
+            yield (
+                f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and "
+                f"picture need (sample {sample_id}, {turn}); {_TOO_FEW}"
+            )
+        text, number = max(self._texts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+        if number >= max(_MIN_SAME, _SAME_SHARE * num_samples):
+            yield (
+                f"{_of(number, num_samples)} end with the same reply (“{text}”): the teacher may not see the "
+                "pictures"
+            )
+        if _are_many(self._num_repeating, num_samples):
+            yield (
+                f"in {_of(self._num_repeating, num_samples)} the teacher said and called the same again and "
+                "again: it may not see what its calls give (distil doctor finds out)"
+            )
+        if self._num_boxes >= _MIN_BOXES and self._num_bad_boxes >= _MAX_BAD_SHARE * self._num_boxes:
+            yield (
+                f"{self._num_bad_boxes} of {self._num_boxes} zoom boxes did not fit the picture as "
+                f"{self._frame.value!r}: {self._boxes_advice()}"
+            )
 
     def _likely_cause(self) -> str:
         """What most samples without an answer have in common."""
@@ -172,58 +194,11 @@ class Tally:
             "the form of the answer: look at some traces, and ask distil doctor"
         )
 
-    def _truncation_warning(self) -> str | None:
-        if not _are_many(self._num_truncated, self._num_samples):
-            return None
-        return (
-            f"{_of(self._num_truncated, self._num_samples)} ended in a turn that was cut off: "
-            f"--max_tokens {self._max_tokens} may be too small"
-        )
-
-    def _calls_warning(self) -> str | None:
-        return self._failed_calls() if self._num_calls >= _MIN_WARNED_CALLS and self._all_fail else None
-
     def _failed_calls(self) -> str:
         sample_id, message = self._first_failure or (SampleId(0), "")
         return (
             f"all {self._num_calls} tool calls failed, in sample {sample_id} with “{message}”: the likely "
             "settings are --coordinates, --crop_from and --tool_mode (distil doctor finds them out)"
-        )
-
-    def _tokens_warning(self) -> str | None:
-        if self._first_too_few is None or not _are_many(self._num_too_few, self._num_reporting):
-            return None
-        sample_id, found = self._first_too_few
-        return (
-            f"{_of(self._num_too_few, self._num_reporting)} report fewer prompt tokens than text and picture "
-            f"need (sample {sample_id}, turn {found.turn}: {found.prompt_tokens}, but at least "
-            f"{found.needed}); {_TOO_FEW}"
-        )
-
-    def _same_text_warning(self) -> str | None:
-        text, number = max(self._texts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-        if number < max(_MIN_SAME, _SAME_SHARE * self._num_samples):
-            return None
-        return (
-            f"{_of(number, self._num_samples)} end with the same reply (“{text}”): the teacher may not see "
-            "the pictures"
-        )
-
-    def _repetition_warning(self) -> str | None:
-        if not _are_many(self._num_repeating, self._num_samples):
-            return None
-        return (
-            f"in {_of(self._num_repeating, self._num_samples)} the teacher said and called the same again "
-            "and again: it may not see what its calls give (distil doctor finds out)"
-        )
-
-    def _boxes_warning(self) -> str | None:
-        """Many boxes that do not fit their pictures mean a wrong setting."""
-        if self._num_boxes < _MIN_BOXES or self._num_bad_boxes < _MAX_BAD_SHARE * self._num_boxes:
-            return None
-        return (
-            f"{self._num_bad_boxes} of {self._num_boxes} zoom boxes did not fit the picture as "
-            f"{self._frame.value!r}: {self._boxes_advice()}"
         )
 
     def _boxes_advice(self) -> str:

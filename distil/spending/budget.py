@@ -178,7 +178,7 @@ class Budget:
         self.cost_usd: CostUsd = cost_usd or (lambda _: None)  # what tokens cost, None where it is not known
         self._limits = {measure: limit for measure, limit in limits.items() if limit is not None}
         self.spent = Spent()
-        self._largest_prompt = _FIRST_PROMPT_TOKENS
+        self._most = self._largest_bill(_FIRST_PROMPT_TOKENS)  # that one request may come to
         self._in_flight = self._num_waiting = 0  # where there are limits
         self._depth = Depth()
         lock = threading.Lock()
@@ -307,13 +307,17 @@ class Budget:
 
         For each of those without figures the mean of the others is held, or the most where there are none.
         """
-        tokens = Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
-        most, _ = measure(Bill().plus(tokens, self.cost_usd(tokens)))
+        most, _ = measure(self._most)
         answered, num_silent = measure(self.spent.answered)
         num_told = self.spent.answered.requests - num_silent
         mean = answered / num_told if num_told else most
         used, num_unknown = self.spent.billed(measure)
         return used, mean * num_unknown, mean, most
+
+    def _largest_bill(self, prompt_tokens: int) -> Bill:
+        """The most that a request with so long a prompt can come to."""
+        tokens = Tokens(prompt=prompt_tokens, completion=self._max_tokens)
+        return Bill().plus(tokens, self.cost_usd(tokens))
 
     def _send(self) -> int:
         number = next(self._numbers)
@@ -337,7 +341,8 @@ class Budget:
 
     def _add(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> None:
         self.spent = self.spent.plus(state, tokens, cost_usd)
-        self._largest_prompt = max(self._largest_prompt, tokens.prompt or 0)
+        if (tokens.prompt or 0) > (self._most.tokens.prompt or 0):
+            self._most = self._largest_bill(tokens.prompt or 0)
 
     def read(self, entries: Iterable[Mapping[str, Json]]) -> None:
         """Take in what earlier runs recorded; a request that was sent and never ended may be billed."""

@@ -49,10 +49,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class SampleSelection:
-    """What is to be estimated; those without a trace are counted as they were before the measured run."""
+    """What is to be estimated: all that is selected, and what of it has no trace after the measured run."""
 
     num_samples: int
-    num_without_trace: int
+    num_to_do: int
     max_workers: int
     notes: tuple[str, ...] = ()  # what the estimate is to be read with
 
@@ -153,7 +153,7 @@ def estimate_spending(
     whole = selection.num_samples * mean
     share = values.margin_share
     whole_range = None if share is None else (whole * max(0.0, 1 - share), whole * (1 + share))
-    return Estimate(mean, whole, whole_range, num_to_do(measured, selection) * mean)
+    return Estimate(mean, whole, whole_range, selection.num_to_do * mean)
 
 
 def estimate_seconds(measured: Measured, selection: SampleSelection) -> Estimate:
@@ -165,16 +165,10 @@ def estimate_seconds(measured: Measured, selection: SampleSelection) -> Estimate
     mean = measured.sample_seconds.mean
     a_sample = measured.seconds / measured.num_ended
     whole = selection.num_samples * a_sample
-    left = num_to_do(measured, selection)
-    to_do = max(left * a_sample, mean) if left else 0.0
+    to_do = max(selection.num_to_do * a_sample, mean) if selection.num_to_do else 0.0
     share = measured.sample_seconds.margin_share
     if share is None:
         return Estimate(mean, whole, None, to_do)
     most_at_once = min(selection.max_workers, selection.num_samples)
     best = max(selection.num_samples * mean * max(0.0, 1 - share) / most_at_once, mean)
     return Estimate(mean, whole, (min(best, whole), whole * (1 + share)), to_do)
-
-
-def num_to_do(measured: Measured, selection: SampleSelection) -> int:
-    """The samples that have no trace yet, after the measured run."""
-    return selection.num_without_trace - measured.num_finished

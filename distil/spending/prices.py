@@ -1,15 +1,23 @@
-"""Tokens as servers report them, and what they cost."""
+"""Tokens as servers report them, how few of them can be, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from distil.records import Json
+from distil.records import Json, Size
 
 _MILLION = 1_000_000
 _MAX_COUNT = 10**12  # what is more is no figure: it would use up any budget, and floats cannot hold its cost
+# English has four to five characters a token; JSON, code and other scripts have fewer. The thriftiest
+# teachers take 64 tokens for a picture, those that count pixels fewer for a tiny one (a token for 28×28 or
+# 32×32 of them, as it is sent).
+_MAX_CHARS_PER_TOKEN = 5
+_MIN_PICTURE_TOKENS = 64
+_MAX_PX_PER_TOKEN = 48 * 48
+
+PICTURES_DROPPED = "the server seems to drop pictures: a text-only model, or a wrong chat template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +139,10 @@ def token_count(value: Json) -> int | None:
     """The number of tokens that a value states, None for what cannot be one."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
     return value if is_count else None
+
+
+def fewest_prompt_tokens(texts: Iterable[str], pictures: Iterable[Size]) -> int:
+    """Tokens that no teacher goes below for these texts and pictures (sizes in pixels, as sent)."""
+    num_chars = sum(len(" ".join(text.split())) for text in texts)
+    tokens = [min(_MIN_PICTURE_TOKENS, width * height // _MAX_PX_PER_TOKEN) for width, height in pictures]
+    return num_chars // _MAX_CHARS_PER_TOKEN + sum(tokens)

@@ -29,14 +29,6 @@ class ZoomBox(NamedTuple):
     is_first_view: bool
 
 
-class TooFewTokens(NamedTuple):
-    """The first turn of a sample whose prompt tokens cannot hold its pictures."""
-
-    turn: int
-    prompt_tokens: int
-    needed: int
-
-
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
     """One trace's figures; None where the trace does not say."""
@@ -61,7 +53,7 @@ class TraceSummary:
     boxes: tuple[ZoomBox, ...] = ()
     first_failure: str | None = None  # what the teacher was told of its first failed call
     reports_tokens: bool = False  # of every turn
-    too_few_tokens: TooFewTokens | None = None
+    too_few_tokens: str | None = None  # the first turn with fewer prompt tokens than its pictures need
     final_text: str = ""  # shortened, and told apart all the same
     repeats_itself: bool = False
 

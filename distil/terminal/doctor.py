@@ -14,8 +14,9 @@ from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
 from distil.records import Json
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served
-from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.availability import Patience
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import one_line
@@ -53,7 +54,7 @@ def show_sandbox(terminal: Terminal, document: _Document) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
-        rows = sandbox.layers.rows()
+        rows = list(sandbox.layers.rows)
         document["sandbox"] = {name: {"status": status, "detail": detail} for name, status, detail in rows}
         terminal.show(_table(("layer", "status", "detail"), rows))
     terminal.say("Model-written code can be contained here.")
@@ -80,8 +81,8 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal, document: _Document) ->
             if address.note is not None and found.found_frame.frame is None:
                 terminal.say(_READS_SIGNS)
                 found = replace(found, warnings=())
-            servers.append(_examination_document(found, base_url_text(asked)))
-            terminal.say(f"Model: {asked.model} at {base_url_text(asked)}")
+            servers.append(_examination_document(found, shown_url(asked.api_base)))
+            terminal.say(f"Model: {asked.model} at {shown_url(asked.api_base)}")
             exit_codes.append(_show(found, terminal))
         if not exit_codes:
             raise refusals[0]
@@ -98,9 +99,11 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
         address.api_key,
         temperature=of_a_run.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=of_a_run.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=of_a_run.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=of_a_run.turn_timeout_seconds,
+            max_outage_seconds=of_a_run.max_outage_seconds,
+        ),
     )
 
 

@@ -14,7 +14,6 @@ from distil.spending.estimate import (
     SampleSelection,
     estimate_seconds,
     estimate_spending,
-    num_to_do,
 )
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text
@@ -22,7 +21,7 @@ from distil.terminal.words import duration_text
 
 def show_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
     """What the selection will take, with a 95 % range, and what of it is still to do; or as JSON."""
-    left, notes = num_to_do(measured, selection), _notes(measured, selection)
+    left, notes = selection.num_to_do, _notes(measured, selection)
     estimates = _estimates(measured, selection)
     if terminal.gives_json:
         terminal.give(
@@ -79,7 +78,7 @@ def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str
 def _notes(measured: Measured, selection: SampleSelection) -> list[str]:
     """What the figures rest on, and what makes them too low or too high."""
     if not measured.num_finished:
-        return _nothing_measured(measured, num_to_do(measured, selection))
+        return _nothing_measured(measured, selection.num_to_do)
     at_best = min(selection.max_workers, selection.num_samples)
     ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
     notes = [

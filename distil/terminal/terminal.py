@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from distil.errors import DistilError, UsageError
 from distil.records import Json, Protocol
-from distil.sandbox.layers import UNSAFE_TEXT
+from distil.sandbox.bounds import UNSAFE_TEXT
 from distil.terminal.words import one_line
 
 if TYPE_CHECKING:
