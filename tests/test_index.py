@@ -331,6 +331,15 @@ def test_half_written_files_and_others_are_no_traces(tmp_path: Path) -> None:
     assert (samples(index), index.broken) == ([0], [])
 
 
+def test_a_column_of_true_and_false_holds_flags(tmp_path: Path) -> None:
+    for number, value in enumerate((True, False, None)):
+        write(tmp_path, number, sample_data={"lat": 0, "lon": 0, "indoors": value})
+    index = TraceIndex.open([tmp_path])
+    assert next(column.kind for column in index.columns if column.name == "indoors") == "flag"
+    assert [row["indoors"] for row in index.page(ALL, 3)] == [True, False, None]
+    assert index.page(ALL, 1)[0]["indoors"] is True
+
+
 def test_marks_and_seconds_follow_their_own_files(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path, number)
