@@ -44,7 +44,7 @@ from distil.records import (
     Turn,
 )
 from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, without_key
-from distil.teacher.models import ModelList, ask_models, nearest_names
+from distil.teacher.models import ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
@@ -65,14 +65,17 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 
-def ask_models_soon(settings: TeacherSettings) -> ModelList:
+Models = tuple[tuple[str, ...], str | None]  # their names, and why there are none
+
+
+def ask_models_soon(settings: TeacherSettings) -> Models:
     """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
     patience = replace(settings.patience, max_advised_seconds=_MAX_WAIT_SECONDS)
     settings = replace(settings, patience=patience)
     return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
-def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = None) -> Examination:
+def examine(settings: TeacherSettings, models: Models, frame: Frame | None = None) -> Examination:
     """Ask the teacher everything; `frame` is the one to tell it instead of its profile's.
 
     Raises TeacherRefused where not even a word of text can be asked for.
@@ -91,7 +94,7 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     parallel = _probe_parallel(interview, tool_mode)
     limit = _probe_limit(interview)
     findings = (
-        _models_finding(settings.model, models),
+        _models_finding(settings.model, *models),
         text,
         picture,
         native,
@@ -389,14 +392,14 @@ def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
 # --- what the replies report ---
 
 
-def _models_finding(model: str, models: ModelList) -> Probe:
-    if models.problem is not None:
-        return Probe("models list", Ability.NO, models.problem)
-    listed = ", ".join(models.names[:_MAX_LISTED_MODELS]) or "empty"
-    listed += ", …" if len(models.names) > _MAX_LISTED_MODELS else ""
-    if model in models.names:
+def _models_finding(model: str, names: Sequence[str], problem: str | None) -> Probe:
+    if problem is not None:
+        return Probe("models list", Ability.NO, problem)
+    listed = ", ".join(names[:_MAX_LISTED_MODELS]) or "empty"
+    listed += ", …" if len(names) > _MAX_LISTED_MODELS else ""
+    if model in names:
         return Probe("models list", Ability.YES, listed)
-    near = ", ".join(nearest_names(model, models.names))
+    near = ", ".join(nearest_names(model, names))
     return Probe("models list", Ability.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
 
 
