@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from distil.errors import DistilError, error_text
+from distil.errors import DistilError, TraceError, error_text
 from distil.replay.recipe import FAILURES
 from distil.store.summary import TraceSummary
 from distil.terminal.inline_pictures import picture_text, window_of
 from distil.terminal.picture_protocol import Protocol
 from distil.terminal.terminal import Terminal
-from distil.viewer.pictures import NoPicture, Pictures, View
+from distil.viewer.pictures import Pictures, View
 
 _ON_A_SHEET = 12
 _CELL_PX, _GAP_PX, _CAPTION_PX = (176, 132), 8, 18
@@ -78,12 +78,12 @@ class ShownPictures:
         """A picture as the teacher got it; raises DistilError."""
         if self._pictures is None:
             self._pictures = Pictures(self._dataset_path)
-        data = self._pictures.file(path, number, View.SENT).data
+        data = self._pictures.file(path, number, View.SENT)
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
         except FAILURES as error:  # a trace may keep half a file
-            raise NoPicture(error_text(error)) from None
+            raise TraceError(error_text(error)) from None
 
     def _draw(self, image: Image.Image, max_rows: int | None = None) -> None:
         window = window_of(self._terminal.file, self._terminal.columns)

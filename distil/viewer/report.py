@@ -32,7 +32,7 @@ from distil.replay.recipe import FAILURES
 from distil.viewer.build_map import LAND_FILE
 from distil.viewer.charts import charts
 from distil.viewer.map import pairs, task_with_map
-from distil.viewer.pictures import Match, NoPicture, Pictures, View
+from distil.viewer.pictures import PictureMatch, Pictures, View
 from distil.viewer.run_facts import read_facts
 from distil.viewer.run_figures import figures, read_columns
 from distil.viewer.templating import HERE, environment
@@ -191,7 +191,7 @@ class _Entries:
         try:
             for shown in self._pictures.marks(path):
                 found[str(shown.number)] = {"match": shown.match.value, "detail": shown.detail}
-                if shown.match is not Match.MISSING:
+                if shown.match is not PictureMatch.MISSING:
                     found[str(shown.number)] |= self._small(path, shown.number)
         except DistilError as error:
             found.setdefault("0", _missing(str(error)))
@@ -199,13 +199,13 @@ class _Entries:
 
     def _small(self, path: Path, number: int) -> dict[str, Json]:
         try:
-            return {"data": small_data_url(self._pictures.file(path, number, View.SENT).data)}
-        except (NoPicture, *FAILURES) as error:  # a trace may keep half a file
+            return {"data": small_data_url(self._pictures.file(path, number, View.SENT))}
+        except (DistilError, *FAILURES) as error:  # a trace may keep half a file
             return _missing(error_text(error))
 
 
 def _missing(detail: str) -> dict[str, Json]:
-    return {"match": Match.MISSING.value, "detail": detail}
+    return {"match": PictureMatch.MISSING.value, "detail": detail}
 
 
 def small_data_url(data: bytes) -> str:

@@ -8,6 +8,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -33,7 +34,7 @@ from distil.store.folder import TIMINGS
 from distil.store.json_lines import parse_line
 from distil.store.trace_file import StoredTrace, load_json, read_trace, trace_name
 from distil.viewer.map import trace_link
-from distil.viewer.pictures import NoPicture, Pictures, View
+from distil.viewer.pictures import Pictures, View, media_type
 from distil.viewer.query_string import read_query
 from distil.viewer.templating import environment, render
 from distil.viewer.trace_view import Fields, Timings, view_of
@@ -292,11 +293,11 @@ def picture(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     try:
         file = pictures_of(request).file(path, number, view)
-    except (NoPicture, TraceError) as error:
+    except DistilError as error:
         if view is View.THUMB:  # in a list of many: a sign in its place, and no error for each
             return Response(_NO_PICTURE, media_type="image/svg+xml")
         return PlainTextResponse(plain(str(error)), 404)
-    return Response(file.data, media_type=file.media_type, headers=headers)
+    return Response(file, media_type=media_type(file), headers=headers)
 
 
 def _etag(viewer: Viewer, path: Path, number: int, view: View) -> str:
@@ -313,7 +314,7 @@ def marks(request: Request) -> Response:
     def lines() -> Iterator[bytes]:
         try:
             for shown in found:
-                yield _json_bytes(shown.as_json()) + b"\n"
+                yield _json_bytes(asdict(shown)) + b"\n"
         except DistilError as error:
             yield _json_bytes({"error": str(error)}) + b"\n"
 
