@@ -41,20 +41,20 @@ def write_html(paths: Sequence[Path], asked: Report, terminal: Terminal) -> int:
     with reading_bar() as tell_progress:
         index = TraceIndex.open(folders, tell_progress)
     viewer = Viewer(tuple(folders), index, None, asked.dataset_path)
+    query = Query(filters, where=asked.where)
     with reading_bar() as tell_progress:
-        written = write_report(
-            asked.file, viewer, Query(filters, where=asked.where), asked.limit, tell_progress
-        )
-    of = f" of {written.num_found:,}" if written.num_traces < written.num_found else ""
+        num_without = write_report(asked.file, viewer, query, asked.limit, tell_progress)
+    num_found, num_bytes = index.count(query), asked.file.stat().st_size
+    of = f" of {num_found:,}" if asked.limit < num_found else ""
     terminal.say(
-        f"{asked.file}: {number(written.num_traces, 'trace')}{of}, {written.num_bytes / 1e6:.1f} MB"
+        f"{asked.file}: {number(min(asked.limit, num_found), 'trace')}{of}, {num_bytes / 1e6:.1f} MB"
         + ("" if not of else "; more of them: --limit")
     )
-    if written.num_without_picture:
+    if num_without:
         terminal.say(
-            f"Warning: {number(written.num_without_picture, 'trace')} without pictures, each says why; "
+            f"Warning: {number(num_without, 'trace')} without pictures, each says why; "
             "where the dataset has moved: --dataset_path"
         )
-    if written.num_bytes > _LARGE_BYTES:
+    if num_bytes > _LARGE_BYTES:
         terminal.say("A browser takes a while to open a file as large: --limit makes it smaller.")
     return process.EXIT_DONE

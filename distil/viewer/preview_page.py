@@ -33,8 +33,8 @@ from distil.records import (
 from distil.source.rows import Source
 from distil.store.trace_file import StoredTrace
 from distil.tools.python_code import Executor
-from distil.viewer.templating import render
-from distil.viewer.trace_page import asked_file, display_size, pictures_of
+from distil.viewer.pages import display_size, render
+from distil.viewer.trace_page import asked_file, pictures_of
 from distil.viewer.trace_view import Fields
 from distil.viewer.viewer import viewer_of
 from distil.viewer.visible import plain

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -22,9 +21,8 @@ from distil.tasks import task_of
 from distil.tasks.base import Task
 from distil.tools.base import Tool
 from distil.tools.toolbox import find_tool
-from distil.viewer.code_colours import coloured
 from distil.viewer.pictures import MAX_CALLS, call_arguments, kept_picture
-from distil.viewer.visible import CUT_CHARS, finite, json_text, plain, pointer_to, shown, visible
+from distil.viewer.visible import CUT_CHARS, coloured, finite, json_text, plain, pointer_to, shown, visible
 
 Fields = dict[str, Any]  # what a template is given
 
@@ -43,19 +41,12 @@ _MAX_COLOURED = 300  # calls whose code is coloured, which takes a hundredth of 
 _MAX_FIELD_CHARS = 400
 
 
-@dataclass(frozen=True)
-class Timings:
-    """How long a sample took, as `timings.jsonl` says."""
-
-    seconds: float | None = None
-    turn_seconds: tuple[float | None, ...] = ()
-
-
-def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
-    """What the page of a trace shows."""
+def view_of(trace: Mapping[str, Json], timings: Mapping[str, Json]) -> Fields:
+    """What the page of a trace shows; `timings` is its line of `timings.jsonl`, empty where there is none."""
     settings, metadata = mapping_of(trace.get("settings")), mapping_of(trace.get("metadata"))
     calls = _calls(trace)
-    turns, num_left_out = _turns(trace, timings, calls)
+    seconds = timings.get("turn_seconds")
+    turns, num_left_out = _turns(trace, seconds if isinstance(seconds, list) else [], calls)
     task = _task(trace)
     return {
         "task": task.name if task else _line(settings.get("task"), "not known"),
@@ -72,7 +63,7 @@ def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
         "num_calls_left_out": len(trace_calls(trace)) - len(calls),
         "photo": _photo(trace),
         "result": _result(trace, task),
-        "tokens": _token_rows(turns, timings),
+        "tokens": _token_rows(turns, finite(timings.get("seconds"))),
         "facts": _facts(trace, settings, metadata),
         "row": [(_line(name), _short_value(value)) for name, value in _items(trace.get("sample_data"))],
         "settings": shown(json_text(settings), pointer_to("settings"), 20_000) if settings else None,
@@ -130,14 +121,15 @@ def _offered(settings: Mapping[str, Json]) -> Fields:
     }
 
 
-def _turns(trace: Mapping[str, Json], timings: Timings, calls: Sequence[Fields]) -> tuple[list[Fields], int]:
+def _turns(
+    trace: Mapping[str, Json], seconds: Sequence[Json], calls: Sequence[Fields]
+) -> tuple[list[Fields], int]:
     """The turns with the calls of each, and how many are left out of the page."""
     log, entries = _log(trace, _LOGS)
     made = []
     for position, entry in enumerate(entries[:_MAX_TURNS]):
         turn = mapping_of(entry)
         number = turn.get("turn") if isinstance(turn.get("turn"), int) else position + 1
-        seconds = timings.turn_seconds[position] if position < len(timings.turn_seconds) else None
         made.append(
             {
                 "number": number,
@@ -152,7 +144,7 @@ def _turns(trace: Mapping[str, Json], timings: Timings, calls: Sequence[Fields])
                 "usage": mapping_of(turn.get("usage")),
                 "tokens_in": finite(mapping_of(turn.get("usage")).get("prompt_tokens")),
                 "tokens_out": finite(mapping_of(turn.get("usage")).get("completion_tokens")),
-                "seconds": seconds,
+                "seconds": finite(seconds[position]) if position < len(seconds) else None,
             }
         )
     return made, max(0, len(entries) - _MAX_TURNS)
@@ -475,7 +467,7 @@ def _map_pair(task: Task | None, answer: Mapping[str, Json], truth: Mapping[str,
 # --- figures beside it
 
 
-def _token_rows(turns: Sequence[Fields], timings: Timings) -> Fields:
+def _token_rows(turns: Sequence[Fields], seconds: float | None) -> Fields:
     """Tokens and seconds turn by turn, with what share of the most each is."""
     rows = []
     for turn in turns:
@@ -504,7 +496,7 @@ def _token_rows(turns: Sequence[Fields], timings: Timings) -> Fields:
             name: total if any(row[name] is not None for row in rows) else None
             for name, total in totals.items()
         },
-        "seconds": timings.seconds,
+        "seconds": seconds,
     }
 
 

@@ -1,4 +1,4 @@
-// The world with every answer joined to its truth, on a canvas; distil/viewer/map.py says what `data` holds:
+// The world with every answer joined to its truth, on a canvas; distil/viewer/charts.py says what `data` holds:
 //   {pairs: [[link, words, answer north, answer east, truth north, truth east, score], …], total}
 //
 // Ten thousand pairs stay fluid: everything is projected once, what lies outside the window is passed over,
