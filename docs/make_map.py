@@ -1,7 +1,9 @@
 """Make `land.json`, the outlines that the viewer draws maps of, from Natural Earth's as npm has them.
 
-npm pack world-atlas && tar xzf world-atlas-*.tgz
-python docs/make_map.py package/land-110m.json package/package.json
+    npm pack world-atlas && tar xzf world-atlas-*.tgz
+    python docs/make_map.py package/land-110m.json package/package.json
+
+What it writes is part of the package.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from distil.viewer.viewer import Viewer, part_of
 PICTURE_PX = 512  # the longest side of an embedded picture
 _QUALITY = 75  # of WebP
 _STYLES = ("base.css", "charts.css", "trace.css", "report.css")
-_MODULES = ("charts.js", "map.js", "scrolling.js")
+_MODULES = ("dom.js", "charts.js", "map.js", "scrolling.js")
 _SCRIPT = "report.js"
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
@@ -207,7 +207,7 @@ def _style() -> str:
 def _script() -> str:
     """The modules of pages and the report's own as one script, each in a function that gives its exports."""
     own = (HERE / "static" / _SCRIPT).read_text(encoding="utf-8")
-    script = "\n".join([*map(_wrapped, _MODULES), _IMPORT.sub("", own)])
+    script = _IMPORT.sub("", "\n".join([*map(_wrapped, _MODULES), own]))
     return re.sub(r"<(?=/script|!--)", r"<\\", script)  # in a comment or a string, where it ends no script
 
 
