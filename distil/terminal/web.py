@@ -43,8 +43,8 @@ def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
     """Serve folders, or those of trace files, until a signal; raises UsageError where that cannot be."""
     check_installed("the web page")
     from distil.index.index import TraceIndex  # noqa: PLC0415
-    from distil.viewer.guard import new_token  # noqa: PLC0415
-    from distil.viewer.server import bind, is_loopback, serve_until_interrupted, url_of  # noqa: PLC0415
+    from distil.viewer.guard import is_loopback, new_token  # noqa: PLC0415
+    from distil.viewer.server import bind, serve_until_interrupted, url_of  # noqa: PLC0415
     from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
     folders = list(dict.fromkeys(map(folder_of, paths)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
-from typing import TypeVar
+from itertools import count
+from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from distil.errors import DistilError, TraceError
-from distil.exports.conversation import Message, check_roles, conversation_of
+from distil.exports.conversation import check_roles, conversation_of
 from distil.exports.export import NOTHING_TO_TRAIN
 from distil.exports.options import ExportOptions
 from distil.exports.pictures import shown
@@ -47,15 +48,15 @@ _FORMAT_NAMES = {
     ExportFormat.OPENAI: "chat API",
     ExportFormat.HF: "the hub",
 }
-_CHOICES: tuple[tuple[str, str, type[StrEnum], tuple[StrEnum, ...]], ...] = (
-    ("format", "for", ExportFormat, tuple(ExportFormat)),
-    ("reasoning", "thoughts", Thoughts, tuple(Thoughts)),
-    ("errors", "failed calls", FailedCalls, tuple(FailedCalls)),
-    ("coordinates", "boxes", Frame, (Frame.REL1000, Frame.PIXEL)),
-    ("student", "student", Student, tuple(Student)),
-)
+_Choice = tuple[str, str, tuple[StrEnum, ...]]
+_CHOICES: dict[str, _Choice] = {  # by their names in an address: the option, what it is called, its values
+    "format": ("format", "for", tuple(ExportFormat)),
+    "reasoning": ("thoughts", "thoughts", tuple(Thoughts)),
+    "errors": ("failed_calls", "failed calls", tuple(FailedCalls)),
+    "coordinates": ("coordinates", "boxes", (Frame.REL1000, Frame.PIXEL)),
+    "student": ("student", "student", tuple(Student)),
+}
 _MAX_PICTURE_PX = (480, 360)
-ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
 
 
 def preview_page(request: Request) -> Response:
@@ -95,23 +96,14 @@ def preview_page(request: Request) -> Response:
 
 def _options(asked: QueryParams) -> ExportOptions:
     """The options of a page's address; raises HTTPException where one is none."""
-    stated = {field.name: field.default for field in fields(ExportOptions)}
-    return ExportOptions(
-        format=_choice(asked, "format", ExportFormat.TRL),
-        thoughts=_choice(asked, "reasoning", Thoughts(str(stated["thoughts"]))),
-        failed_calls=_choice(asked, "errors", FailedCalls(str(stated["failed_calls"]))),
-        coordinates=_choice(asked, "coordinates", Frame.REL1000, Frame.PIXEL),
-        student=_choice(asked, "student", Student(str(stated["student"]))),
-        takes_all=True,
-    )
-
-
-def _choice(asked: QueryParams, name: str, default: ChoiceT, *others: ChoiceT) -> ChoiceT:
-    known = (default, *others) if others else tuple(type(default))
-    found = next((each for each in known if each.value == asked.get(name, default.value)), None)
-    if found is None:
-        raise HTTPException(404, f"{name}= is one of {', '.join(each.value for each in known)}.")
-    return found
+    stated: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
+    stated |= {"format": ExportFormat.TRL, "takes_all": True}
+    for name, (option, _, values) in _CHOICES.items():
+        text = asked.get(name, stated[option].value)
+        if text not in list(values):
+            raise HTTPException(404, f"{name}= is one of {', '.join(values)}.")
+        stated[option] = next(value for value in values if value == text)
+    return ExportOptions(**stated)
 
 
 def _choices(options: ExportOptions) -> list[Fields]:
@@ -130,7 +122,7 @@ def _choices(options: ExportOptions) -> list[Fields]:
                 for value in values
             ],
         }
-        for name, label, _, values in _CHOICES
+        for name, (_, label, values) in _CHOICES.items()
     ]
 
 
@@ -155,35 +147,27 @@ def _note(trace: StoredTrace) -> str | None:
 
 
 def _row(row: Preview) -> Fields:
-    number = 0
-    messages = []
-    for message in row.messages:
-        parts = [_part(part, number + place, row) for place, part in _placed(message)]
-        number += len(message.pictures)
-        messages.append({"role": message.role, "is_trained": bool(message.is_trained), "parts": parts})
-    num_said = sum(message.role == "assistant" for message in row.messages)
+    numbers = count(1)
+    messages = [
+        {
+            "role": message.role,
+            "is_trained": bool(message.is_trained),
+            "parts": [_part(part, numbers, row) for part in message.parts],
+        }
+        for message in row.messages
+    ]
     return {
         "id": plain(row.id),
-        "anchor": re.sub(r"\W+", "-", row.id),
         "num_tokens": row.num_tokens,
         "num_trained": row.num_trained,
-        "num_said": num_said,
+        "num_said": sum(message.role == "assistant" for message in row.messages),
         "num_pictures": row.num_pictures,
         "messages": messages,
     }
 
 
-def _placed(message: Message) -> list[tuple[int, str | SentPicture]]:
-    """The parts, each with how many pictures of the message there are up to it."""
-    found: list[tuple[int, str | SentPicture]] = []
-    number = 0
-    for part in message.parts:
-        number += not isinstance(part, str)
-        found.append((number, part))
-    return found
-
-
-def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
+def _part(part: str | SentPicture, numbers: Iterator[int], row: Preview) -> Fields:
+    """A text, or a picture with its number in the row."""
     if isinstance(part, str):
         return {"text": part}
     return {
@@ -191,7 +175,7 @@ def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
         "url": data_url(part),
         "size": part.size,
         "shown": display_size(part.size, *_MAX_PICTURE_PX),
-        "number": number,
+        "number": next(numbers),
         "num_bytes": part.num_bytes,
         "num_tokens": picture_tokens(part.size, row.options),
     }

@@ -148,7 +148,6 @@ def column_of(viewer: Viewer, run: int, part: str) -> Fields:
         "view": None,
         "recipe": _recipe(path),
         "verify": plain(f"distil verify {shlex.quote(str(path))}{_override_text(viewer)}"),
-        "dataset_override": viewer.dataset_override,
     }
     try:
         trace = load_json(path)
