@@ -234,20 +234,24 @@ function conditionsOf(column, text) {
   });
 }
 
+/** A condition of the address as its column, its sign and its value; a sign without a value is `:null` or `:known`. */
+function partsOf(filter) {
+  const known = filter.match(/^(.*)(:null|:known)$/s);
+  if (known) return [known[1], known[2], ""];
+  const [, name, sign, value] = filter.match(/^([^<>=!~]+)(<=|>=|!=|=|<|>|~)?(.*)$/s) ?? ["", filter, "", ""];
+  return [name, sign ?? "", value];
+}
+
 function columnOfFilter(filter) {
-  return filter.replace(/:(null|known)$/, "").match(/^[^<>=!~]+/)?.[0] ?? filter;
+  return partsOf(filter)[0];
 }
 
 /** The other way round: what stands in the field for a column's conditions. */
 function textOf(column) {
-  const own = view.filters.filter((filter) => columnOfFilter(filter) === column.name);
-  return own.map((filter) => {
-    if (filter.endsWith(":null")) return "null";
-    if (filter.endsWith(":known")) return "!null";
-    const rest = filter.slice(column.name.length);
-    if (column.kind === "text") return rest.startsWith("~") ? rest.slice(1) : rest.startsWith("!=") ? `!${rest.slice(2)}` : rest;
-    return rest.startsWith("=") ? rest.slice(1) : rest;
-  }).join(column.kind === "text" ? " & " : " ");
+  const isText = column.kind === "text";
+  const typed = { ":null": "null", ":known": "!null", [isText ? "~" : "="]: "", ...(isText ? { "!=": "!" } : {}) };
+  const own = view.filters.map(partsOf).filter(([name]) => name === column.name);
+  return own.map(([, sign, value]) => (typed[sign] ?? sign) + value).join(isText ? " & " : " ");
 }
 
 const HINTS = { number: "> 0.5, 1..9", flag: "yes, no", text: "contains" };
@@ -303,17 +307,13 @@ async function offerValues(column, input) {
   }
 }
 
-const WORDED = [["!=", " is not "], ["<=", " ≤ "], [">=", " ≥ "], ["~", " contains "], ["=", " = "], ["<", " < "], [">", " > "]];
+const WORDED = { "!=": "is not ", "<=": "≤ ", ">=": "≥ ", "~": "contains ", "=": "= ", "<": "< ", ">": "> ", ":null": "is not known", ":known": "is known" };
 
 function worded(filter) {
-  const name = columnOfFilter(filter);
+  const [name, sign, value] = partsOf(filter);
   const heading = columns.get(name)?.heading ?? name;
-  if (filter.endsWith(":null")) return `${heading} is not known`;
-  if (filter.endsWith(":known")) return `${heading} is known`;
-  const rest = filter.slice(name.length);
-  const [sign, words] = WORDED.find(([sign]) => rest.startsWith(sign)) ?? ["", " "];
-  const value = name === "run" ? given.runs[Number(rest.slice(sign.length))] ?? rest.slice(sign.length) : rest.slice(sign.length);
-  return `${heading}${words}${value}`;
+  const run = name === "run" && value ? given.runs[Number(value)] : undefined;
+  return `${heading} ${WORDED[sign] ?? ""}${run ?? value}`;
 }
 
 function showTools() {
