@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_turns
 
 from distil.errors import BudgetExceeded, FolderError, UsageError
-from distil.spending.budget import Bill, Budget, Limits
+from distil.spending.budget import Bill, Budget, calls_of, cost_of, tokens_of
 from distil.spending.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens, stored_tokens
-from distil.store.spending import SPENDING, SpendingFile
+from distil.store.claim import SPENDING, SpendingFile
 
 PRICES = FixedPrices(input_usd=2.0, output_usd=10.0, cached_usd=0.5)
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 200}
@@ -35,7 +35,9 @@ def spend(budget: Budget, usage: Any = USAGE) -> None:
 def opened(folder: Path, prices: FixedPrices | None = PRICES) -> Budget:
     """The budget of a folder, as a run opens it."""
     file = SpendingFile(folder)
-    return Budget(Limits(), prices, 100, file.entries(), file.append)
+    budget = Budget(100, prices and prices.cost_usd, record=file.append)
+    budget.read(file.entries())
+    return budget
 
 
 @pytest.mark.parametrize(
@@ -115,15 +117,15 @@ def test_wrong_prices_are_refused(text: str) -> None:
 def test_prices_of_a_provider_are_known_and_of_an_own_server_not() -> None:
     known = find_prices(None, "gpt-4o", "https://api.openai.com/v1")
     assert known is not None
-    cost = known.cost_usd(Tokens(1_000_000, None, 0))
+    cost = known(Tokens(1_000_000, None, 0))
     assert cost is not None and 0.5 < cost < 10
     assert find_prices(None, "Qwen3-VL", "http://127.0.0.1:8000/v1") is None
-    assert find_prices(PRICES, "Qwen3-VL", "http://127.0.0.1:8000/v1") == PRICES
+    assert find_prices(PRICES, "Qwen3-VL", "http://127.0.0.1:8000/v1") == PRICES.cost_usd
 
 
 def test_a_cost_limit_without_prices_is_refused() -> None:
     with pytest.raises(UsageError, match="--price_per_million"):
-        Budget(Limits(max_cost_usd=1.0), None, 100)
+        Budget(100, limits={cost_of: 1.0})
 
 
 def test_what_was_spent_is_counted_over_resumes(tmp_path: Path) -> None:
@@ -180,13 +182,13 @@ def test_a_spending_file_that_cannot_be_written_stops_the_run(tmp_path: Path) ->
     (tmp_path / SPENDING).mkdir()
     with (
         pytest.raises(FolderError, match=SPENDING),
-        Budget(Limits(), None, 100, record=SpendingFile(tmp_path).append).request() as request,
+        Budget(100, record=SpendingFile(tmp_path).append).request() as request,
     ):
         request.sent()
 
 
 def test_requests_without_figures_are_held_against_the_limit_at_the_mean_of_the_others() -> None:
-    budget = Budget(Limits(max_total_tokens=10_000), None, 1000)
+    budget = Budget(1000, limits={tokens_of: 10_000})
     with budget.request() as request:
         request.sent()  # and no reply
     with pytest.raises(BudgetExceeded, match="1,200 tokens held for 1 requests without figures"):
@@ -196,7 +198,7 @@ def test_requests_without_figures_are_held_against_the_limit_at_the_mean_of_the_
 
 
 def test_one_reply_without_figures_does_not_end_a_run() -> None:
-    budget = Budget(Limits(max_total_tokens=10**6, max_cost_usd=10), PRICES, 1000)
+    budget = Budget(1000, PRICES.cost_usd, {tokens_of: 10**6, cost_of: 10})
     spend(budget, None)
     for _ in range(20):
         spend(budget)
@@ -205,7 +207,7 @@ def test_one_reply_without_figures_does_not_end_a_run() -> None:
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 2**32))
 def test_no_limit_is_passed_however_many_threads_spend(limit: int, threads: int, seed: int) -> None:
     generator = random.Random(seed)
-    budget = Budget(Limits(max_calls=limit), None, 100)
+    budget = Budget(100, limits={calls_of: limit})
     sent = []
 
     def worker() -> None:
@@ -231,10 +233,10 @@ def test_no_limit_is_passed_however_many_threads_spend(limit: int, threads: int,
 
 def test_token_and_cost_limits_reserve_the_most_that_a_request_can_come_to() -> None:
     for name, limits, most in (
-        ("tokens", Limits(max_total_tokens=20_000), 20_000),
-        ("cost", Limits(max_cost_usd=0.05), None),
+        ("tokens", {tokens_of: 20_000}, 20_000),
+        ("cost", {cost_of: 0.05}, None),
     ):
-        budget = Budget(limits, PRICES, 1000)
+        budget = Budget(1000, PRICES.cost_usd, limits)
         with pytest.raises(BudgetExceeded, match=f"max_.*{name}"):
             for _ in range(100):
                 spend(budget)
@@ -246,8 +248,8 @@ def test_token_and_cost_limits_reserve_the_most_that_a_request_can_come_to() -> 
 
 
 def test_a_limit_that_cannot_be_counted_stops_the_run() -> None:
-    for limits in (Limits(max_total_tokens=10**9), Limits(max_cost_usd=10**9)):
-        budget = Budget(limits, PRICES, 100)
+    for limits in ({tokens_of: 10**9}, {cost_of: 10**9}):
+        budget = Budget(100, PRICES.cost_usd, limits)
         with pytest.raises(BudgetExceeded, match="does not report its tokens: use --max_calls"):
             for _ in range(10):
                 spend(budget, None)
@@ -255,7 +257,7 @@ def test_a_limit_that_cannot_be_counted_stops_the_run() -> None:
 
 
 def test_a_request_waits_for_those_in_flight_and_then_fits() -> None:
-    budget = Budget(Limits(max_total_tokens=12_000), None, 1000)
+    budget = Budget(1000, limits={tokens_of: 12_000})
     entered = threading.Event()
     with budget.request() as first, budget.request() as second:
         waiting = threading.Thread(target=lambda: (spend(budget), entered.set()))

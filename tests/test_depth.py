@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_turns
 
 from distil.errors import BudgetExceeded
-from distil.spending.budget import Budget, Limits
+from distil.spending.budget import Budget, calls_of, tokens_of
 from distil.spending.depth import Depth
 from distil.spending.prices import FixedPrices
 
@@ -122,7 +122,7 @@ def solve_all(budget: Budget, lengths: Sequence[int], num_threads: int, max_turn
 def test_of_samples_that_are_alike_all_are_finished_that_were_begun(
     limit: int, length: int, num_threads: int
 ) -> None:
-    budget = Budget(Limits(max_calls=limit), None, 100)
+    budget = Budget(100, limits={calls_of: limit})
     finished = solve_all(budget, [length] * 20, num_threads)
     num_possible = min(20, limit // length)
     assert sum(finished) == num_possible
@@ -134,7 +134,7 @@ def test_of_samples_that_are_alike_all_are_finished_that_were_begun(
 def test_limits_hold_and_nobody_waits_for_ever_whatever_samples_take(
     limit: int, lengths: list[int], num_threads: int
 ) -> None:
-    budget = Budget(Limits(max_calls=limit, max_total_tokens=1100 * limit + 5000), PRICES, 100)
+    budget = Budget(100, PRICES.cost_usd, {calls_of: limit, tokens_of: 1100 * limit + 5000})
     finished = solve_all(budget, lengths, num_threads)
     assert budget.spent.calls <= limit
     assert any(finished) or limit < lengths[0]
@@ -143,7 +143,7 @@ def test_limits_hold_and_nobody_waits_for_ever_whatever_samples_take(
 
 def test_whoever_is_further_on_has_what_is_left() -> None:
     """Two samples that take longer than the finished ones did: one of them is finished, not neither."""
-    budget = Budget(Limits(max_calls=2 + 9), None, 100)
+    budget = Budget(100, limits={calls_of: 2 + 9})
     assert solved(budget, 2, 10)
     both_began = threading.Barrier(2, timeout=20)
 
@@ -164,7 +164,7 @@ def test_whoever_is_further_on_has_what_is_left() -> None:
 
 
 def test_a_large_limit_holds_nobody_up() -> None:
-    budget = Budget(Limits(max_calls=1000), None, 100)
+    budget = Budget(100, limits={calls_of: 1000})
     together = threading.Barrier(8, timeout=20)
 
     def one() -> None:
@@ -178,7 +178,7 @@ def test_a_large_limit_holds_nobody_up() -> None:
 
 
 def test_a_sample_that_is_on_disk_whole_is_made_after_the_limit_too() -> None:
-    budget = Budget(Limits(max_calls=1), None, 100)
+    budget = Budget(100, limits={calls_of: 1})
     spend(budget)
     with budget.sample(3, 10):
         pass
@@ -200,7 +200,7 @@ def test_a_request_in_flight_counts_for_how_far_a_sample_has_come() -> None:
 
 
 def test_samples_of_one_turn_say_nothing_of_those_of_many() -> None:
-    budget = Budget(Limits(max_calls=3 + 12 + 2), None, 100)
+    budget = Budget(100, limits={calls_of: 3 + 12 + 2})
     assert solved(budget, 3, 10)
     assert solve_all(budget, [1] * 12, 3, max_turns=1) == [True] * 12
     assert not solved(budget, 3, 10) and budget.spent.calls == 15, "not begun: two do not finish it"

@@ -20,11 +20,11 @@ from distil.cli import main
 from distil.errors import BudgetExceeded, FolderError, UsageError
 from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
-from distil.spending.budget import Budget, Limits
+from distil.spending.budget import Budget, calls_of, tokens_of
 from distil.store import folder as folder_module
+from distil.store.claim import SPENDING, SpendingFile
 from distil.store.folder import RunFolder
 from distil.store.journal import Journal
-from distil.store.spending import SPENDING, SpendingFile
 
 BODIES = [
     json.dumps(calls(("image_rotate_tool", {"angle": 90}))).encode(),
@@ -209,15 +209,17 @@ class CountingLock:
         self.release()
 
 
-@pytest.mark.parametrize(("limits", "most"), [(Limits(), 1), (Limits(max_calls=1000), 2)])
-def test_a_request_takes_few_locks_and_holds_none_while_it_is_recorded(limits: Limits, most: int) -> None:
+@pytest.mark.parametrize(("max_calls", "most"), [(None, 1), (1000, 2)])
+def test_a_request_takes_few_locks_and_holds_none_while_it_is_recorded(
+    max_calls: int | None, most: int
+) -> None:
     lock, entries = CountingLock(), list[Any]()
 
     def record(entry: Any) -> None:
         assert not lock.locked(), "a write would make all others wait"
         entries.append(entry)
 
-    budget = Budget(limits, None, 100, record=record)
+    budget = Budget(100, record=record, limits={calls_of: max_calls})
     budget._changed = threading.Condition(lock)  # type: ignore[arg-type]
     for _ in range(10):
         with budget.request() as request:
@@ -229,7 +231,7 @@ def test_a_request_takes_few_locks_and_holds_none_while_it_is_recorded(limits: L
 
 def test_a_request_that_leaves_is_in_the_kernels_hands(tmp_path: Path) -> None:
     file = SpendingFile(tmp_path)
-    budget = Budget(Limits(), None, 100, record=file.append)
+    budget = Budget(100, record=file.append)
     with budget.request() as request:
         request.sent()
         assert (tmp_path / SPENDING).read_bytes() == b'{"request": 1, "state": "sent"}\n'
@@ -241,7 +243,7 @@ def test_a_request_that_leaves_is_in_the_kernels_hands(tmp_path: Path) -> None:
 def test_an_answered_request_is_told_with_its_turn_and_every_other_at_once(tmp_path: Path) -> None:
     """One write for all that wait; a turn in the journal has its bill beside it, so a kill loses none."""
     file, path = SpendingFile(tmp_path), tmp_path / SPENDING
-    budget = Budget(Limits(), None, 100, record=file.record)
+    budget = Budget(100, record=file.record)
     journal = Journal(tmp_path, "s", file.flush)
 
     def num_lines() -> int:
@@ -275,7 +277,7 @@ def test_an_answered_request_is_told_with_its_turn_and_every_other_at_once(tmp_p
 
 def test_lines_of_many_threads_are_whole_and_none_is_lost(tmp_path: Path) -> None:
     file = SpendingFile(tmp_path)
-    budget = Budget(Limits(), None, 100, record=file.append)
+    budget = Budget(100, record=file.append)
 
     def spend(_: int) -> None:
         for _ in range(50):
@@ -288,12 +290,14 @@ def test_lines_of_many_threads_are_whole_and_none_is_lost(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / SPENDING).read_text().splitlines()]
     for state in ("sent", "answered"):
         assert sorted(line["request"] for line in lines if line["state"] == state) == list(range(1, 801))
-    assert Budget(Limits(), None, 100, file.entries()).spent == budget.spent
+    again = Budget(100)
+    again.read(file.entries())
+    assert again.spent == budget.spent
 
 
 def test_whoever_waits_for_room_is_woken_by_the_one_before(tmp_path: Path) -> None:
     """Near a limit many threads wait: each of them goes on or hears of the limit, and none sleeps for ever."""
-    budget = Budget(Limits(max_total_tokens=60_000), None, 1000)
+    budget = Budget(1000, limits={tokens_of: 60_000})
     ends = list[str]()
 
     def spend() -> None:

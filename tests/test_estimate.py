@@ -20,7 +20,7 @@ from scripted_teacher import Script, ScriptedTeacher, calls, completion, is_prob
 from distil.spending.budget import Bill, Spent
 from distil.spending.estimate import (
     Measured,
-    Selection,
+    SampleSelection,
     Spread,
     choose_samples,
     estimate_seconds,
@@ -50,28 +50,28 @@ def bill(requests: int, tokens: int | None, cost_usd: float | None = None, silen
 
 def test_time_is_the_measured_throughput() -> None:
     run = measured(3.0, 3.0, 3.0, 3.0, wall=6.0)  # two at once
-    estimate = estimate_seconds(run, Selection(60, 60, 32))
+    estimate = estimate_seconds(run, SampleSelection(60, 56, 32))
     assert (estimate.sample, estimate.whole, estimate.to_do) == (3.0, 90.0, 84.0)
     assert estimate.whole_range == (60 * 3.0 / 32, 90.0)
 
 
 def test_failed_samples_are_part_of_the_throughput() -> None:
     run = measured(3.0, 3.0, wall=6.0, num_failed=2)
-    estimate = estimate_seconds(run, Selection(60, 60, 32))
+    estimate = estimate_seconds(run, SampleSelection(60, 58, 32))
     assert (estimate.whole, estimate.to_do) == (90.0, 87.0), "the failed ones have no trace either"
 
 
 def test_no_time_is_shorter_than_a_sample_takes() -> None:
     run = measured(*[9.0] * 8, wall=9.0)
-    estimate = estimate_seconds(run, Selection(9, 9, 64))
+    estimate = estimate_seconds(run, SampleSelection(9, 1, 64))
     assert estimate.whole_range == (9.0, pytest.approx(9 * 9 / 8))
     assert estimate.to_do == 9.0, "one sample is left, and it takes as long as one does"
-    assert estimate_seconds(run, Selection(8, 8, 64)).to_do == 0
+    assert estimate_seconds(run, SampleSelection(8, 0, 64)).to_do == 0
 
 
 def test_the_worst_time_is_with_no_more_at_once_than_here() -> None:
     run = measured(2.0, 4.0, wall=6.0)  # one at once
-    estimate = estimate_seconds(run, Selection(10, 10, 5))
+    estimate = estimate_seconds(run, SampleSelection(10, 8, 5))
     share = 12.706 / 3  # a standard deviation of √2, and 2 samples: an error of 1 on a mean of 3
     assert estimate.whole_range == (3.0, pytest.approx(30 * (1 + share)))
 
@@ -106,7 +106,7 @@ def test_tokens_are_what_the_run_added_with_retries_and_failures() -> None:
     after = Spent(bill(10, 73_000, 7.3), bill(3, 600, 0.06, 1))
     run = measured(1.0, 1.0, num_failed=1, spent_before=before, spent_after=after)
     assert (run.tokens, run.cost_usd) == (3600, pytest.approx(0.36))
-    estimate = estimate_spending(run.tokens, spread(900.0, 1100.0), run, Selection(10, 5, 4))
+    estimate = estimate_spending(run.tokens, spread(900.0, 1100.0), run, SampleSelection(10, 3, 4))
     assert estimate is not None
     assert (estimate.sample, estimate.whole, estimate.to_do) == (1200, 12_000, 3600)
     assert estimate.whole_range == (0.0, pytest.approx(12_000 * (1 + 12.706 / 10)))
@@ -116,12 +116,12 @@ def test_what_none_of_the_run_s_requests_reports_is_not_known() -> None:
     before = Spent(bill(7, 70_000, 7.0))
     run = measured(1.0, spent_before=before, spent_after=Spent(bill(9, 70_000, 7.0, 2)))
     assert (run.tokens, run.cost_usd, run.num_without_tokens) == (None, None, 2)
-    assert estimate_spending(run.tokens, spread(None), run, Selection(10, 5, 4)) is None
+    assert estimate_spending(run.tokens, spread(None), run, SampleSelection(10, 3, 4)) is None
 
 
 def test_a_range_needs_samples_that_say_how_they_differ() -> None:
     run = measured(1.0, 1.0)
-    selection = Selection(10, 10, 4)
+    selection = SampleSelection(10, 8, 4)
     for values in ([None, None], [100.0, None]):
         estimate = estimate_spending(300.0, spread(*values), run, selection)
         assert estimate is not None

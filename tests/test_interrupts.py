@@ -158,7 +158,7 @@ def test_in_process_an_interrupt_is_an_exception_as_ever() -> None:
 
     solver = Solver()
     with pytest.raises(KeyboardInterrupt):
-        list(run_samples(range(1000), solver, 2))
+        list(run_samples(range(1000), solver.solve, 2, abort=solver.abort))
     assert solver.aborted == 1
 
 

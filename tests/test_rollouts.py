@@ -13,10 +13,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pytest
@@ -32,9 +32,9 @@ from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import SampleId
 from distil.rollout import turn_seed
-from distil.run.schedule import Goal, Left, Rollouts, Schedule, WithoutTools, rows_of, with_companions
-from distil.store.folder import find_trace_files
+from distil.run.schedule import Rollouts, Schedule, WithoutTools, rows_of, with_companions
 from distil.store.status import read_status
+from distil.store.trace_file import find_trace_files
 
 NUM_ROWS, NUM_EACH = 12, 6
 ASKED_BY_SEED = {
@@ -61,6 +61,17 @@ def reply_to(request: dict[str, Any]) -> Any:
     knows = is_right(sample_id) if "tools" in request else sample_id.index == 0
     latitude, longitude = PLACES[sample_id.index % len(PLACES)]
     return says(f"\\boxed{{{latitude}, {longitude}}}" if knows else "\\boxed{-80, 100}")
+
+
+class Goal(NamedTuple):
+    """How many accepted traces are enough, of a row and of the run."""
+
+    of_row: float = math.inf
+    of_run: float = math.inf
+
+
+def left_of(wanted: Rollouts, done: Collection[SampleId]) -> list[SampleId]:
+    return [each for each in wanted if each not in done]
 
 
 def needed(num_rows: int, num_each: int, goal: Goal, accepted: Callable[[SampleId], bool]) -> set[SampleId]:
@@ -138,13 +149,15 @@ def test_which_rollouts_are_asked_does_not_depend_on_who_ends_first(
     num_rows = data.draw(st.integers(0, 10))
     right = {each for each in Rollouts(range(num_rows), num_each) if chance.random() < 0.4}
     expected = needed(num_rows, num_each, goal, right.__contains__)
-    schedule = Schedule(rows_of(Rollouts(range(num_rows), num_each), {}), goal)
+    schedule = Schedule(rows_of(Rollouts(range(num_rows), num_each), {}), 0, *goal)
     ended = work_through(schedule, right.__contains__, num_workers, chance)
     assert len(ended) == len(set(ended)) and set(ended) == expected
     assert schedule.num_begun == len(expected)
     assert schedule.num_accepted == len(right & expected)
     by_row = Counter(each.index for each in right & expected)
-    assert schedule.num_rows_enough == sum(number >= goal.enough for number in by_row.values())
+    assert schedule.num_rows_enough == sum(
+        number >= (goal.of_row if goal.of_row < math.inf else 1) for number in by_row.values()
+    )
     if not schedule.is_reached:
         assert schedule.num_not_needed == num_rows * num_each - len(expected)
 
@@ -158,7 +171,7 @@ def test_a_run_that_was_killed_again_and_again_comes_to_the_same(
     done: set[SampleId] = set()
     for most in [*kills, 10**6]:
         by_row = Counter(each.index for each in right & done)
-        schedule = Schedule(rows_of(Left(wanted, done), by_row), goal, len(right & done))
+        schedule = Schedule(rows_of(left_of(wanted, done), by_row), len(right & done), *goal)
         done |= set(work_through(schedule, right.__contains__, chance.randint(1, 9), chance, most))
     assert done == needed(8, num_each, goal, right.__contains__)
 
@@ -170,11 +183,11 @@ def test_each_row_that_is_asked_is_asked_without_tools_once(
     wanted = Rollouts(range(6), 3)
     right = {each for each in wanted if chance.random() < 0.4}
     done = {SampleId(row) for row in begun}
-    rows = rows_of(Left(wanted, done), Counter(each.index for each in right & done))
+    rows = rows_of(left_of(wanted, done), Counter(each.index for each in right & done))
     schedule = Schedule(
         with_companions(rows, wanted.rows, begun, lambda row: row not in done_without),
-        goal,
         len(right & done),
+        *goal,
     )
     ended = work_through(schedule, right.__contains__, 4, chance)
     without = [each.index for each in ended if isinstance(each, WithoutTools)]
@@ -182,14 +195,12 @@ def test_each_row_that_is_asked_is_asked_without_tools_once(
     assert sorted(without) == sorted((begun | with_tools) - done_without)
 
 
-@given(st.integers(0, 5), st.integers(1, 4), st.integers(-30, 30), st.integers(-30, 30))
-def test_rollouts_are_a_list_that_is_not_held(num_rows: int, num_each: int, start: int, stop: int) -> None:
+@given(st.integers(0, 5), st.integers(1, 4))
+def test_rollouts_are_a_list_that_is_not_held(num_rows: int, num_each: int) -> None:
     rows = [7 * row for row in range(num_rows)]
     listed = [SampleId(row, rollout) for row in rows for rollout in range(num_each)]
     wanted = Rollouts(rows, num_each)
-    assert list(wanted) == listed and len(wanted) == len(listed)
-    assert list(wanted[start:stop]) == listed[start:stop]
-    assert [wanted[place] for place in range(-len(listed), len(listed))] == listed * 2
+    assert list(wanted) == list(wanted) == listed and len(wanted) == len(listed)
 
 
 # --- runs

@@ -25,7 +25,7 @@ from scripted_teacher import ScriptedTeacher, is_probe, says
 from distil.cli import main
 from distil.errors import UsageError
 from distil.records import SampleId
-from distil.run.row_condition import rows_that_meet
+from distil.run.conditions import rows_that_meet
 from distil.source.cells import Cells
 from distil.source.rows import Source, open_source
 from distil.source.saved import StoredRows
@@ -147,8 +147,8 @@ def test_what_is_no_condition_over_the_columns_is_told(condition: str, words: st
 
 
 def test_an_endless_condition_is_ended(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distil.run.row_condition._MAX_SECONDS", 0.0)
-    monkeypatch.setattr("distil.run.row_condition._STEPS_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr("distil.run.conditions._MAX_SECONDS", 0.0)
+    monkeypatch.setattr("distil.run.conditions._STEPS_BETWEEN_LOOKS", 1)
     with pytest.raises(UsageError, match="takes more than 0 s for 12 rows"):
         rows_that_meet("year > 2000", source.cells)
 
@@ -323,7 +323,7 @@ def test_no_picture_is_read_for_a_condition(tmp_path: Path) -> None:
     folder = saved(tmp_path / "large", given, {"year": datasets.Value("int64")})
     code = (
         "import resource, sys\n"
-        "from distil.run.row_condition import rows_that_meet\n"
+        "from distil.run.conditions import rows_that_meet\n"
         "from distil.source.rows import open_source\n"
         "cells = open_source(sys.argv[1]).cells\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

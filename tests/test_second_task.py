@@ -13,6 +13,7 @@ import datasets
 import pytest
 from builders import file_bytes, noise, stored_picture
 from PIL import Image, ImageOps
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 import distil.tasks
@@ -21,7 +22,7 @@ from distil.cli import main
 from distil.errors import SampleError, SourceError
 from distil.pictures import Frame
 from distil.records import Json, SampleId, Score
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.rollout import turn_seed
 from distil.store.trace_file import read_trace
 from distil.tasks.base import Metric, Rows, Task

@@ -28,8 +28,8 @@ from distil.cli import main
 from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.aim import MAX_LAG, Aim, mixture, quantile_bins
-from distil.store.folder import find_trace_files
 from distil.store.json_lines import read_lines
+from distil.store.trace_file import find_trace_files
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # last: a module of the suite comes first
 
@@ -336,7 +336,8 @@ def test_no_row_is_drawn_twice_and_who_ends_first_changes_nothing(
     outcomes = {each: chance.choice([0.0, 1.0, 0.5, None]) for each in pool}
 
     def work(num_workers: int, seed: int, stop_after: int = 10**6, before: list[int] | None = None) -> Aim:
-        aim, flying = Aim(target, num_draws, bins, seed, before or []), list(before or [])
+        aim, flying = Aim(target, num_draws, bins, seed), list(before or [])
+        aim.go_on(flying)
         while stop_after:
             while len(flying) < num_workers and (index := aim.draw()) is not None:
                 flying.append(index)

@@ -10,11 +10,10 @@ import pytest
 from builders import teacher_settings
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.errors import RunHalted, TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
 from distil.spending.budget import Budget
-from distil.teacher.attempts import RetryPolicy
 from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import ask_models
 from distil.teacher.tool_mode import probe_tool_mode, recalled_probe
@@ -32,7 +31,7 @@ KEY = "sk-test-0123456789"
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
     return teacher_settings(
-        api_base, KEY, **{"model": "m", "retry": RetryPolicy(0), "timeout_seconds": 20} | changes
+        api_base, KEY, **{"model": "m", "max_retries": 0, "timeout_seconds": 20} | changes
     )
 
 
@@ -140,7 +139,7 @@ def test_a_bad_request_is_an_error_of_its_sample() -> None:
 def test_a_passing_server_error_is_retried() -> None:
     answers = [(503, {"error": {"message": "busy"}}), says("hi")]
     with ScriptedTeacher(lambda _: answers.pop(0)) as server:
-        with Teacher(settings(server.api_base, retry=RetryPolicy(2, first_pause_seconds=0.01))) as teacher:
+        with Teacher(settings(server.api_base, max_retries=2, first_pause_seconds=0.01)) as teacher:
             assert teacher.ask(MESSAGES, seed=0).content == "hi"
 
 
@@ -156,7 +155,7 @@ def test_a_closed_teacher_asks_no_more() -> None:
     with ScriptedTeacher(lambda _: says("hi")) as server:
         teacher = Teacher(settings(server.api_base))
         teacher.close()
-        with pytest.raises(TeacherError):
+        with pytest.raises(RunHalted):
             teacher.ask(MESSAGES, seed=0)
     assert server.requests == []
 
@@ -169,13 +168,13 @@ def test_loopback_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 def test_models_are_listed() -> None:
     with ScriptedTeacher(lambda _: says("hi"), models=("a", "b")) as server:
-        assert ask_models(settings(server.api_base)).names == ("a", "b")
+        assert ask_models(settings(server.api_base)) == (("a", "b"), None)
 
 
 def test_the_probe_finds_native_calls() -> None:
     script = lambda request: calls((request["tools"][0]["function"]["name"], {}))
     with ScriptedTeacher(script) as server:
-        result = probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited())
+        result = probe_tool_mode(settings(server.api_base), PROMPT, Budget())
     assert result.tool_mode is ToolMode.NATIVE
     assert is_probe(server.requests[0])
     assert len(server.requests) == 1
@@ -188,7 +187,7 @@ def test_what_a_probe_found_is_recalled_for_the_same_model_at_the_same_address()
         return says("no call")
 
     with ScriptedTeacher(script) as server:
-        found = probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited())
+        found = probe_tool_mode(settings(server.api_base), PROMPT, Budget())
     recalled = recalled_probe(settings(server.api_base), json.loads(json.dumps(found.as_dict())))
     assert recalled is not None and not recalled.settings.sends_seed
     assert (recalled.tool_mode, recalled.reason) == (ToolMode.TEXT, found.reason)
@@ -199,16 +198,12 @@ def test_what_a_probe_found_is_recalled_for_the_same_model_at_the_same_address()
 
 def test_the_probe_takes_text_where_calls_pass_through_as_text() -> None:
     with ScriptedTeacher(lambda _: says(text_call("image_zoom_in_tool", {}))) as server:
-        assert (
-            probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited()).tool_mode is ToolMode.TEXT
-        )
+        assert probe_tool_mode(settings(server.api_base), PROMPT, Budget()).tool_mode is ToolMode.TEXT
 
 
 def test_the_probe_takes_text_where_no_call_comes() -> None:
     with ScriptedTeacher(lambda _: says("I cannot")) as server:
-        assert (
-            probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited()).tool_mode is ToolMode.TEXT
-        )
+        assert probe_tool_mode(settings(server.api_base), PROMPT, Budget()).tool_mode is ToolMode.TEXT
 
 
 def test_the_probe_takes_text_where_the_server_refuses_tools() -> None:
@@ -218,7 +213,7 @@ def test_the_probe_takes_text_where_the_server_refuses_tools() -> None:
         return says("ok")
 
     with ScriptedTeacher(script) as server:
-        result = probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited())
+        result = probe_tool_mode(settings(server.api_base), PROMPT, Budget())
     assert result.tool_mode is ToolMode.TEXT
     assert len(server.requests) == 2
     assert "<tools>" in server.requests[1]["messages"][0]["content"]
@@ -228,12 +223,12 @@ def test_the_probe_takes_text_where_the_server_refuses_tools() -> None:
 def test_the_probe_stops_where_nothing_can_be_asked(status: int) -> None:
     with ScriptedTeacher(lambda _: (status, {"error": {"message": "no"}})) as server:
         with pytest.raises(TeacherRefused):
-            probe_tool_mode(settings(server.api_base), PROMPT, Budget.unlimited())
+            probe_tool_mode(settings(server.api_base), PROMPT, Budget())
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503])
 def test_a_refused_request_is_free(status: int) -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     with ScriptedTeacher(lambda _: (status, {"error": {"message": "no"}})) as server:
         with Teacher(settings(server.api_base), budget=budget) as teacher, pytest.raises(TeacherError):
             teacher.ask(MESSAGES, seed=0)
@@ -243,7 +238,7 @@ def test_a_refused_request_is_free(status: int) -> None:
 
 @pytest.mark.parametrize("answer", [(408, {}), (504, {}), (200, b"<html>"), (200, b"")])
 def test_a_request_that_the_server_may_have_worked_on_is_perhaps_billed(answer: tuple[int, Any]) -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     with ScriptedTeacher(lambda _: answer) as server:
         with Teacher(settings(server.api_base), budget=budget) as teacher, pytest.raises(TeacherError):
             teacher.ask(MESSAGES, seed=0)
@@ -251,7 +246,7 @@ def test_a_request_that_the_server_may_have_worked_on_is_perhaps_billed(answer: 
 
 
 def test_a_request_that_did_not_connect_is_free() -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1")
     with Teacher(nowhere, budget=budget) as teacher, pytest.raises(TeacherError):
         teacher.ask(MESSAGES, seed=0)

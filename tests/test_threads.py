@@ -43,7 +43,7 @@ class Solver:
 @given(st.lists(st.integers(0, 500), unique=True, max_size=40), st.integers(1, 16))
 def test_every_sample_has_its_outcome_once(indices: list[int], max_workers: int) -> None:
     solver = Solver(lambda index: time.sleep(((index * 7) % 5) / 2000) or index * 2)
-    outcomes = list(run_samples(indices, solver, max_workers))
+    outcomes = list(run_samples(indices, solver.solve, max_workers, abort=solver.abort))
     assert sorted((item.sample_id, item.result) for item in outcomes) == [
         (index, index * 2) for index in sorted(indices)
     ]
@@ -53,13 +53,13 @@ def test_every_sample_has_its_outcome_once(indices: list[int], max_workers: int)
 def test_workers_really_work_at_once() -> None:
     barrier = threading.Barrier(8, timeout=20)
     solver = Solver(lambda _: barrier.wait())
-    assert all(item.failure is None for item in run_samples(range(8), solver, 8))
+    assert all(item.failure is None for item in run_samples(range(8), solver.solve, 8, abort=solver.abort))
 
 
 def test_no_more_is_submitted_than_can_be_worked_on() -> None:
     release = threading.Event()
     solver = Solver(lambda index: release.wait(20) and index)
-    outcomes = run_samples(range(1000), solver, 4)
+    outcomes = run_samples(range(1000), solver.solve, 4, abort=solver.abort)
     consumer = threading.Thread(target=lambda: list(outcomes))
     consumer.start()
     time.sleep(0.3)
@@ -73,7 +73,7 @@ def test_a_slow_first_sample_holds_nobody_up() -> None:
     rest_done = threading.Event()
     done: list[int] = []
     solver = Solver(lambda index: rest_done.wait(20) and index if index == 0 else index)
-    for outcome in run_samples(range(50), solver, 2):
+    for outcome in run_samples(range(50), solver.solve, 2, abort=solver.abort):
         done.append(outcome.sample_id)
         if len(done) == 49:
             rest_done.set()
@@ -98,7 +98,7 @@ def test_an_exception_is_that_samples_failure_and_no_other_ones(
             raise error
         return index
 
-    outcomes = list(run_samples(range(6), Solver(solve), 3))
+    outcomes = list(run_samples(range(6), Solver(solve).solve, 3))
     (failure,) = [item.failure for item in outcomes if item.failure is not None]
     assert (failure.sample_id, failure.kind, failure.status) == (3, kind, status)
     assert sorted(item.result for item in outcomes if item.result is not None) == [0, 1, 2, 4, 5]
@@ -110,7 +110,7 @@ def test_a_refused_run_stops_at_once() -> None:
 
     solver = Solver(solve)
     with pytest.raises(TeacherRefused):
-        list(run_samples(range(1000), solver, 4))
+        list(run_samples(range(1000), solver.solve, 4, abort=solver.abort))
     assert len(solver.started) < 20
     assert solver.aborted == 1
 
@@ -120,14 +120,17 @@ def test_the_same_failure_has_the_same_words_in_every_run(kind: type[Exception])
     def fail(index: int) -> int:
         raise kind(f"cannot read {object()!r}, {index} bytes at 0x10")
 
-    (outcome,) = run_samples([7], Solver(fail), 1)
+    (outcome,) = run_samples([7], Solver(fail).solve, 1)
     assert outcome.failure is not None
     assert outcome.failure.message.endswith("cannot read <object object>, 7 bytes at 0x10")
 
 
 def test_a_caller_that_gives_up_submits_no_more_and_aborts_what_is_in_flight() -> None:
     solver = Solver(lambda index: index)
-    with pytest.raises(KeyboardInterrupt), closing(run_samples(range(1000), solver, 4)) as outcomes:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        closing(run_samples(range(1000), solver.solve, 4, abort=solver.abort)) as outcomes,
+    ):
         for _ in outcomes:
             raise KeyboardInterrupt
     assert solver.aborted == 1

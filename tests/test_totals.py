@@ -19,10 +19,10 @@ from scripted_teacher import calls, completion, says, text_call
 
 from distil.errors import SampleError
 from distil.records import CropFrom, Frame, Outcome, SampleId
-from distil.run.boxes import BoxTally
 from distil.run.distillation import _solve
 from distil.run.schedule import Rollouts
 from distil.run.solver import RolloutSolver, open_budget
+from distil.run.suspicion import Tally
 from distil.run.work import Work
 from distil.store.run_totals import RunTotals
 from distil.store.summary import Totals, TraceSummary, ZoomBox, read_summary
@@ -217,9 +217,9 @@ def box(*numbers: float, fitted: bool = False, first: bool = True) -> ZoomBox:
 def test_boxes_that_do_not_fit_name_the_likely_setting(
     frame: Frame, crop_from: CropFrom, boxes: list[ZoomBox], words: str | None
 ) -> None:
-    tally = BoxTally(frame, crop_from)
-    for each in boxes:
-        tally.add([each])
-    warning = tally.warning()
+    tally = Tally(2048, 10, frame=frame, crop_from=crop_from)
+    for number, each in enumerate(boxes):
+        tally.add(summary(number, boxes=(each,)))
+    (warning,) = tally.warnings() or [None]
     assert warning is None if words is None else warning is not None and words in warning
     assert warning is None or f"5 of 5 zoom boxes did not fit the picture as {frame.value!r}" in warning

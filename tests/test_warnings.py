@@ -31,8 +31,8 @@ from distil.errors import TeacherRefused
 from distil.records import Prompt, SampleId, ToolMode
 from distil.run.suspicion import FIRST_SAMPLES, Tally
 from distil.spending.budget import Budget
-from distil.spending.tokens import fewest_prompt_tokens
-from distil.store.summary import TooFewTokens, TraceSummary
+from distil.spending.prices import fewest_prompt_tokens
+from distil.store.summary import TraceSummary
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD
 from distil.teacher.tool_mode import ProbeResult, probe_tool_mode, recalled_probe
 
@@ -259,7 +259,7 @@ def test_the_same_reply_again_and_again_is_told(many_photos: Path, tmp_path: Pat
 def probed(script: Script, budget: Budget | None = None) -> tuple[ProbeResult, ScriptedTeacher]:
     with ScriptedTeacher(script, sees=False) as server:
         settings = teacher_settings(server.api_base, "key", "scripted-qwen3-vl")
-        return probe_tool_mode(settings, PROMPT, budget or Budget.unlimited()), server
+        return probe_tool_mode(settings, PROMPT, budget or Budget()), server
 
 
 def in_one(reply: dict[str, Any]) -> Script:
@@ -283,7 +283,7 @@ def test_a_word_beside_the_call_needs_no_second_question(reply: dict[str, Any]) 
 
 
 def test_a_word_that_does_not_come_with_the_call_is_asked_for_alone_and_paid_by_the_budget() -> None:
-    budget = Budget.unlimited()
+    budget = Budget()
     result, server = probed(
         lambda request: counted(request, calls(("zoom", {})) if "tools" in request else says(SIGN_WORD)),
         budget,
@@ -381,7 +381,10 @@ def test_one_call_that_works_lets_a_run_go_on() -> None:
     [
         (SILENT, "have no answer"),
         (replace(GOOD, stop_reason="truncated"), "--max_tokens 2048"),
-        (replace(GOOD, too_few_tokens=TooFewTokens(1, 143, 182)), "sample 0, turn 1: 143, but at least 182"),
+        (
+            replace(GOOD, too_few_tokens="turn 1: 143, but at least 182"),
+            "sample 0, turn 1: 143, but at least 182",
+        ),
         (replace(GOOD, repeats_itself=True), "the same again and again"),
     ],
 )
@@ -430,7 +433,7 @@ def test_the_likely_cause_is_what_most_samples_have_in_common(reason: str, words
 
 
 @given(st.lists(st.sampled_from([GOOD, SILENT, FAILING, replace(SILENT, stop_reason="truncated"),
-                                 replace(GOOD, too_few_tokens=TooFewTokens(2, 5, 9), final_text="x")]),
+                                 replace(GOOD, too_few_tokens="turn 2: 5, but at least 9", final_text="x")]),
                 max_size=40).flatmap(lambda signs: st.tuples(st.just(signs), st.permutations(range(len(signs))))))  # fmt: skip
 def test_warnings_do_not_depend_on_the_order_in_which_samples_end(
     drawn: tuple[list[TraceSummary], list[int]],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 NUM_BINS = 10
 MAX_LAG = 64  # as many are in flight at the most
-_HALF_LIFE = 300  # outcomes, after which one counts half: a teacher may change
+_KEPT = 0.5 ** (1 / 300)  # of an outcome with each later one: half after 300, as a teacher may change
 _WEIGHT_OF_CURVE = 40.0  # as so many outcomes of the bin itself
 _RIDGE = np.array([0.2, 0.2, 1.0])  # what holds the curve's level, slope and bend near 0
 _NEWTON_STEPS = 6
@@ -37,49 +36,35 @@ _MAX_MISS_ROWS = 2.0  # of few rows
 Floats = npt.NDArray[np.float64]
 
 
-class Rates:
+def pass_rates(passed: Floats, ended: Floats) -> Floats:
     """At which rate the rows of each bin pass: a smooth curve over all bins, bent by what came of each."""
+    rates: Floats = (passed + _WEIGHT_OF_CURVE * _curve(passed, ended)) / (ended + _WEIGHT_OF_CURVE)
+    return rates
 
-    def __init__(self, num_bins: int) -> None:
-        place = np.linspace(-1.0, 1.0, num_bins) if num_bins > 1 else np.zeros(1)
-        self._powers = np.stack([np.ones(num_bins), place, place**2], axis=1)
-        self._passed, self._ended = np.zeros(num_bins), np.zeros(num_bins)
 
-    def add(self, place: int, outcome: float) -> None:
-        """Learn what came of a row of a bin."""
-        kept = 0.5 ** (1 / _HALF_LIFE)
-        self._passed *= kept
-        self._ended *= kept
-        self._passed[place] += outcome
-        self._ended[place] += 1
+def _curve(passed: Floats, ended: Floats) -> Floats:
+    """The logistic curve of second degree that fits best; by Newton's method, from a level line."""
+    num_bins = len(passed)
+    place = np.linspace(-1.0, 1.0, num_bins) if num_bins > 1 else np.zeros(1)
+    powers = np.stack([np.ones(num_bins), place, place**2], axis=1)
+    factors = np.zeros(3)
+    for _ in range(_NEWTON_STEPS):
+        rates = _shares(powers @ factors)
+        slope = powers.T @ (passed - ended * rates) - _RIDGE * factors
+        weights = ended * rates * (1 - rates)
+        curvature = powers.T @ (weights[:, None] * powers) + np.diag(_RIDGE)
+        factors = factors + np.linalg.solve(curvature, slope)
+    return _shares(powers @ factors)
 
-    @property
-    def estimates(self) -> Floats:
-        """The rate of each bin."""
-        found: Floats = (self._passed + _WEIGHT_OF_CURVE * self._curve()) / (self._ended + _WEIGHT_OF_CURVE)
-        return found
 
-    def hopeful(self, rate: float) -> Floats:
-        """The rates as they may be at their nearest to a rate that all seem too far from.
+def hopeful(rates: Floats, ended: Floats, rate: float) -> Floats:
+    """The rates as they may be at their nearest to a rate that all seem too far from.
 
-        Without it a bin whose first few rows went ill by chance would never be tried again.
-        """
-        found = self.estimates
-        doubt = _DOUBTS * np.sqrt(found * (1 - found) / (self._ended + _WEIGHT_OF_CURVE))
-        likely: Floats = np.clip(found + (doubt if rate > found.mean() else -doubt), 0, 1)
-        return likely
-
-    def _curve(self) -> Floats:
-        """The logistic curve of second degree that fits best; by Newton's method, from a level line."""
-        factors = np.zeros(3)
-        for _ in range(_NEWTON_STEPS):
-            rates = _shares(self._powers @ factors)
-            slope = self._powers.T @ (self._passed - self._ended * rates) - _RIDGE * factors
-            weights = self._ended * rates * (1 - rates)
-            factors = factors + np.linalg.solve(
-                self._powers.T @ (weights[:, None] * self._powers) + np.diag(_RIDGE), slope
-            )
-        return _shares(self._powers @ factors)
+    Without it a bin whose first few rows went ill by chance would never be tried again.
+    """
+    doubt = _DOUBTS * np.sqrt(rates * (1 - rates) / (ended + _WEIGHT_OF_CURVE))
+    likely: Floats = np.clip(rates + (doubt if rate > rates.mean() else -doubt), 0, 1)
+    return likely
 
 
 def mixture(num_left: Floats, rates: Floats, num_draws: int, rate: float) -> Floats:
@@ -118,30 +103,28 @@ def _shares(odds: Floats) -> Floats:
 class Aim:
     """Draws rows from bins, none twice; it is told what comes of each. Used by one thread."""
 
-    def __init__(
-        self,
-        target: float,
-        num_draws: int,
-        bins: Sequence[Sequence[int]],
-        seed: int,
-        drawn: Sequence[int] = (),
-    ) -> None:
-        """A bin's rows are drawn in their order; `drawn` are the first draws, which are decided already."""
+    def __init__(self, target: float, num_draws: int, bins: Sequence[Sequence[int]], seed: int) -> None:
+        """A bin's rows are drawn in their order."""
         self.target, self.num_draws = target, min(num_draws, sum(map(len, bins)))
         self.rows: list[int] = []  # drawn, in the order of their draws
-        self.rates = Rates(len(bins))
         self._bins, self._seed = bins, seed
-        self._next_places = [0] * len(bins)
-        self._bins_drawn: list[int] = []
-        self._num_drawn: Counter[int] = Counter()
-        self._places: dict[int, int] = {}  # of the rows that are drawn, by row
-        self._outcomes: dict[int, float | None] = {}  # by draw; None for one that came to nothing
+        self._undrawn = [iter(rows) for rows in bins]  # and perhaps some that are drawn
+        self._num_left = np.array([len(rows) for rows in bins], float)  # of each bin
+        self._passed, self._ended = np.zeros(len(bins)), np.zeros(len(bins))  # of each bin
+        self._bin_of: dict[int, int] = {}  # of the rows that are drawn
+        self._outcomes: dict[int, float | None] = {}  # by row; None for one that came to nothing
         self._num_ended = self._num_learned = 0  # of the first draws
         self._num_failed, self._sum_passed = 0, 0.0  # of those that are learned
-        decided = set(drawn)
-        bin_of = {row: place for place, rows in enumerate(bins) for row in rows if row in decided}
-        for row in drawn[: self.num_draws]:
-            self._take(row, bin_of[row])
+
+    def go_on(self, rows: Sequence[int]) -> None:
+        """Take rows as the first draws, which are decided already; raises KeyError for one of no bin."""
+        places = dict.fromkeys(rows, -1)
+        for place, of_bin in enumerate(self._bins):
+            places |= dict.fromkeys(filter(places.__contains__, of_bin), place)
+        if -1 in places.values():
+            raise KeyError("a row of no bin")
+        for row in rows[: self.num_draws]:
+            self._take(row, places[row])
 
     @property
     def is_over(self) -> bool:
@@ -156,17 +139,14 @@ class Aim:
             return None
         self._learn(known)
         place = self._chosen_bin(number)
-        rows = self._bins[place]
-        while rows[self._next_places[place]] in self._places:
-            self._next_places[place] += 1
-        row = rows[self._next_places[place]]
+        row = next(row for row in self._undrawn[place] if row not in self._bin_of)
         self._take(row, place)
         return row
 
     def note(self, row: int, outcome: float | None) -> None:
         """What has come of a drawn row: which share of it passed; None for nothing, by a fault."""
-        self._outcomes[self._places[row]] = outcome
-        while self._num_ended in self._outcomes:
+        self._outcomes[row] = outcome
+        while self._num_ended < len(self.rows) and self.rows[self._num_ended] in self._outcomes:
             self._num_ended += 1
 
     @property
@@ -190,7 +170,7 @@ class Aim:
         if len(self.rows) < self.num_draws or len(self._outcomes) < len(self.rows):
             return f"{self.num_counted:,} of {self.num_draws:,} rows have ended"
         self._learn(self._num_ended)
-        rates = self.rates.estimates
+        rates = pass_rates(self._passed, self._ended)
         is_low = reached < self.target
         best = float(rates.max() if is_low else rates.min())
         kind = "easiest" if is_low else "hardest"
@@ -209,35 +189,34 @@ class Aim:
         return min(MAX_LAG, at_first, at_last)
 
     def _take(self, row: int, place: int) -> None:
-        self._places[row] = len(self.rows)
-        self._num_drawn[place] += 1
-        self._bins_drawn.append(place)
+        self._bin_of[row] = place
+        self._num_left[place] -= 1
         self.rows.append(row)
 
     def _learn(self, number: int) -> None:
         """Take in what came of the first so many draws, in their order."""
-        for draw in range(self._num_learned, number):
-            outcome = self._outcomes[draw]
+        for row in self.rows[self._num_learned : number]:
+            outcome = self._outcomes[row]
             if outcome is None:
                 self._num_failed += 1
-            else:
-                self._sum_passed += outcome
-                self.rates.add(self._bins_drawn[draw], outcome)
+                continue
+            self._sum_passed += outcome
+            self._passed *= _KEPT
+            self._ended *= _KEPT
+            self._passed[self._bin_of[row]] += outcome
+            self._ended[self._bin_of[row]] += 1
         self._num_learned = max(self._num_learned, number)
 
-    @property
-    def _num_left(self) -> Floats:
-        """How many rows of each bin are not drawn."""
-        return np.array([len(rows) - self._num_drawn[place] for place, rows in enumerate(self._bins)], float)
-
     def _chosen_bin(self, number: int) -> int:
-        rates, num_left, num_draws = self.rates.estimates, self._num_left, self.num_draws - number
-        expected = float(rates[self._bins_drawn[self._num_learned :]].sum())  # of those not learned yet
+        rates, num_left = pass_rates(self._passed, self._ended), self._num_left
+        num_draws = self.num_draws - number
+        not_learned = [self._bin_of[row] for row in self.rows[self._num_learned :]]
+        expected = float(rates[not_learned].sum())
         lacking = self.target * (self.num_draws - self._num_failed) - self._sum_passed - expected
         rate = lacking / num_draws
         drawn = mixture(num_left, rates, num_draws, rate)
         if abs(drawn @ rates / drawn.sum() - rate) > _OUT_OF_REACH:
-            drawn = mixture(num_left, self.rates.hopeful(rate), num_draws, rate)
+            drawn = mixture(num_left, hopeful(rates, self._ended, rate), num_draws, rate)
         drawn = np.where(num_left > 0, drawn, 0.0)
         ends = np.cumsum(drawn)
         place = int(np.searchsorted(ends, self._lot(number) * ends[-1], side="right"))

@@ -6,42 +6,26 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from distil.commands.flags import RunFlags
+from distil.commands.flags import RolloutFlags, SampleFlags
 from distil.errors import SourceError, UsageError
 from distil.records import Json, SampleId
 from distil.run.aim import Aim, quantile_bins
-from distil.run.schedule import Left, Rollouts, Row
+from distil.run.schedule import Rollouts, Row
 from distil.source.cells import Cells
 from distil.source.rows import Source
-from distil.store.draws import DrawsFile
+from distil.store.folder import DrawsFile
 from distil.store.run_totals import AimTotals
 from distil.tasks.base import Task
 
 _ROWS_AT_ONCE = 10_000
 
 
-@dataclass(frozen=True)
-class Bins:
-    """The rows that may be drawn, by their difficulty, and what they are drawn from."""
-
-    rows: Sequence[Sequence[int]]
-    column: str
-    drawn_from: dict[str, Json]
-
-    def aim(self, flags: RunFlags, drawn: Sequence[int] = ()) -> Aim:
-        """What draws from them, after those that are drawn."""
-        target, samples = flags.samples.target_acc, flags.samples
-        assert target is not None
-        return Aim(target, samples.num_samples, self.rows, samples.seed, drawn)
-
-
-def check_aim(flags: RunFlags) -> None:
+def check_aim(samples: SampleFlags, rollouts: RolloutFlags, is_estimate: bool) -> None:
     """Raise UsageError for flags that say nothing beside `--target_acc`, or without it."""
-    samples, rollouts = flags.samples, flags.rollouts
     if samples.target_acc is None:
         if samples.difficulty_column is not None:
             raise UsageError("--difficulty_column is for --target_acc, which says what to aim at")
@@ -51,7 +35,7 @@ def check_aim(flags: RunFlags) -> None:
         "--accepted_per_sample": rollouts.accepted_per_sample is not None,
         "--target_accepted": rollouts.target_accepted is not None,
         "--also_without_tools": rollouts.also_without_tools,
-        "distil estimate": flags.estimate_samples is not None,
+        "distil estimate": is_estimate,
     }
     for name, is_given in others.items():
         if is_given:
@@ -60,12 +44,14 @@ def check_aim(flags: RunFlags) -> None:
         raise UsageError("--target_acc needs --num_samples N, fewer than there are rows to choose from")
 
 
-def open_bins(flags: RunFlags, task: Task, source: Source, rows: Sequence[int]) -> Bins | None:
-    """The rows in bins by difficulty, None where no target is aimed at; raises UsageError."""
-    if flags.samples.target_acc is None:
+def open_draws(
+    samples: SampleFlags, num_each: int, task: Task, source: Source, rows: Sequence[int]
+) -> Draws | None:
+    """What draws the rows by their difficulty, None where no target is aimed at; raises UsageError."""
+    if samples.target_acc is None:
         return None
     cells = source.cells
-    column = _difficulty_column(flags.samples.difficulty_column, task, cells)
+    column = _difficulty_column(samples.difficulty_column, task, cells)
     values = array("d")
     try:
         for _, (piece,) in cells.slices([column], _ROWS_AT_ONCE):
@@ -77,11 +63,12 @@ def open_bins(flags: RunFlags, task: Task, source: Source, rows: Sequence[int]) 
         raise UsageError(f"--difficulty_column {column!r}: no row has a value in it")
     drawn_from = {
         "fingerprint": source.identity.fingerprint,
-        "where_row": flags.samples.where_row,
+        "where_row": samples.where_row,
         "difficulty_column": column,
-        "seed": flags.samples.seed,
+        "seed": samples.seed,
     }
-    return Bins(bins, column, drawn_from)
+    aim = Aim(samples.target_acc, samples.num_samples, bins, samples.seed)
+    return Draws(aim, drawn_from, num_each)
 
 
 def _difficulty_column(asked: str | None, task: Task, cells: Cells) -> str:
@@ -103,17 +90,28 @@ def _difficulty_column(asked: str | None, task: Task, cells: Cells) -> str:
 class Draws:
     """Rows as they are drawn, and what comes of each; used by one thread."""
 
-    def __init__(self, bins: Bins, flags: RunFlags, file: DrawsFile) -> None:
-        """Raises UsageError where rows were drawn that are none of these."""
-        rows = {row for each in bins.rows for row in each} if file.rows else set()
-        if not rows.issuperset(file.rows):
-            raise UsageError("draws.jsonl holds rows that may not be drawn; choose another --output_dir")
-        self.aim = bins.aim(flags, file.rows)
-        self.num_each = flags.rollouts.rollouts_per_sample
-        self.num_found = 0  # rollouts that had their trace when their row was drawn
-        self._column, self._file = bins.column, file
+    def __init__(self, aim: Aim, drawn_from: dict[str, Json], num_each: int) -> None:
+        self.aim, self.num_each = aim, num_each
+        self._drawn_from = drawn_from
+        self._file: DrawsFile  # of the folder that it goes on in
+        self._num_found = 0  # rollouts that had their trace when their row was drawn
         self._num_left: dict[int, int] = {}  # by row, of those that have not ended
         self._outcomes: dict[int, list[bool]] = {}  # by row, of those that gave something
+
+    def first(self) -> list[int]:
+        """The rows that a new folder's run draws before anything came of one."""
+        while self.aim.draw() is not None:
+            pass
+        return self.aim.rows
+
+    def go_on(self, folder: Path) -> None:
+        """Take up what was drawn in a folder; raises UsageError where rows were that are none of these."""
+        self._file = DrawsFile(folder, self._drawn_from)
+        try:
+            self.aim.go_on(self._file.rows)
+        except KeyError:
+            told = "draws.jsonl holds rows that may not be drawn; choose another --output_dir"
+            raise UsageError(told) from None
 
     @property
     def num_samples(self) -> int:
@@ -124,23 +122,39 @@ class Draws:
         """The rollouts of the rows that are drawn, which become more."""
         return Rollouts(self.aim.rows, self.num_each)
 
-    def rows(self, left: Left, accepted: Collection[SampleId], draws_more: bool) -> Iterator[Row | None]:
+    def rows(
+        self, done: Collection[SampleId], accepted: Collection[SampleId], only: Collection[SampleId] | None
+    ) -> Iterator[Row | None]:
         """The rows that have something left, as they are drawn; None while the next is not known.
 
-        `left` and `accepted` know of all rows that may be drawn.
+        `done` and `accepted` know of all rows that may be drawn; none is where `only` some may be asked.
         """
-        drawn_before = [self._begin(row, left, accepted) for row in self.aim.rows]
+
+        def begin(index: int) -> Row:
+            rollouts = [SampleId(index, rollout) for rollout in range(self.num_each)]
+            left = [each for each in rollouts if each not in done and (only is None or each in only)]
+            outcomes = [each in accepted for each in rollouts if each in done]
+            self._outcomes[index], self._num_left[index] = outcomes, len(left)
+            self._note_if_ended(index)
+            return Row(index, deque(left), sum(outcomes))
+
+        drawn_before = list(map(begin, self.aim.rows))
         yield from (row for row in drawn_before if row.left)
-        while draws_more and not self.aim.is_over:
+        while only is None and not self.aim.is_over:
             index = self.aim.draw()
             if index is None:
                 yield None
                 continue
             self._file.add(index)
-            row = self._begin(index, left, accepted)
-            self.num_found += self.num_each - len(row.left)
+            row = begin(index)
+            self._num_found += self.num_each - len(row.left)
             if row.left:
                 yield row
+
+    def take_found(self) -> int:
+        """How many rollouts had their trace when their row was drawn, since this was asked."""
+        found, self._num_found = self._num_found, 0
+        return found
 
     def note(self, sample_id: SampleId, is_accepted: bool | None) -> None:
         """A rollout has ended: accepted or not, None where nothing came of it."""
@@ -152,29 +166,15 @@ class Draws:
 
     def totals(self) -> AimTotals:
         """What it came to."""
-        aim = self.aim
-        why_missed = aim.why_missed()
+        aim, column = self.aim, self._drawn_from["difficulty_column"]
+        why_missed, num_drawn = aim.why_missed(), len(aim.rows)
         return AimTotals(
-            aim.target,
-            self.num_samples,
-            len(aim.rows),
-            aim.num_counted,
-            aim.reached,
-            self._column,
-            why_missed,
+            aim.target, self.num_samples, num_drawn, aim.num_counted, aim.reached, column, why_missed
         )
 
     def close(self) -> None:
         """Close the file of the draws."""
         self._file.close()
-
-    def _begin(self, index: int, left: Left, accepted: Collection[SampleId]) -> Row:
-        rollouts = [SampleId(index, rollout) for rollout in range(self.num_each)]
-        self._outcomes[index] = [each in accepted for each in rollouts if each in left.done]
-        row = Row(index, deque(each for each in rollouts if each in left), sum(self._outcomes[index]))
-        self._num_left[index] = len(row.left)
-        self._note_if_ended(index)
-        return row
 
     def _note_if_ended(self, index: int) -> None:
         if self._num_left[index]:

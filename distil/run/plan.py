@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 
 from distil.commands.flags import CodeFlags, RunFlags, TeacherFlags, flags_from_json, flags_json
 from distil.records import DatasetIdentity, Json, OnChange
-from distil.spending.tokens import PICTURES_DROPPED
+from distil.spending.prices import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import CodeLimits, TraceSettings
-from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.availability import Patience
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plan:
     @property
     def on_change(self) -> OnChange:
         """What to do with traces that were made with other settings."""
-        return OnChange(self.flags.samples.on_change)
+        return self.flags.samples.on_change
 
     @property
     def sight_warning(self) -> str | None:
@@ -50,7 +51,7 @@ class Plan:
     @property
     def shown_urls(self) -> str:
         """The servers' addresses as they may be shown."""
-        return urls_text(self.teacher(""), self.api_bases)
+        return urls_text(self.api_bases)
 
     def facts(self) -> RunFacts:
         """What its traces share, with the versions of this process."""
@@ -58,41 +59,29 @@ class Plan:
 
     def teacher(self, api_key: str) -> TeacherSettings:
         """How the teacher is asked: as the traces say."""
-        settings = self.settings
-        return replace(
-            teacher_settings(self.flags.teacher, self.api_base, api_key),
-            model=settings.model,
-            token_field=settings.token_field,
-            sends_temperature=settings.temperature is not None,
-            sends_seed=settings.sends_seed,
-        )
+        asked = teacher_settings(self.flags.teacher, self.api_base, api_key)
+        return as_traces_say(asked, self.settings)
 
     def as_json(self) -> dict[str, Json]:
         """As JSON values."""
-        return {
+        return vars(self) | {
             "flags": flags_json(self.flags),
-            "dataset_path": self.dataset_path,
             "dataset": asdict(self.dataset),
             "settings": self.settings.as_json(),
             "api_bases": list(self.api_bases),
-            "api_base": self.api_base,
-            "output_dir": self.output_dir,
             "probe": dict(self.probe),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Plan:
         """From what `as_json` gave."""
-        return cls(
-            flags=flags_from_json(RunFlags(), value["flags"]),
-            dataset_path=value["dataset_path"],
-            dataset=DatasetIdentity(**value["dataset"]),
-            settings=TraceSettings.from_json(value["settings"]),
-            api_bases=tuple(value["api_bases"]),
-            api_base=value["api_base"],
-            output_dir=value["output_dir"],
-            probe=value["probe"],
-        )
+        typed = {
+            "flags": flags_from_json(RunFlags(), value["flags"]),
+            "dataset": DatasetIdentity(**value["dataset"]),
+            "settings": TraceSettings.from_json(value["settings"]),
+            "api_bases": tuple(value["api_bases"]),
+        }
+        return cls(**{**value, **typed})
 
 
 def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> TeacherSettings:
@@ -102,9 +91,22 @@ def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> Teache
         api_key=api_key,
         temperature=flags.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=flags.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=flags.turn_timeout_seconds,
+            max_outage_seconds=flags.max_outage_seconds,
+        ),
+    )
+
+
+def as_traces_say(teacher: TeacherSettings, settings: TraceSettings) -> TeacherSettings:
+    """How the teacher of traces with these settings is asked."""
+    return replace(
+        teacher,
+        model=settings.model,
+        token_field=settings.token_field,
+        sends_temperature=settings.temperature is not None,
+        sends_seed=settings.sends_seed,
     )
 
 
@@ -113,6 +115,6 @@ def code_limits(flags: CodeFlags) -> CodeLimits:
     return CodeLimits(flags.code_timeout, flags.code_memory_mb * 2**20, flags.unsafe_exec)
 
 
-def urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+def urls_text(api_bases: Sequence[str]) -> str:
     """The servers' addresses as they may be shown."""
-    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+    return ",".join(map(shown_url, api_bases))

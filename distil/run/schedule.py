@@ -12,8 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
-from typing import overload
+from itertools import groupby
 
 from distil.records import SampleId
 
@@ -23,15 +22,15 @@ class WithoutTools(SampleId):
     """The rollout of a row that is asked in one turn without tools."""
 
     def __str__(self) -> str:
-        return f"{self.plain} without tools"
-
-    @property
-    def plain(self) -> SampleId:
-        """What it is known by in its own folder."""
-        return SampleId(self.index, self.rollout)
+        return f"{plain(self)} without tools"
 
 
-class Rollouts(Sequence[SampleId]):
+def plain(sample_id: SampleId) -> SampleId:
+    """What a sample is known by in its own folder."""
+    return SampleId(sample_id.index, sample_id.rollout)
+
+
+class Rollouts:
     """So many rollouts of each row, a row's side by side, made as they are asked for.
 
     A list of a million takes 85 MB.
@@ -47,49 +46,6 @@ class Rollouts(Sequence[SampleId]):
         if self.num_each == 1:
             return map(SampleId, self.rows)
         return (SampleId(row, rollout) for row in self.rows for rollout in range(self.num_each))
-
-    @overload
-    def __getitem__(self, place: int) -> SampleId: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[SampleId]: ...
-
-    def __getitem__(self, place: int | slice) -> SampleId | Sequence[SampleId]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        row, rollout = divmod(range(len(self))[place], self.num_each)
-        return SampleId(self.rows[row], rollout)
-
-
-@dataclass(frozen=True)
-class Left(Collection[SampleId]):
-    """The rollouts that are left to ask, looked up as they are asked for; `only` are those that may be."""
-
-    wanted: Rollouts
-    done: Collection[SampleId]  # of those that are wanted
-    only: Collection[SampleId] | None = None
-
-    def __contains__(self, sample_id: object) -> bool:
-        return sample_id not in self.done and (self.only is None or sample_id in self.only)
-
-    def __iter__(self) -> Iterator[SampleId]:
-        return (each for each in self.wanted if each in self)
-
-    def __len__(self) -> int:
-        return len(self.wanted) - len(self.done) if self.only is None else sum(1 for _ in self)
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """How many accepted traces are enough, of a row and of the run; infinity for all that there can be."""
-
-    of_row: float = math.inf
-    of_run: float = math.inf
-
-    @property
-    def enough(self) -> float:
-        """How many make a row count among those that have enough: one, unless it was said."""
-        return self.of_row if math.isfinite(self.of_row) else 1
 
 
 @dataclass(eq=False, slots=True)
@@ -107,18 +63,6 @@ def rows_of(sample_ids: Iterable[SampleId], num_accepted: Mapping[int, int]) -> 
     """The rows of rollouts that come row by row, with how many others of them are accepted, by row."""
     for index, rollouts in groupby(sample_ids, lambda each: each.index):
         yield Row(index, deque(rollouts), num_accepted.get(index, 0))
-
-
-def paid_first(left: Left, paid: Collection[SampleId], whole_rows: bool) -> Iterable[SampleId]:
-    """The rollouts that are left, first those that have paid turns, or all those of their rows."""
-    if not paid:
-        return left
-    rows = {each.index for each in paid} if whole_rows else set()
-
-    def is_paid(sample_id: SampleId) -> bool:
-        return sample_id.index in rows or sample_id in paid
-
-    return chain(filter(is_paid, left), (each for each in left if not is_paid(each)))
 
 
 def with_companions(
@@ -143,23 +87,30 @@ class Schedule:
     It is told what comes of each; used by one thread.
     """
 
-    def __init__(self, rows: Iterable[Row | None], goal: Goal, num_accepted: int = 0) -> None:
-        """`num_accepted` are those that there are already; None of `rows` is one not known yet."""
-        self.num_accepted = num_accepted
+    def __init__(
+        self,
+        rows: Iterable[Row | None],
+        num_accepted: int = 0,
+        of_row: float = math.inf,
+        of_run: float = math.inf,
+    ) -> None:
+        """None of `rows` is one not known yet; `num_accepted` are those that there are already.
+
+        `of_row` and `of_run` are how many accepted are enough, of a row and of all.
+        """
+        self.num_accepted, self._of_row, self._of_run = num_accepted, of_row, of_run
+        self._enough_of_row = of_row if math.isfinite(of_row) else 1
         self.num_rows_enough = 0  # that have come to it since
         self.num_begun = self.num_not_needed = 0  # without those that are asked without tools
         self._rows = iter(rows)
         self._next_row: Row | None = None  # taken, and not begun
-        self._goal = goal
-        self._open: dict[
-            Row, None
-        ] = {}  # those that may still come to something, in the order of their begin
+        self._open: dict[Row, None] = {}  # that may still come to something, in the order of their begin
         self._in_flight: dict[SampleId, Row] = {}
 
     @property
     def is_reached(self) -> bool:
         """Whether the run has all that it was to have."""
-        return self.num_accepted >= self._goal.of_run
+        return self.num_accepted >= self._of_run
 
     def __iter__(self) -> Iterator[SampleId | None]:
         while True:
@@ -173,19 +124,19 @@ class Schedule:
         row.num_in_flight -= 1
         row.num_accepted += is_accepted
         self.num_accepted += is_accepted
-        self.num_rows_enough += is_accepted and row.num_accepted == self._goal.enough
+        self.num_rows_enough += is_accepted and row.num_accepted == self._enough_of_row
         self._close_if_done(row)
 
     def _next(self) -> SampleId | None:
         """The first rollout that is needed whatever becomes of those in flight."""
         ahead = float(self.num_accepted)  # the most that there can be before a row's own
         for row in self._open:
-            is_wanted = row.left and row.num_accepted + row.num_in_flight < self._goal.of_row
-            if is_wanted and ahead + row.num_in_flight < self._goal.of_run:
+            is_wanted = row.left and row.num_accepted + row.num_in_flight < self._of_row
+            if is_wanted and ahead + row.num_in_flight < self._of_run:
                 return self._begin(row)
-            ahead += min(self._goal.of_row - row.num_accepted, row.num_in_flight + len(row.left))
+            ahead += min(self._of_row - row.num_accepted, row.num_in_flight + len(row.left))
         while (new := self._new_row()) is not None:
-            if new.left and ahead >= self._goal.of_run:
+            if new.left and ahead >= self._of_run:
                 return None
             self._next_row = None
             self._open[new] = None
@@ -212,8 +163,8 @@ class Schedule:
 
     def _close_if_done(self, row: Row) -> None:
         """Look at a row no more once nothing depends on it."""
-        if row.num_accepted >= self._goal.of_row:
+        if row.num_accepted >= self._of_row:
             self.num_not_needed += len(row.left)
             row.left.clear()
-        if not row.left and not (row.num_in_flight and math.isfinite(self._goal.of_run)):
+        if not row.left and not (row.num_in_flight and math.isfinite(self._of_run)):
             self._open.pop(row, None)

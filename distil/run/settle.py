@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from distil.commands.flags import AUTO, RunFlags, ToolFlags
+from distil.commands.flags import AUTO, BudgetFlags, RunFlags, ToolFlags
 from distil.errors import BudgetExceeded, UsageError
-from distil.own_code import OwnCode, own_code
-from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
-from distil.run.plan import Plan, code_limits, teacher_settings, urls_text
+from distil.own_code import own_code
+from distil.pictures import ResizeRule
+from distil.records import Frame, OnChange, Prompt, ToolMode
+from distil.run.plan import Plan, as_traces_say, code_limits, teacher_settings, urls_text
 from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
-from distil.store.folder import Claim, first_free
+from distil.store.claim import Claim, first_free
+from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import TraceSettings
+from distil.tasks import TASKS
 from distil.tasks.base import Task
 from distil.teacher.address import Address
 from distil.teacher.client import TeacherSettings
@@ -26,7 +30,6 @@ from distil.teacher.models import ask_first_replica, unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import (
     ProbeResult,
-    probe_fields,
     probe_replicas,
     probe_tool_mode,
     recalled_probe,
@@ -35,30 +38,61 @@ from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
 
 PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a run asks: its task and its question, with the user's own code that both may come of."""
-
-    own: OwnCode
-    user_prompt: str
-
-    @property
-    def task(self) -> Task:
-        return self.own.task
+_NOT_ASKED = "(the server's only model)"
 
 
 @contextmanager
-def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Asked]:
-    """The task and the question that flags name, own code at hand for as long; raises UsageError."""
-    own = flags.own
-    with own_code(own.task, own.tool_module, own.reward) as code:
-        offered = [tool.name for tool in load_tools(flags.tools.tools)]
-        idle = code.not_offered(offered)
+def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[TraceSettings]:
+    """The settings as far as they are known before the teacher is, own code at hand for as long.
+
+    Raises UsageError.
+    """
+    with own_code(flags.task, flags.tool_module, flags.reward) as code:
+        offered = load_tools(flags.tools.tools)
+        names = [tool.name for tool in offered]
+        idle = code.not_offered(names)
         if idle:
             tell(f"Not offered to the teacher, as --tools does not name them: {', '.join(idle)}")
-        yield Asked(code, read_user_prompt(flags.teacher.user_prompt_file, code.task))
+        system_prompt = flags.teacher.system_prompt
+        asked = TraceSettings(
+            task=code.task.name,
+            model="",
+            profile="",
+            tool_mode=ToolMode.NONE,
+            coordinates=Frame.PIXEL,
+            crop_from=flags.tools.crop_from,
+            temperature=flags.teacher.temperature,
+            max_tokens=flags.teacher.max_tokens,
+            max_turns=flags.tools.max_turns,
+            seed=flags.samples.seed,
+            sends_seed=True,
+            view_rule=ResizeRule(),
+            states_size=False,
+            system_prompt=code.task.system_prompt if system_prompt is None else system_prompt,
+            user_prompt=read_user_prompt(flags.teacher.user_prompt_file, code.task),
+            tool_schemas=(),
+            keep_pictures=flags.keep_pictures,
+            code=code_limits(flags.code) if any(tool.runs_code for tool in offered) else None,
+            own_code=code.as_json(names),
+        )
+        yield settings_for(asked, flags.tools, chosen_profile("", flags.tools))
+
+
+def settings_for(asked: TraceSettings, flags: ToolFlags, profile: Profile, model: str = "") -> TraceSettings:
+    """The settings with what follows from the family of the model that is asked."""
+    offered = load_tools(flags.tools)
+    boxes = BoxFrame(profile.frame, asked.crop_from)
+    return replace(
+        asked,
+        model=model,
+        profile=profile.name,
+        coordinates=profile.frame,
+        temperature=asked.temperature if profile.sends_temperature else None,
+        view_rule=profile.rule,
+        states_size=profile.states_size and bool(offered),
+        tool_schemas=tuple(tool.schema(boxes) for tool in offered),
+        token_field=profile.token_field,
+    )
 
 
 def read_user_prompt(path: str | None, task: Task) -> str:
@@ -79,16 +113,19 @@ def read_user_prompt(path: str | None, task: Task) -> str:
     return text
 
 
-def open_acceptance(flags: RunFlags, asked: Asked, source: Source, rows: Sequence[int]) -> Accept | None:
+def open_acceptance(
+    flags: RunFlags, asked: TraceSettings, source: Source, rows: Sequence[int]
+) -> Accept | None:
     """What `--accept` says, with `--target_acc` else what the task does; None where nothing is asked.
 
     Raises UsageError.
     """
-    if flags.rollouts.accept is None:
-        return None if flags.samples.target_acc is None else _passing(asked.task)
-    from distil.run.acceptance import acceptance  # noqa: PLC0415 - the index, which few runs need
+    condition = flags.rollouts.accept
+    if condition is None:
+        return None if flags.samples.target_acc is None else _passing(TASKS[asked.task])
+    from distil.run.conditions import accepting  # noqa: PLC0415 - the index, which few runs need
 
-    return acceptance(flags.rollouts.accept, flags, asked, source, rows)
+    return accepting(condition, RunFacts(source.identity, asked, versions_now()), source, rows)
 
 
 def _passing(task: Task) -> Accept:
@@ -103,7 +140,7 @@ def _passing(task: Task) -> Accept:
 
 
 def settle(
-    flags: RunFlags, asked: Asked, source: Source, address: Address, tell: Callable[[str], None]
+    flags: RunFlags, asked: TraceSettings, source: Source, address: Address, tell: Callable[[str], None]
 ) -> tuple[Plan, Claim]:
     """The plan, and its folder, claimed; raises UsageError, TeacherRefused or FolderError.
 
@@ -111,38 +148,85 @@ def settle(
     """
     claim = Claim(Path(flags.samples.output_dir))
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
-    teacher, models = ask_first_replica(teacher, address.api_bases, tell)
-    teacher = replace(teacher, model=flags.teacher.model or models.only(teacher))
+    teacher = replace(teacher, model=flags.teacher.model or "")
+    teacher, names = ask_first_replica(teacher, address.api_bases, tell)
     profile = chosen_profile(teacher.model, flags.tools)
-    unlisted = unlisted_warning(teacher.model, models.names, profile)
+    unlisted = unlisted_warning(teacher.model, names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
-    teacher = replace(teacher, token_field=profile.token_field, sends_temperature=profile.sends_temperature)
-    settings = unasked_settings(flags, asked, profile, teacher)
+    settings = settings_for(asked, flags.tools, profile, teacher.model)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
+    teacher = as_traces_say(teacher, settings)
     settle_claim = partial(
-        settle_folder, fingerprint=source.identity.fingerprint, on_change=OnChange(flags.samples.on_change)
+        settle_folder, fingerprint=source.identity.fingerprint, on_change=flags.samples.on_change
     )
     claim = settle_claim(claim, settings, ignored=PROBED)
     prompt = settings.prompt()
-    with _setup_budget(flags, teacher, claim) as budget:
+    with _setup_budget(flags.budget, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
-        probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
+        told = told_tool_mode(flags.tools, prompt)
+        # In every mode the server is asked before the first sample, or remembered: a run never adapts.
+        probe = probe or probe_tool_mode(teacher, prompt, budget, tell, told)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _print_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
+    _print_choices(probe, urls_text(address.api_bases), profile, tell)
     claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
-        dataset_path=dataset_path(flags.samples, asked.task),
+        dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
         dataset=source.identity,
         settings=settings,
         api_bases=address.api_bases,
-        api_base=teacher.api_base or address.api_base,
+        api_base=teacher.api_base,
         output_dir=str(claim.path),
         probe=probe.as_dict(),
     )
     return plan, claim
+
+
+def foresee(flags: RunFlags, asked: TraceSettings, source: Source, address: Address) -> Plan:
+    """The plan where the teacher takes all request fields, in auto mode native calls; nobody is asked.
+
+    Raises UsageError where the folder cannot be used.
+    """
+    claim = _claimed(Path(flags.samples.output_dir))
+    model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
+    settings = settings_for(asked, flags.tools, chosen_profile(model, flags.tools), model)
+    told = told_tool_mode(flags.tools, settings.prompt())
+    tool_mode = ToolMode.NATIVE if told is None else told[0]
+    columns = source.chosen or None
+    settings = replace(settings, tool_mode=tool_mode, teacher_note=address.note, columns=columns)
+    if claim is not None:
+        on_change, fingerprint = flags.samples.on_change, source.identity.fingerprint
+        claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
+    return Plan(
+        flags=flags,
+        dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
+        dataset=source.identity,
+        settings=settings,
+        api_bases=address.api_bases,
+        api_base=address.api_base,
+        output_dir=flags.samples.output_dir if claim is None else str(claim.path),
+        probe={},
+    )
+
+
+def _claimed(path: Path) -> Claim | None:
+    """The folder if it is there; raises UsageError where it is in use, or none could be made."""
+    if path.exists():
+        return Claim(path)
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with TemporaryDirectory(prefix=".distil-", dir=there):
+            return None
+    except OSError as error:
+        raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+
+
+def _model_before(claim: Claim | None) -> str | None:
+    """The model of the last run into a folder."""
+    runs = claim.earlier_runs[-1:] if claim is not None else []
+    return next((run.get("settings", {}).get("model") for run in runs), None)
 
 
 def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]:
@@ -153,40 +237,8 @@ def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]
 
 def chosen_profile(model: str, flags: ToolFlags) -> Profile:
     """The profile of a model's family, as the flags change it."""
-    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    frame = None if flags.coordinates == AUTO else flags.coordinates
     return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
-
-
-def unasked_settings(
-    flags: RunFlags, asked: Asked, profile: Profile, teacher: TeacherSettings
-) -> TraceSettings:
-    """The settings as far as they are known before the teacher is asked."""
-    tools = load_tools(flags.tools.tools)
-    boxes = BoxFrame(profile.frame, CropFrom(flags.tools.crop_from))
-    runs_code = any(tool.runs_code for tool in tools)
-    system_prompt = flags.teacher.system_prompt
-    return TraceSettings(
-        task=asked.task.name,
-        model=teacher.model,
-        profile=profile.name,
-        tool_mode=ToolMode.NONE,
-        coordinates=boxes.frame,
-        crop_from=boxes.crop_from,
-        temperature=teacher.temperature if teacher.sends_temperature else None,
-        max_tokens=teacher.max_tokens,
-        max_turns=flags.tools.max_turns,
-        seed=flags.samples.seed,
-        sends_seed=teacher.sends_seed,
-        view_rule=profile.rule,
-        states_size=profile.states_size and bool(tools),
-        system_prompt=asked.task.system_prompt if system_prompt is None else system_prompt,
-        user_prompt=asked.user_prompt,
-        tool_schemas=tuple(tool.schema(boxes) for tool in tools),
-        keep_pictures=flags.keep_pictures,
-        token_field=teacher.token_field,
-        code=code_limits(flags.code) if runs_code else None,
-        own_code=asked.own.as_json([tool.name for tool in tools]),
-    )
 
 
 def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSettings:
@@ -221,28 +273,14 @@ def settle_folder(
 
 
 @contextmanager
-def _setup_budget(flags: RunFlags, teacher: TeacherSettings, claim: Claim) -> Iterator[Budget]:
+def _setup_budget(flags: BudgetFlags, teacher: TeacherSettings, claim: Claim) -> Iterator[Budget]:
     """The budget of the requests before the first sample; raises UsageError where they do not fit it."""
     try:
-        yield open_budget(flags.budget, teacher, claim.spending)
+        yield open_budget(flags, teacher, claim.spending)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
     finally:
         claim.spending.flush()
-
-
-def _asked_probe(
-    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
-) -> ProbeResult:
-    """The tool mode, and the settings without the request fields that the server refuses.
-
-    In every mode the server is asked before the first sample, or remembered: a run never adapts.
-    """
-    told = told_tool_mode(flags, prompt)
-    if told is None:
-        return probe_tool_mode(teacher, prompt, budget, tell)
-    tool_mode, reason = told
-    return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
 
 
 def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:
@@ -250,7 +288,7 @@ def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | N
     if not prompt.tools:
         return ToolMode.NONE, "no tools are offered"
     if flags.tool_mode != AUTO:
-        return ToolMode(flags.tool_mode), "as --tool_mode says"
+        return flags.tool_mode, "as --tool_mode says"
     return None
 
 

@@ -7,31 +7,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from distil.commands.flags import BudgetFlags, RunFlags, SampleFlags
+from distil.commands.flags import BudgetFlags, CodeFlags, SampleFlags, ToolFlags
 from distil.embedded.launch import DEFAULT_KIND, NAMES_OF_DATA, drawn_data
 from distil.errors import RunHalted, UsageError
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
 from distil.process import trim_memory
-from distil.records import Json, Reply, SampleId
+from distil.records import Json, Reply, SampleId, ToolMode
 from distil.rollout import Conversation, RolloutSettings, run_conversation
-from distil.run.boxes import BoxTally
 from distil.run.finished import summary_of
 from distil.run.plan import Plan, code_limits
 from distil.run.suspicion import Tally
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import IMAGE_COLUMN
-from distil.spending.budget import Budget, Limits
+from distil.spending.budget import Budget, Measure, calls_of, cost_of, tokens_of
 from distil.spending.prices import find_prices
-from distil.store.folder import RunFolder
-from distil.store.spending import SpendingFile
+from distil.store.claim import Claim, SpendingFile
+from distil.store.folder import WITHOUT_TOOLS, RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
 from distil.tasks.rewards import reward_error
-from distil.teacher.attempts import Deadline
-from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import AnsweredModels
 from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
@@ -56,9 +54,10 @@ class RolloutSolver:
         self.accept: Accept | None = None  # set where it is asked which traces are accepted
         self.rollout = rollout_settings(plan.settings, sandbox)
         self.models = AnsweredModels()
-        settings = plan.settings
-        self.tally = Tally(settings.max_tokens, settings.max_turns, plan.seems_blind)
-        self.boxes = BoxTally(settings.coordinates, settings.crop_from)
+        settings, is_blind = plan.settings, plan.seems_blind
+        self.tally = Tally(
+            settings.max_tokens, settings.max_turns, is_blind, settings.coordinates, settings.crop_from
+        )
         self.reward_errors: list[str] = []  # what the user's own function raised, a sample each
 
     def solve(self, sample_id: SampleId) -> TraceSummary:
@@ -74,9 +73,9 @@ class RolloutSolver:
 
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
-        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
+        sample_seconds = self.plan.flags.teacher.sample_timeout_seconds
         offers_tools = bool(self.plan.settings.tool_schemas)
-        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
+        with self.teacher.asking(sample_seconds, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -113,13 +112,13 @@ class RolloutSolver:
 
     def warnings(self) -> list[str]:
         """All that is suspicious about the run, a line each."""
-        own = (
+        found = (
             self.plan.sight_warning,
             self.models.warning(),
             self.folder.journal.warning(),
             self._reward_warning,
+            *self.tally.warnings(),
         )
-        found = [*own, *self.tally.warnings(), self.boxes.warning()]
         return [warning for warning in found if warning is not None]
 
     @property
@@ -142,19 +141,39 @@ class RolloutSolver:
         self.teacher.drain(seconds)
         return seconds
 
-    def abort(self) -> None:
-        """Close the teacher: requests in flight, pauses and waits for it end at once."""
-        self.teacher.close()
+    def without_tools(self) -> RolloutSolver:
+        """What asks each row once more in one turn without tools: beside it scores say what tools gain.
+
+        These traces have other settings, so they lie in a folder of their own within the run's, which is such
+        a folder as a run without tools makes: it is verified, shown and gone on with like any other. What
+        they take is counted with all else in the run's folder. Raises UsageError where that cannot be
+        written, or another run writes to it.
+        """
+        settings = replace(
+            self.plan.settings,
+            tool_mode=ToolMode.NONE,
+            max_turns=1,
+            states_size=False,
+            tool_schemas=(),
+            keep_pictures=False,
+            code=None,
+        )
+        claim = Claim(self.folder.path / WITHOUT_TOOLS, spending=self.folder.spending)
+        # No answer without tools is nothing to stop for: it is what they are asked for.
+        samples = replace(self.plan.flags.samples, keep_going=True)
+        flags = replace(self.plan.flags, samples=samples)
+        plan = replace(self.plan, flags=flags, settings=settings, output_dir=str(claim.path))
+        return RolloutSolver(plan, self.source, RunFolder(claim, plan.facts(), plan.on_change), self.teacher)
 
 
 @contextmanager
-def open_sandbox(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Sandbox | None]:
+def open_sandbox(tools: ToolFlags, code: CodeFlags, tell: Callable[[str], None]) -> Iterator[Sandbox | None]:
     """The started sandbox where the code tool is offered; raises SandboxUnavailable, UsageError."""
-    if not any(tool.runs_code for tool in load_tools(flags.tools.tools)):
+    if not any(tool.runs_code for tool in load_tools(tools.tools)):
         yield None
         return
-    limits = code_limits(flags.code)
-    bounds = (limits.timeout_seconds, limits.memory_bytes, flags.code.sandbox_workers)
+    limits = code_limits(code)
+    bounds = (limits.timeout_seconds, limits.memory_bytes, code.sandbox_workers)
     with Sandbox(*bounds, unsafe=limits.unsafe_exec) as sandbox:
         sandbox.start()
         tell(sandbox.layers.text)
@@ -197,7 +216,7 @@ def _rows_meant(flags: SampleFlags, source: Source, tell: Callable[[str], None])
     """The rows that `--where_row` leaves to choose from, None where it says nothing; raises UsageError."""
     if flags.where_row is None:
         return None
-    from distil.run.row_condition import rows_that_meet  # noqa: PLC0415 - SQLite, which few runs need
+    from distil.run.conditions import rows_that_meet  # noqa: PLC0415 - SQLite, which few runs need
 
     rows = rows_that_meet(flags.where_row, source.cells)
     tell(f"--where_row: {len(rows):,} of the dataset's {len(source):,} rows")
@@ -228,9 +247,15 @@ def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str]
 
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
     """The budget of a folder; raises UsageError for a cost limit without prices."""
-    limits = Limits(flags.max_cost_usd, flags.max_total_tokens, flags.max_calls)
-    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
-    return Budget(limits, prices, teacher.max_tokens, spending.entries(), spending.record)
+    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base)
+    limits: dict[Measure, float | None] = {
+        calls_of: flags.max_calls,
+        tokens_of: flags.max_total_tokens,
+        cost_of: flags.max_cost_usd,
+    }
+    budget = Budget(teacher.max_tokens, prices, limits, spending.record)
+    budget.read(spending.entries())
+    return budget
 
 
 def open_teacher(plan: Plan, teacher: TeacherSettings, spending: SpendingFile) -> Teacher:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from distil.errors import (
     BudgetExceeded,
     ContextOverflow,
     DeadlinePassed,
     FolderError,
-    RunGivenUp,
     RunHalted,
     SampleError,
     SandboxUnavailable,
@@ -26,7 +25,7 @@ from distil.errors import (
 from distil.interrupts import interruptible
 from distil.records import Failure, FailureKind, Outcome, SampleId
 
-ResultT_co = TypeVar("ResultT_co", covariant=True)
+ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
 
 _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first that fits
@@ -40,29 +39,14 @@ _FAILURE_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (  # the first
 )
 
 
-class Solver(Protocol[ResultT_co]):
-    """What solves samples; `solve` runs in many threads, `drain` and `abort` end those in flight soon."""
-
-    def solve(self, sample_id: SampleId) -> ResultT_co:
-        """Solve the sample, write its trace, and return what the run's summary needs of it."""
-        ...
-
-    def drain(self) -> float:
-        """Ask nothing more: called once, after a signal; returns how many seconds to wait for the samples.
-
-        Those end with RunGivenUp that would have to ask again.
-        """
-        ...
-
-    def abort(self) -> None:
-        """Break off what is in flight: called once when the run is given up."""
-        ...
-
-
 def run_samples(
-    sample_ids: Iterable[SampleId | None], solver: Solver[ResultT_co], max_workers: int
-) -> Generator[Outcome[ResultT_co], None, None]:
-    """Solve every sample with up to `max_workers` threads; yield each outcome as it ends.
+    sample_ids: Iterable[SampleId | None],
+    solve: Callable[[SampleId], ResultT],
+    max_workers: int,
+    drain: Callable[[], float] = lambda: 0.0,
+    abort: Callable[[], None] = lambda: None,
+) -> Generator[Outcome[ResultT], None, None]:
+    """Call `solve` for every sample in up to `max_workers` threads; yield each outcome as it ends.
 
     Where there is None in place of a sample, the next one is asked for when another has ended, and it is the
     end where none is in flight.
@@ -71,16 +55,17 @@ def run_samples(
     not grow with their number. An exception in one sample is its failure; BudgetExceeded and RunHalted end
     the run once the samples in flight have ended; what would meet every sample (TeacherRefused,
     SandboxUnavailable, FolderError) ends it at once, and so does closing the iterator.
-    After a signal no sample is begun, those in flight have the time that `drain` grants, and then it raises
-    KeyboardInterrupt.
+    Whatever ends it at once, `abort` is called to break off what is in flight. After a signal no sample is
+    begun, those in flight have the seconds that `drain` grants, and then it raises KeyboardInterrupt; those
+    end with RunGivenUp that would have to ask again.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
-        yield from _completed(pool, sample_ids, solver, max_workers)
+        yield from _completed(pool, sample_ids, solve, max_workers, drain)
     except BaseException:
         # Not waited for: a thread that is inside a tool cannot be woken, only left behind.
         pool.shutdown(wait=False, cancel_futures=True)
-        solver.abort()
+        abort()
         raise
     pool.shutdown()
 
@@ -88,20 +73,21 @@ def run_samples(
 def _completed(
     pool: ThreadPoolExecutor,
     sample_ids: Iterable[SampleId | None],
-    solver: Solver[ResultT_co],
+    solve: Callable[[SampleId], ResultT],
     max_workers: int,
-) -> Generator[Outcome[ResultT_co], None, None]:
+    drain: Callable[[], float],
+) -> Generator[Outcome[ResultT], None, None]:
     """Outcomes as they come; one more sample than there are workers waits, so that none is ever idle."""
     waiting = iter(sample_ids)
     num_in_flight = 0
     until: float | None = None  # on the monotonic clock, after a signal
-    ended: SimpleQueue[Future[Outcome[ResultT_co]] | None] = SimpleQueue()
+    ended: SimpleQueue[Future[Outcome[ResultT]] | None] = SimpleQueue()
     with interruptible(wake=lambda: ended.put(None)) as interruption:
         while True:
             for sample_id in waiting:
                 if interruption.is_set or sample_id is None:
                     break
-                pool.submit(_attempt, sample_id, solver).add_done_callback(ended.put)
+                pool.submit(_attempt, sample_id, solve).add_done_callback(ended.put)
                 num_in_flight += 1
                 if num_in_flight > max_workers:
                     break
@@ -112,7 +98,7 @@ def _completed(
             if future is None and until is not None:  # its time is over
                 raise KeyboardInterrupt
             if future is None:
-                until = solver.drain() + time.monotonic()
+                until = drain() + time.monotonic()
                 waiting = iter(())
                 continue
             num_in_flight -= 1
@@ -130,14 +116,14 @@ def _next_ended(ended: SimpleQueue[ItemT | None], until: float | None) -> ItemT 
         return None
 
 
-def _attempt(sample_id: SampleId, solver: Solver[ResultT_co]) -> Outcome[ResultT_co]:
+def _attempt(sample_id: SampleId, solve: Callable[[SampleId], ResultT]) -> Outcome[ResultT]:
     try:
-        return Outcome(sample_id, solver.solve(sample_id), None)
+        return Outcome(sample_id, solve(sample_id), None)
     except (TeacherRefused, SandboxUnavailable, FolderError, KeyboardInterrupt):
         raise
     except BudgetExceeded as error:
         return Outcome(sample_id, None, None, f"limit reached, {error}")
-    except (RunHalted, RunGivenUp) as error:
+    except RunHalted as error:
         return Outcome(sample_id, None, None, str(error))
     except BaseException as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         # Code of the user's own may raise anything: its sys.exit(0) must not end the run as if all were done.

@@ -10,29 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from distil.errors import BudgetExceeded, UsageError
 from distil.records import Json
 from distil.spending.depth import Depth
-from distil.spending.prices import Prices, Tokens, read_tokens, stored_tokens
+from distil.spending.prices import CostUsd, Tokens, read_tokens, stored_tokens
 
 _FIRST_PROMPT_TOKENS = 4_000  # reserved for a prompt before any is known: a photo and the question
 _MIN_UNREPORTED = 3  # answered requests, none with figures, that tell of a server that never reports any
 _UNREPORTED = "cannot be kept, as the server does not report its tokens: use --max_calls"
 _RAISE = "raise it and run again, nothing is lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of a run folder, over all its resumes; None for no limit."""
-
-    max_cost_usd: float | None = None
-    max_total_tokens: int | None = None
-    max_calls: int | None = None
 
 
 class RequestState(StrEnum):
@@ -101,6 +93,24 @@ def _sum(sum_so_far: float | None, value: float | None) -> Json:
     return sum_so_far if value is None else value + (sum_so_far or 0)
 
 
+Measure = Callable[[Bill], tuple[float, int]]  # how much some requests took, and how many do not say
+
+
+def calls_of(bill: Bill) -> tuple[float, int]:
+    """How many requests there were."""
+    return bill.requests, 0
+
+
+def tokens_of(bill: Bill) -> tuple[float, int]:
+    """How many tokens they took."""
+    return bill.tokens.known, bill.without_tokens
+
+
+def cost_of(bill: Bill) -> tuple[float, int]:
+    """What they cost, in USD."""
+    return bill.cost_usd or 0.0, bill.without_cost
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What all requests came to, by what became of them."""
@@ -113,6 +123,11 @@ class Spent:
     def bills(self) -> tuple[Bill, Bill]:
         """Those of the requests that are or may be billed."""
         return self.answered, self.retried
+
+    def billed(self, measure: Measure) -> tuple[float, int]:
+        """All that is or may be billed: a reply that could not be used may be billed all the same."""
+        amounts, nums_unknown = zip(*map(measure, self.bills), strict=True)
+        return sum(amounts), sum(nums_unknown)
 
     @property
     def calls(self) -> int:
@@ -128,8 +143,15 @@ class Spent:
         return Spent(self.answered, self.retried.plus(tokens, cost_usd), self.refused)
 
 
+_WORDS: Mapping[Measure, tuple[str, str]] = {  # of the flag that limits it, and of an amount
+    calls_of: ("--max_calls", "{} made"),
+    tokens_of: ("--max_total_tokens", "{:,.0f} tokens"),
+    cost_of: ("--max_cost_usd", "{:.4f} USD"),
+}
+
+
 class Budget:
-    """Counts and bounds a run folder's requests; safe from many threads.
+    """Counts and bounds a run folder's requests, over all its resumes; safe from many threads.
 
     Its lock is held for sums alone: what is recorded is recorded outside it, or whoever writes would make all
     others wait.
@@ -137,37 +159,31 @@ class Budget:
 
     def __init__(
         self,
-        limits: Limits,
-        prices: Prices | None,
-        max_tokens: int,
-        earlier: Iterable[Mapping[str, Json]] = (),
+        max_tokens: int = 0,
+        cost_usd: CostUsd | None = None,
+        limits: Mapping[Measure, float | None] = MappingProxyType({}),
         record: Callable[[Mapping[str, Json]], None] = lambda _: None,
     ) -> None:
-        """`max_tokens` is the most that one reply can have.
+        """`max_tokens` is the most that one reply can have; a measure's limit is None for none.
 
-        `record` is given an entry as a request is sent and one as it ends, by many threads at once; `earlier`
-        are those of earlier runs. Raises UsageError for a limit without a price.
+        `record` is given an entry as a request is sent and one as it ends, by many threads at once. Raises
+        UsageError for a limit without a price.
         """
-        if limits.max_cost_usd is not None and prices is None:
+        if limits.get(cost_of) is not None and cost_usd is None:
             raise UsageError(
                 "--max_cost_usd needs prices, and this model's at this address are not known: state them by "
                 "--price_per_million IN,OUT[,CACHED_IN] (providers' prices: pip install -e '.[prices]')"
             )
-        self._limits, self._prices, self._max_tokens = limits, prices, max_tokens
-        self._record = record
-        self._is_limited = limits != Limits()
+        self._max_tokens, self._record = max_tokens, record
+        self.cost_usd: CostUsd = cost_usd or (lambda _: None)  # what tokens cost, None where it is not known
+        self._limits = {measure: limit for measure, limit in limits.items() if limit is not None}
         self.spent = Spent()
-        self._largest_prompt = _FIRST_PROMPT_TOKENS
+        self._most = self._largest_bill(_FIRST_PROMPT_TOKENS)  # that one request may come to
         self._in_flight = self._num_waiting = 0  # where there are limits
         self._depth = Depth()
         lock = threading.Lock()
         self._changed, self._sample_ended = threading.Condition(lock), threading.Condition(lock)
-        self._numbers = itertools.count(self._read(earlier) + 1)
-
-    @classmethod
-    def unlimited(cls) -> Budget:
-        """A budget without limits and prices."""
-        return cls(Limits(), None, 0)
+        self._numbers = itertools.count(1)
 
     @contextmanager
     def request(self) -> Iterator[Request]:
@@ -190,7 +206,7 @@ class Budget:
         Waits until what is left of a limit can finish it beside those that are being solved, first come
         first served; raises BudgetExceeded where it cannot.
         """
-        if not self._is_limited:
+        if not self._limits:
             yield
             return
         thread = threading.get_ident()
@@ -219,13 +235,9 @@ class Budget:
             depth.begin(thread, num_paid)
             self._sample_ended.notify_all()  # the next one may fit too
 
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        """What tokens cost, None where it is not known."""
-        return None if self._prices is None else self._prices.cost_usd(tokens)
-
     def _reserve(self) -> None:
         """Wait until one more request fits; whoever has waited wakes the next, which may fit or fail too."""
-        if not self._is_limited:
+        if not self._limits:
             return
         with self._changed:
             while True:
@@ -251,83 +263,61 @@ class Budget:
 
     def _num_left(self) -> float:
         """How many more requests the limits have room for, of the mean size, beside those in flight."""
-        limits, spent = self._limits, self.spent
-        left = [math.inf]
-        if limits.max_calls is not None:
-            left.append(limits.max_calls - spent.calls - self._in_flight)
-        if limits.max_total_tokens is not None:
-            bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
-            left.append(self._num_fitting(bills, self._most.total or 0, limits.max_total_tokens))
-        if limits.max_cost_usd is not None and self._prices is not None:
-            costs = [(bill.cost_usd or 0.0, bill.without_cost) for bill in spent.bills]
-            most_usd = self._prices.cost_usd(self._most) or 0.0
-            left.append(self._num_fitting(costs, most_usd, limits.max_cost_usd))
-        return min(left)
+        return min(map(self._num_fitting, self._limits), default=math.inf)
 
-    def _num_fitting(self, bills: Sequence[tuple[float, int]], most: float, limit: float) -> float:
+    def _num_fitting(self, measure: Measure) -> float:
         """How many requests of the mean amount fit, the last of which reserves the most."""
-        used, held, mean = self._amounts(bills, most)
-        room = limit - used - held - self._in_flight * mean - most
+        used, held, mean, most = self._amounts(measure)
+        room = self._limits[measure] - used - held - self._in_flight * mean - most
         return 0.0 if room < 0 else 1 + (room / mean if mean else math.inf)
 
     def _too_little_left(self) -> str:
         """Why no other sample is begun though a request would fit, in words."""
-        limits, mean = self._limits, self._depth.next_mean or 0.0
-        stated = {
-            "--max_calls": limits.max_calls,
-            "--max_total_tokens": limits.max_total_tokens,
-            "--max_cost_usd": limits.max_cost_usd,
-        }
-        names = ", ".join(f"{name} {limit:.10g}" for name, limit in stated.items() if limit is not None)
+        limits = ", ".join(map(self._limit_text, self._limits))
         return (
-            f"{names}: {self.spent.calls} requests made, and what is left does not finish another sample, "
-            f"which takes {mean:.1f} in the mean; {_RAISE}"
+            f"{limits}: {self.spent.calls} requests made, and what is left does not finish another sample, "
+            f"which takes {self._depth.next_mean or 0.0:.1f} in the mean; {_RAISE}"
         )
+
+    def _limit_text(self, measure: Measure) -> str:
+        """A limit as the user stated it."""
+        return f"{_WORDS[measure][0]} {self._limits[measure]:.15g}"
 
     def _passed_limit(self) -> str | None:
         """Which limit one more request could pass, in words, or None."""
-        limits, spent = self._limits, self.spent
-        if limits.max_calls is not None and spent.calls + self._in_flight + 1 > limits.max_calls:
-            return f"--max_calls {limits.max_calls}: {spent.calls} made; {_RAISE}"
-        if limits.max_total_tokens is not None:
-            bills = [(bill.tokens.known, bill.without_tokens) for bill in spent.bills]
-            limit, text = limits.max_total_tokens, "{:,.0f} tokens"
-            if (passed := self._passed(bills, self._most.total or 0, limit, text)) is not None:
-                return f"--max_total_tokens {limit}{passed}"
-        if limits.max_cost_usd is not None and self._prices is not None:
-            costs = [(bill.cost_usd or 0.0, bill.without_cost) for bill in spent.bills]
-            most_usd, limit_usd = self._prices.cost_usd(self._most) or 0.0, limits.max_cost_usd
-            if (passed := self._passed(costs, most_usd, limit_usd, "{:.4f} USD")) is not None:
-                return f"--max_cost_usd {limit_usd:g}{passed}"
-        return None
+        return next((told for measure in self._limits if (told := self._passed(measure)) is not None), None)
 
-    @property
-    def _most(self) -> Tokens:
-        """The most that a request can come to."""
-        return Tokens(prompt=self._largest_prompt, completion=self._max_tokens)
-
-    def _passed(self, bills: Sequence[tuple[float, int]], most: float, limit: float, text: str) -> str | None:
-        """Why one more request of at most `most` could pass the limit, in words, or None.
-
-        `bills` are what is known of answered and retried requests, and how many say nothing: for each of
-        those the mean of the others is held back, or the most where there are no others.
-        """
-        (_, num_silent), _ = bills
+    def _passed(self, measure: Measure) -> str | None:
+        """Why one more request could pass the limit, in words, or None."""
+        _, num_silent = measure(self.spent.answered)
         if num_silent == self.spent.answered.requests >= _MIN_UNREPORTED:
-            return f" {_UNREPORTED}"
-        used, held, _ = self._amounts(bills, most)
-        num_unknown = sum(number for _, number in bills)
-        if used + held + (self._in_flight + 1) * most <= limit:
+            return f"{self._limit_text(measure)} {_UNREPORTED}"
+        used, held, _, most = self._amounts(measure)
+        if used + held + (self._in_flight + 1) * most <= self._limits[measure]:
             return None
-        told = f", {text.format(held)} held for {num_unknown} requests without figures" if num_unknown else ""
-        return f": {text.format(used)} used{told}, up to {text.format(most)} a request; {_RAISE}"
+        limit, text = self._limit_text(measure), _WORDS[measure][1].format
+        if measure is calls_of:
+            return f"{limit}: {text(used)}; {_RAISE}"
+        _, num_unknown = self.spent.billed(measure)
+        told = f", {text(held)} held for {num_unknown} requests without figures" if num_unknown else ""
+        return f"{limit}: {text(used)} used{told}, up to {text(most)} a request; {_RAISE}"
 
-    def _amounts(self, bills: Sequence[tuple[float, int]], most: float) -> tuple[float, float, float]:
-        """What is used, what is held for requests without figures, and what a request takes in the mean."""
-        (answered, num_silent), _ = bills
+    def _amounts(self, measure: Measure) -> tuple[float, float, float, float]:
+        """What is used, what is held for requests without figures, a request's mean and its most.
+
+        For each of those without figures the mean of the others is held, or the most where there are none.
+        """
+        most, _ = measure(self._most)
+        answered, num_silent = measure(self.spent.answered)
         num_told = self.spent.answered.requests - num_silent
         mean = answered / num_told if num_told else most
-        return sum(known for known, _ in bills), mean * sum(number for _, number in bills), mean
+        used, num_unknown = self.spent.billed(measure)
+        return used, mean * num_unknown, mean, most
+
+    def _largest_bill(self, prompt_tokens: int) -> Bill:
+        """The most that a request with so long a prompt can come to."""
+        tokens = Tokens(prompt=prompt_tokens, completion=self._max_tokens)
+        return Bill().plus(tokens, self.cost_usd(tokens))
 
     def _send(self) -> int:
         number = next(self._numbers)
@@ -338,7 +328,7 @@ class Budget:
         number, state, tokens = request.number, request.state, request.tokens
         cost_usd = None if number is None or state is RequestState.REFUSED else self.cost_usd(tokens)
         with self._changed:
-            if self._is_limited:
+            if self._limits:
                 self._in_flight -= 1
                 is_billed = number is not None and state is not RequestState.REFUSED
                 self._depth.count(threading.get_ident(), is_billed)
@@ -346,18 +336,16 @@ class Budget:
             if number is not None:
                 self._add(state, tokens, cost_usd)
         if number is not None:
-            billed = {} if state is RequestState.REFUSED else tokens.as_json() | {"cost_usd": cost_usd}
+            billed = {} if state is RequestState.REFUSED else asdict(tokens) | {"cost_usd": cost_usd}
             self._record({"request": number, "state": state.value, **billed})
 
     def _add(self, state: RequestState, tokens: Tokens, cost_usd: float | None) -> None:
         self.spent = self.spent.plus(state, tokens, cost_usd)
-        self._largest_prompt = max(self._largest_prompt, tokens.prompt or 0)
+        if (tokens.prompt or 0) > (self._most.tokens.prompt or 0):
+            self._most = self._largest_bill(tokens.prompt or 0)
 
-    def _read(self, entries: Iterable[Mapping[str, Json]]) -> int:
-        """Take in what earlier runs recorded; a request that was sent and never ended may be billed.
-
-        Returns the largest number of a request.
-        """
+    def read(self, entries: Iterable[Mapping[str, Json]]) -> None:
+        """Take in what earlier runs recorded; a request that was sent and never ended may be billed."""
         in_flight: set[int] = set()
         largest = 0
         for entry in entries:
@@ -373,4 +361,4 @@ class Budget:
             self._add(state, tokens, cost_usd)
         for _ in in_flight:
             self._add(RequestState.RETRIED, Tokens(), None)
-        return largest
+        self._numbers = itertools.count(largest + 1)

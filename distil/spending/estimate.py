@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from distil.records import SampleId
-from distil.spending.budget import Bill, Spent
+from distil.spending.budget import Measure, Spent, calls_of, cost_of, tokens_of
 
 # The standard table of Student's t: its 0.975 quantiles for 1 to 30 degrees of freedom; then the normal's.
 _T_QUANTILES = (
@@ -17,8 +17,6 @@ _T_QUANTILES = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 _NORMAL_QUANTILE = 1.96
-
-_OfBill = Callable[[Bill], float]
 
 
 @dataclass
@@ -50,11 +48,11 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What is to be estimated; those without a trace are counted as they were before the measured run."""
+class SampleSelection:
+    """What is to be estimated: all that is selected, and what of it has no trace after the measured run."""
 
     num_samples: int
-    num_without_trace: int
+    num_to_do: int
     max_workers: int
     notes: tuple[str, ...] = ()  # what the estimate is to be read with
 
@@ -73,6 +71,10 @@ class Measured:
     sample_seconds: Spread = field(default_factory=Spread)  # of those that finished, as the next two
     sample_tokens: Spread = field(default_factory=Spread)
     sample_costs_usd: Spread = field(default_factory=Spread)
+
+    def begin(self) -> None:
+        """Time is counted from here on."""
+        self.started = time.monotonic()
 
     def add(self, seconds: float | None, tokens: float | None, cost_usd: float | None) -> None:
         """Count a sample that finished; None where the server does not say."""
@@ -98,34 +100,26 @@ class Measured:
     @property
     def tokens(self) -> float | None:
         """The tokens of all its requests that report them, None where none does."""
-        return self._added(_tokens, _num_without_tokens)
+        return self._added(tokens_of)
 
     @property
     def cost_usd(self) -> float | None:
         """The cost of all its requests that report their tokens, None where it is known of none."""
-        return self._added(lambda bill: bill.cost_usd or 0.0, lambda bill: bill.without_cost)
+        return self._added(cost_of)
 
     @property
     def num_without_tokens(self) -> int:
         """Its requests that do not report their tokens."""
-        return round(self._since(_num_without_tokens))
+        return self._since(tokens_of)[1]
 
-    def _added(self, amount: _OfBill, num_unknown: _OfBill) -> float | None:
-        is_known = self._since(lambda bill: bill.requests - num_unknown(bill)) > 0
-        return self._since(amount) if is_known else None
+    def _added(self, measure: Measure) -> float | None:
+        amount, num_unknown = self._since(measure)
+        return amount if self._since(calls_of)[0] > num_unknown else None
 
-    def _since(self, amount: _OfBill) -> float:
-        """Over all that is or may be billed: a reply that could not be used may be billed all the same."""
-        after, before = self.spent_after, self.spent_before
-        return sum(map(amount, after.bills)) - sum(map(amount, before.bills))
-
-
-def _tokens(bill: Bill) -> int:
-    return bill.tokens.known
-
-
-def _num_without_tokens(bill: Bill) -> int:
-    return bill.without_tokens
+    def _since(self, measure: Measure) -> tuple[float, int]:
+        amount, num_unknown = self.spent_after.billed(measure)
+        amount_before, num_before = self.spent_before.billed(measure)
+        return amount - amount_before, num_unknown - num_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +140,7 @@ def choose_samples(
 
 
 def estimate_spending(
-    total: float | None, values: Spread, measured: Measured, selection: Selection
+    total: float | None, values: Spread, measured: Measured, selection: SampleSelection
 ) -> Estimate | None:
     """Tokens or cost by their `total` in the run, None where that is not known.
 
@@ -159,10 +153,10 @@ def estimate_spending(
     whole = selection.num_samples * mean
     share = values.margin_share
     whole_range = None if share is None else (whole * max(0.0, 1 - share), whole * (1 + share))
-    return Estimate(mean, whole, whole_range, num_to_do(measured, selection) * mean)
+    return Estimate(mean, whole, whole_range, selection.num_to_do * mean)
 
 
-def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
+def estimate_seconds(measured: Measured, selection: SampleSelection) -> Estimate:
     """Time by the throughput that was measured.
 
     At best all workers are as fast as those that were busy here. At worst no more samples are worked on at
@@ -171,16 +165,10 @@ def estimate_seconds(measured: Measured, selection: Selection) -> Estimate:
     mean = measured.sample_seconds.mean
     a_sample = measured.seconds / measured.num_ended
     whole = selection.num_samples * a_sample
-    left = num_to_do(measured, selection)
-    to_do = max(left * a_sample, mean) if left else 0.0
+    to_do = max(selection.num_to_do * a_sample, mean) if selection.num_to_do else 0.0
     share = measured.sample_seconds.margin_share
     if share is None:
         return Estimate(mean, whole, None, to_do)
     most_at_once = min(selection.max_workers, selection.num_samples)
     best = max(selection.num_samples * mean * max(0.0, 1 - share) / most_at_once, mean)
     return Estimate(mean, whole, (min(best, whole), whole * (1 + share)), to_do)
-
-
-def num_to_do(measured: Measured, selection: Selection) -> int:
-    """The samples that have no trace yet, after the measured run."""
-    return selection.num_without_trace - measured.num_finished

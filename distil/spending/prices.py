@@ -1,15 +1,23 @@
-"""Tokens as servers report them, and what they cost."""
+"""Tokens as servers report them, how few of them can be, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from functools import partial
 
-from distil.records import Json
+from distil.records import Json, Size
 
 _MILLION = 1_000_000
 _MAX_COUNT = 10**12  # what is more is no figure: it would use up any budget, and floats cannot hold its cost
+# English has four to five characters a token; JSON, code and other scripts have fewer. The thriftiest
+# teachers take 64 tokens for a picture, those that count pixels fewer for a tiny one (a token for 28×28 or
+# 32×32 of them, as it is sent).
+_MAX_CHARS_PER_TOKEN = 5
+_MIN_PICTURE_TOKENS = 64
+_MAX_PX_PER_TOKEN = 48 * 48
+
+PICTURES_DROPPED = "the server seems to drop pictures: a text-only model, or a wrong chat template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +39,8 @@ class Tokens:
         """Prompt and completion as far as they are known."""
         return (self.prompt or 0) + (self.completion or 0)
 
-    def as_json(self) -> dict[str, Json]:
-        """As an entry has them that `stored_tokens` reads."""
-        return {
-            "prompt": self.prompt,
-            "cached": self.cached,
-            "completion": self.completion,
-            "reasoning": self.reasoning,
-        }
 
-
-class Prices(Protocol):
-    """What tokens cost."""
-
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        """The cost in USD, None where it cannot be known."""
-        ...
+CostUsd = Callable[[Tokens], float | None]  # what tokens cost, None where it cannot be known
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +62,6 @@ class FixedPrices:
         return (total + tokens.completion * self.output_usd) / _MILLION
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderPrices:
-    """Prices of the library `genai-prices`, by the model's name and the server's address."""
-
-    model: str
-    api_base: str
-
-    def cost_usd(self, tokens: Tokens) -> float | None:
-        if tokens.prompt is None or tokens.completion is None:
-            return None
-        from genai_prices import Usage, calc_price  # noqa: PLC0415 - an extra, slow to import
-
-        usage = Usage(
-            input_tokens=tokens.prompt, output_tokens=tokens.completion, cache_read_tokens=tokens.cached or 0
-        )
-        try:
-            price = calc_price(usage, self.model, provider_api_url=self.api_base)
-        except (LookupError, ValueError):
-            return None
-        return float(price.total_price)
-
-
 def parse_prices(text: str) -> FixedPrices:
     """Read `IN,OUT` or `IN,OUT,CACHED_IN`, USD per million tokens; raises ValueError."""
     numbers = [float(part) for part in text.split(",")]
@@ -98,16 +70,32 @@ def parse_prices(text: str) -> FixedPrices:
     return FixedPrices(numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else numbers[0])
 
 
-def find_prices(fixed: FixedPrices | None, model: str, api_base: str) -> Prices | None:
+def find_prices(fixed: FixedPrices | None, model: str, api_base: str) -> CostUsd | None:
     """The stated prices, else those of the provider at `api_base`, else None."""
     if fixed is not None:
-        return fixed
+        return fixed.cost_usd
     try:
         import genai_prices  # noqa: F401, PLC0415 - an extra
     except ImportError:
         return None
-    provider = ProviderPrices(model, api_base)
-    return provider if provider.cost_usd(Tokens(prompt=1000, completion=1000)) is not None else None
+    cost_usd = partial(_providers_cost_usd, model, api_base)
+    return cost_usd if cost_usd(Tokens(prompt=1000, completion=1000)) is not None else None
+
+
+def _providers_cost_usd(model: str, api_base: str, tokens: Tokens) -> float | None:
+    """What the library `genai-prices` says, by the model's name and the server's address."""
+    if tokens.prompt is None or tokens.completion is None:
+        return None
+    from genai_prices import Usage, calc_price  # noqa: PLC0415 - an extra, slow to import
+
+    usage = Usage(
+        input_tokens=tokens.prompt, output_tokens=tokens.completion, cache_read_tokens=tokens.cached or 0
+    )
+    try:
+        price = calc_price(usage, model, provider_api_url=api_base)
+    except (LookupError, ValueError):
+        return None
+    return float(price.total_price)
 
 
 def read_tokens(usage: Mapping[str, Json] | None) -> Tokens:
@@ -151,3 +139,10 @@ def token_count(value: Json) -> int | None:
     """The number of tokens that a value states, None for what cannot be one."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
     return value if is_count else None
+
+
+def fewest_prompt_tokens(texts: Iterable[str], pictures: Iterable[Size]) -> int:
+    """Tokens that no teacher goes below for these texts and pictures (sizes in pixels, as sent)."""
+    num_chars = sum(len(" ".join(text.split())) for text in texts)
+    tokens = [min(_MIN_PICTURE_TOKENS, width * height // _MAX_PX_PER_TOKEN) for width, height in pictures]
+    return num_chars // _MAX_CHARS_PER_TOKEN + sum(tokens)

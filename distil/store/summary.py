@@ -29,14 +29,6 @@ class ZoomBox(NamedTuple):
     is_first_view: bool
 
 
-class TooFewTokens(NamedTuple):
-    """The first turn of a sample whose prompt tokens cannot hold its pictures."""
-
-    turn: int
-    prompt_tokens: int
-    needed: int
-
-
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
     """One trace's figures; None where the trace does not say."""
@@ -61,7 +53,7 @@ class TraceSummary:
     boxes: tuple[ZoomBox, ...] = ()
     first_failure: str | None = None  # what the teacher was told of its first failed call
     reports_tokens: bool = False  # of every turn
-    too_few_tokens: TooFewTokens | None = None
+    too_few_tokens: str | None = None  # the first turn with fewer prompt tokens than its pictures need
     final_text: str = ""  # shortened, and told apart all the same
     repeats_itself: bool = False
 
@@ -185,6 +177,7 @@ def read_summary(trace: Mapping[str, Json], task: Task | None = None) -> TraceSu
     task = task or task_of(trace)
     calls = trace_calls(trace)
     turns = trace_turns(trace)
+    usages = [turn.get("usage") for turn in turns]
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
     return TraceSummary(
         sample_id=SampleId(_int(trace.get("sample_index")) or 0, _int(trace.get("rollout")) or 0),
@@ -196,8 +189,8 @@ def read_summary(trace: Mapping[str, Json], task: Task | None = None) -> TraceSu
         stop_reason=metadata.get("stop_reason"),
         calls=Counter(call_name(call) for call in calls),
         failed_calls=Counter(call_name(call) for call in calls if not call_succeeded(call)),
-        prompt_tokens=_tokens(turns, "prompt_tokens"),
-        completion_tokens=_tokens(turns, "completion_tokens"),
+        prompt_tokens=reported_tokens(usages, "prompt_tokens"),
+        completion_tokens=reported_tokens(usages, "completion_tokens"),
     )
 
 
@@ -226,8 +219,9 @@ def mapping_of(value: Json) -> Mapping[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+def reported_tokens(usages: Iterable[Json], name: str) -> int | None:
+    """The tokens of this name over all turns; None where a turn's server did not report them."""
+    return sum_or_none([token_count(mapping_of(usage).get(name)) for usage in usages])
 
 
 def sum_or_none(values: Sequence[NumberT | None]) -> NumberT | None:

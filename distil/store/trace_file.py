@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,15 +34,17 @@ from distil.records import (
     ToolMode,
     Turn,
 )
-from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
+from distil.store.summary import reported_tokens
 from distil.store.trace_settings import TraceSettings, json_sha256
 from distil.tasks import TASKS
 from distil.tasks.rewards import reward_of
 from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
+TRACE_FILES = "trace_*.json"
 IMPORTED = "distil-import/1"  # of a conversation that another program had
+_OF_DATASET = ("source", "kind", "split", "fingerprint", "num_rows")  # in the order of DatasetIdentity
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
 
@@ -69,6 +71,21 @@ class RunFacts:
 def trace_name(sample_id: SampleId) -> str:
     """The file name of a sample's trace."""
     return f"trace_{sample_id.file_part}.json"
+
+
+def sample_of_name(file_name: str) -> SampleId | None:
+    """The sample that a trace of this file name is of, None for another name."""
+    return SampleId.from_file_part(file_name.removeprefix("trace_").removesuffix(".json"))
+
+
+def find_trace_files(folder: Path) -> list[Path]:
+    """The trace files of a folder in the order of their samples; those with other names come last."""
+
+    def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
+        sample_id = sample_of_name(path.name)
+        return sample_id is None, sample_id, len(path.name), path.name
+
+    return sorted(folder.glob(TRACE_FILES), key=place_of)
 
 
 def versions_now() -> dict[str, str]:
@@ -185,12 +202,7 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
 
 def facts_json(facts: PictureFacts) -> dict[str, Json]:
     """As a trace has them."""
-    return {
-        "width_px": facts.width_px,
-        "height_px": facts.height_px,
-        "mode": facts.mode,
-        "pixel_sha256": facts.pixel_sha256,
-    }
+    return asdict(facts)
 
 
 def sent_json(sent: SentPicture) -> Json:
@@ -213,6 +225,7 @@ def _score_json(score: Score) -> Json:
 
 def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
     calls = [call for turn in rollout.turns for call in turn.calls]
+    usages = [turn.reply.usage for turn in rollout.turns]
     details = rollout.score.details
     metrics = TASKS[run.settings.task].metrics
     fields = {"prompt_fields": dict(rollout.prompt_fields)} if rollout.prompt_fields else {}
@@ -229,7 +242,7 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
         "recipe_restores": all(map(_restores, calls)),
-        "tokens": total_tokens([turn.reply.usage for turn in rollout.turns]),
+        "tokens": {name: reported_tokens(usages, name) for name in ("prompt_tokens", "completion_tokens")},
         "settings_sha256": run.settings_sha256,
         "versions": dict(run.versions),
     }
@@ -240,25 +253,9 @@ def _restores(call: ToolCall) -> bool:
     return tool is None or tool.restores(call.arguments)
 
 
-def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
-    """Prompt and completion tokens over all turns; null where a turn's server did not report them."""
-    totals: dict[str, Json] = {}
-    for name in ("prompt_tokens", "completion_tokens"):
-        counts = [token_count(usage.get(name)) if usage else None for usage in usages]
-        known = [count for count in counts if count is not None]
-        totals[name] = sum(known) if len(known) == len(counts) else None
-    return totals
-
-
 def dataset_json(identity: DatasetIdentity) -> Json:
     """As a trace has it, but for its path."""
-    return {
-        "source": identity.source,
-        "kind": identity.kind,
-        "split": identity.split,
-        "fingerprint": identity.fingerprint,
-        "num_rows": identity.num_rows,
-    }
+    return {name: getattr(identity, name) for name in _OF_DATASET}
 
 
 @dataclass(frozen=True)
@@ -287,9 +284,7 @@ class StoredTrace:
 
     path: Path
     json: Mapping[str, Json] = field(repr=False)
-    source: str
-    dataset_kind: str
-    split: str | None
+    dataset: DatasetIdentity
     sample_id: SampleId
     file_sha256: str
     facts: PictureFacts
@@ -367,9 +362,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     return StoredTrace(
         path=path,
         json=value,
-        source=value["dataset"]["source"],
-        dataset_kind=value["dataset"]["kind"],
-        split=value["dataset"]["split"],
+        dataset=DatasetIdentity(value["dataset_path"], *(value["dataset"][name] for name in _OF_DATASET)),
         sample_id=SampleId.from_json(value),
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),

@@ -13,15 +13,13 @@ from distil.messages.read import quote
 from distil.pictures import ResizeRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
-from distil.spending.prices import read_tokens
-from distil.spending.tokens import PICTURES_DROPPED, fewest_prompt_tokens
-from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.spending.prices import PICTURES_DROPPED, fewest_prompt_tokens, read_tokens
+from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
-from distil.teacher.statuses import Means, meaning
 
 _PROBE_SEED = 0
-_ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
 _MAX_QUOTED_CHARS = 60
 
 
@@ -44,13 +42,13 @@ class ProbeResult:
         """What the run record keeps, for `recalled_probe` in a later run."""
         settings = self.settings
         return {
-            "api_base": base_url_text(settings),
+            "api_base": shown_url(settings.api_base),
             "model": settings.model,
             "tool_mode": self.tool_mode.value,
             "reason": self.reason,
             "sight_warning": self.sight_warning,
             "replicas": list(self.replicas),
-            **{name: getattr(settings, name) for name in _ADAPTED},
+            **{name: getattr(settings, name) for name in ADAPTED},
         }
 
 
@@ -63,54 +61,42 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     if earlier.get("refuses_fields"):
         return None
     try:
-        adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
+        adapted = replace(settings, **{name: earlier[name] for name in ADAPTED})
         mode, sight_warning = ToolMode(earlier["tool_mode"]), earlier.get("sight_warning")
         replicas = tuple(earlier.get("replicas", ()))
         result = ProbeResult(mode, earlier["reason"], adapted, sight_warning, replicas)
     except (KeyError, TypeError, ValueError):
         return None
     asked = (earlier.get("api_base"), earlier.get("model"))
-    return result if asked == (base_url_text(settings), settings.model) else None
+    return result if asked == (shown_url(settings.api_base), settings.model) else None
 
 
 def probe_tool_mode(
-    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None] = lambda _: None
+    settings: TeacherSettings,
+    prompt: Prompt,
+    budget: Budget,
+    tell: Callable[[str], None] = lambda _: None,
+    told: tuple[ToolMode, str] | None = None,
 ) -> ProbeResult:
-    """Ask once for a native tool call on a sign, and for its word: native if a call comes back, else text.
+    """Ask for a tool call on a sign, and for its word: what the server refuses, and whether it sees.
 
-    Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
-    model is told apart. Where the word does not come with the call, it is asked for alone: some teachers
+    `told` are the tool mode and why; without it a native call is asked for: native if one comes back, else
+    text. Where the server refuses `tools` altogether it is then asked again in text form, so that a wrong key
+    or model is told apart. Where the word does not come with the call, it is asked for alone: some teachers
     say nothing beside a call. So this takes one request, and three at the most. Raises TeacherRefused where
     the teacher cannot be asked, BudgetExceeded.
     """
-    native = replace(prompt, user=_question(prompt), tool_mode=ToolMode.NATIVE)
+    asked = replace(prompt, user=_question(prompt), tool_mode=told[0] if told else ToolMode.NATIVE)
     ask = partial(_ask, budget=budget, tell=tell)
     try:
-        reply, settings = ask(settings, native)
-        tool_mode, reason = _judge(reply)
+        reply, settings = ask(settings, asked)
+        tool_mode, reason = told or _judge(reply)
     except TeacherError as error:
-        if Means.TOOLS_REFUSED not in meaning(error.status):
+        if told or Means.TOOLS_REFUSED not in meaning(error.status):
             raise TeacherRefused(str(error), error.status) from None
         tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
-        reply, settings = _ask_or_refuse(ask, settings, replace(native, tool_mode=ToolMode.TEXT))
-    return _seen(ask, reply, native, ProbeResult(tool_mode, reason, settings))
-
-
-def probe_fields(
-    settings: TeacherSettings,
-    prompt: Prompt,
-    reason: str,
-    budget: Budget,
-    tell: Callable[[str], None] = lambda _: None,
-) -> ProbeResult:
-    """Ask in the prompt's own tool mode, which `reason` says why: what the server refuses, whether it sees.
-
-    One request, two at the most; raises TeacherRefused where it cannot be asked, BudgetExceeded.
-    """
-    asked = replace(prompt, user=_question(prompt))
-    ask = partial(_ask, budget=budget, tell=tell)
-    reply, settings = _ask_or_refuse(ask, settings, asked)
-    return _seen(ask, reply, asked, ProbeResult(prompt.tool_mode, reason, settings))
+        reply, settings = _ask_or_refuse(ask, settings, replace(asked, tool_mode=ToolMode.TEXT))
+    return _seen(ask, reply, asked, ProbeResult(tool_mode, reason, settings))
 
 
 def probe_replicas(
@@ -215,8 +201,7 @@ def _ask(
     with Teacher(for_setup(settings), prompt.native_tools, budget=budget) as teacher:
         teacher.tell_by(tell)
         reply = teacher.ask(messages, _PROBE_SEED)
-        adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
-        return reply, replace(settings, **adapted)
+        return reply, settings.adapted_like(teacher.settings)
 
 
 def _probe_picture() -> SentPicture:
