@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 from distil import tasks
 from distil.errors import Caught, ToolError, UsageError
-from distil.records import Frame, Json
+from distil.records import Frame, Json, mapping_of
 from distil.tasks.base import Task
 from distil.tasks.rewards import REWARDS, Reward
 from distil.tools.base import BoxFrame, Tool
@@ -80,9 +80,8 @@ def own_code(task: str | None, tool_modules: str | None, reward: str | None) -> 
 
 def other_files(stated: Json) -> list[str]:
     """The files of a trace's `settings.own_code` that are at hand, and are others by now."""
-    if not isinstance(stated, dict):
-        return []
-    files = [stated.get("task"), *(stated.get("tools") or []), stated.get("reward")]
+    own = mapping_of(stated)
+    files = [own.get("task"), *(own.get("tools") or []), own.get("reward")]
     then = {str(file["file"]): file["sha256"] for file in files if isinstance(file, dict)}
     return [name for name, sha256 in then.items() if _run_files.get(name, sha256) != sha256]
 

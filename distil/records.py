@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:  # not at run time: the flags take their choices from here, and --help is to be quick
     from PIL import Image
@@ -18,8 +18,27 @@ Size = tuple[int, int]  # width and height in pixels
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the far edge excluded
 GreyRange = tuple[float, float]  # the values that are shown black and white
 
+# What to do where a folder holds traces that were made with other settings: write into a new folder beside
+# it; keep those traces and make only what is missing; make them again.
+OnChange = Literal["refuse", "new", "keep", "redo"]
+# What becomes of a teacher's reasoning in an export: plain text in front of the turn's own, nothing, or
+# within <think> tags in front of it.
+Thoughts = Literal["keep", "drop", "think"]
+# What becomes in it of turns with a call that failed: they are there, and not trained; trained; the call and
+# its result are left out, and a turn of nothing else.
+FailedCalls = Literal["mask", "train", "drop"]
+# What becomes in it of photos that are nearly the same: one of them stays; all, on one side of a split.
+NearDuplicates = Literal["drop", "together"]
+# The family that learns from it: how its processor sizes pictures.
+Student = Literal["qwen3-vl", "qwen2.5-vl"]
+
 
 ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+def mapping_of(value: Json) -> Mapping[str, Json]:
+    """The value if it is an object, else an empty one: traces of other programs hold surprises."""
+    return value if isinstance(value, dict) else {}
 
 
 class StopReason(StrEnum):
@@ -56,15 +75,6 @@ class CropFrom(StrEnum):
     ORIGINAL = "original"  # the photo, whatever was done since (DeepEyes, verl, Thyme)
 
 
-class OnChange(StrEnum):
-    """What to do where a folder holds traces that were made with other settings."""
-
-    REFUSE = "refuse"
-    NEW = "new"  # write into a new folder beside it
-    KEEP = "keep"  # keep those traces, make only what is missing
-    REDO = "redo"  # make them again
-
-
 class ExportFormat(StrEnum):
     """Who reads an export."""
 
@@ -76,22 +86,6 @@ class ExportFormat(StrEnum):
     HF = "hf"
 
 
-class Thoughts(StrEnum):
-    """What becomes of a teacher's reasoning in an export."""
-
-    KEEP = "keep"  # plain text in front of the turn's own
-    DROP = "drop"
-    THINK = "think"  # within <think> tags in front of it
-
-
-class FailedCalls(StrEnum):
-    """What becomes in an export of turns with a call that failed."""
-
-    MASK = "mask"  # they are there, and not trained
-    TRAIN = "train"
-    DROP = "drop"  # the call and its result are left out, and a turn of nothing else
-
-
 class Protocol(StrEnum):
     """How a terminal takes a picture."""
 
@@ -100,40 +94,6 @@ class Protocol(StrEnum):
     ITERM = "iterm"  # inline images of iTerm2: WezTerm and mintty too
     SIXEL = "sixel"  # foot, mlterm, contour, Konsole, Windows Terminal, xterm where it is built with it
     NONE = "none"
-
-
-class NearDuplicates(StrEnum):
-    """What becomes in an export of photos that are nearly the same."""
-
-    DROP = "drop"  # one of them stays
-    TOGETHER = "together"  # all stay, on one side of a split
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """Shares from `low` to `high`, both included."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.low:g}..{self.high:g}"
-
-    @classmethod
-    def parse(cls, text: str) -> Band:
-        """Read `0.2..0.8`; an end may be left out. Raises ValueError."""
-        low, dots, high = text.partition("..")
-        band = cls(float(low or 0), float(high or 1))
-        if not dots or not 0 <= band.low <= band.high <= 1:
-            raise ValueError(text)
-        return band
-
-
-class Student(StrEnum):
-    """The family of models that learns from an export: how its processor sizes pictures."""
-
-    QWEN3_VL = "qwen3-vl"
-    QWEN25_VL = "qwen2.5-vl"
 
 
 @dataclass(frozen=True, slots=True, order=True)

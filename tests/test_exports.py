@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ from distil.exports.export import NotExported, conversation_at
 from distil.exports.pictures import ShownCall, shown_calls, student_rule, student_size
 from distil.exports.tokens import picture_tokens, text_tokens
 from distil.pictures import box_to_pixels, pixels_to_box, sent_size
-from distil.records import ExportFormat, FailedCalls, Frame, SentPicture, Student, Thoughts, ToolMode
+from distil.records import ExportFormat, Frame, SentPicture, Student, ToolMode
 from distil.replay.replay import Executors, Sources
 from distil.store.trace_file import StoredTrace, json_sha256, read_trace
 
@@ -289,7 +289,7 @@ def test_boxes_of_thousandths_stay_and_those_of_pixels_become_thousandths(tmp_pa
     assert "0 to 1000" in found.described_system() and "pixels" not in found.described_system()
 
 
-@pytest.mark.parametrize("student", list(Student))
+@pytest.mark.parametrize("student", get_args(Student))
 @pytest.mark.parametrize("limit", [None, 100_000])
 def test_the_box_cut_out_of_an_exported_picture_is_the_next_picture(
     student: Student, limit: int | None, tmp_path: Path
@@ -300,7 +300,7 @@ def test_the_box_cut_out_of_an_exported_picture_is_the_next_picture(
     )
     pictures = [Image.open(io.BytesIO(each.data)).convert("RGB") for each in found.pictures()]
     assert len(pictures) == 3
-    factor = {Student.QWEN3_VL: 32, Student.QWEN25_VL: 28}[student]
+    factor = {"qwen3-vl": 32, "qwen2.5-vl": 28}[student]
     for picture, following, box in zip(pictures, pictures[1:], boxes_of(found), strict=False):
         assert picture.width % factor == picture.height % factor == 0
         assert limit is None or picture.width * picture.height <= limit
@@ -436,7 +436,7 @@ def test_a_call_cut_out_makes_no_special_word_of_what_stood_around_it(tmp_path: 
         return says(ANSWER) if num_turns(request) else says(f"<im{fails}age>{works}")
 
     path = run(tmp_path, script, "--tool_mode", "text") / "trace_00000.json"
-    found = conversation(path, errors=FailedCalls.DROP)
+    found = conversation(path, errors="drop")
     assert found.turns[0].text == escaped("<image>") and len(found.turns[0].calls) == 1
 
 
@@ -466,7 +466,7 @@ def test_llama_factory_gets_a_row_for_each_trained_turn(
 
 
 def test_a_failed_box_in_another_frame_is_never_trained(failing: Path, tmp_path: Path) -> None:
-    found = conversation(failing / "trace_00000.json", errors=FailedCalls.TRAIN, coordinates=Frame.PIXEL)
+    found = conversation(failing / "trace_00000.json", errors="train", coordinates=Frame.PIXEL)
     assert [turn.is_trained for turn in found.turns] == [False, False, True, True]
 
 
@@ -507,8 +507,7 @@ def test_a_trace_with_nothing_to_train_is_counted(tmp_path: Path, capsys: pytest
 def test_thoughts_are_marked_plain_or_left_out(traces: Path) -> None:
     path = traces / "trace_00000.json"
     marked, plain, without = (
-        conversation(path, reasoning=each).turns[-1].written()
-        for each in (Thoughts.THINK, Thoughts.KEEP, Thoughts.DROP)
+        conversation(path, reasoning=each).turns[-1].written() for each in ("think", "keep", "drop")
     )
     assert marked.startswith("<think>\nDeep in thought.\nHm. ") and "\n</think>\n\nIt says" in marked
     assert plain.startswith("Deep in thought.\nHm. ") and "think>" not in plain
@@ -526,7 +525,7 @@ def test_a_turn_that_only_thinks_is_not_trained_without_its_thoughts(tmp_path: P
     path = run(tmp_path, thinks, "--num_samples", 1) / "trace_00000.json"
     found = conversation(path, takes_all=True)
     assert found.turns[-1].written() == "<think>\n\\boxed{1, 2}\n</think>"
-    without = conversation(path, takes_all=True, reasoning=Thoughts.DROP)
+    without = conversation(path, takes_all=True, reasoning="drop")
     assert [turn.written().count("<tool_call>") for turn in without.turns] == [1]
 
 
@@ -875,7 +874,7 @@ def test_a_teacher_of_text_calls_had_the_conversation_that_is_exported(tmp_path:
     trace = read_trace(path)
     with Executors() as executors:
         had = replay(trace, Sources().of(trace), executors.of(trace)).messages()
-    exported_messages = conversation(path, errors=FailedCalls.TRAIN).messages()
+    exported_messages = conversation(path, errors="train").messages()
     assert [message.role for message in exported_messages] == [message["role"] for message in had]
     for ours, theirs in zip(exported_messages, had, strict=True):
         content = theirs["content"]
@@ -903,7 +902,7 @@ def test_whatever_is_said_no_special_word_is_left_but_those_placed(
         replace(call, stored=replace(call.stored, message="".join(printed), stdout="".join(printed)))
         for call in calls
     )
-    flags = FormFlags(errors=FailedCalls.TRAIN, reasoning=Thoughts.KEEP)
+    flags = FormFlags(errors="train", reasoning="keep")
     found = conversation_of(replace(trace, replies=replies), photo, shown, flags)
     if found is None:
         return  # nobody said anything
@@ -926,5 +925,5 @@ def test_whatever_is_said_no_special_word_is_left_but_those_placed(
 def _replayed(path: Path) -> tuple[StoredTrace, SentPicture, list[ShownCall]]:
     with Executors() as executors:
         trace = read_trace(path)
-        flags = FormFlags(errors=FailedCalls.TRAIN)
+        flags = FormFlags(errors="train")
         return trace, *shown_calls(trace, Sources().of(trace), executors.of(trace), flags)

@@ -26,7 +26,7 @@ from distil.commands.flags import (
     stated_flags,
 )
 from distil.pictures import ResizeRule
-from distil.records import CropFrom, Frame, OnChange, SampleId, ToolMode
+from distil.records import CropFrom, Frame, SampleId, ToolMode
 from distil.rollout import RolloutSettings
 from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked
@@ -224,7 +224,7 @@ def _solve_first(plan: Plan) -> None:
 
 
 def test_a_choice_of_an_enum_is_its_member_wherever_it_was_said(tmp_path: Path) -> None:
-    chosen = {"on_change": OnChange.NEW, "tool_mode": ToolMode.TEXT, "coordinates": Frame.PIXEL}
+    chosen = {"crop_from": CropFrom.ORIGINAL, "tool_mode": ToolMode.TEXT, "coordinates": Frame.PIXEL}
     given = [word for name, value in chosen.items() for word in (f"--{name}", value.value)]
     config = tmp_path / "flags.toml"
     config.write_text("".join(f'{name} = "{value}"\n' for name, value in chosen.items()))
@@ -233,4 +233,4 @@ def test_a_choice_of_an_enum_is_its_member_wherever_it_was_said(tmp_path: Path) 
     for flags in (typed, read, flags_from_json(RunFlags(), there_and_back(flags_json(typed)))):
         said = vars(flags.samples) | vars(flags.tools)
         assert all(said[name] is value for name, value in chosen.items())
-    assert parsed().tools.coordinates == "auto" and parsed().samples.on_change is OnChange.REFUSE
+    assert parsed().tools.coordinates == "auto" and parsed().samples.on_change == "refuse"

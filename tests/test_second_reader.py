@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -197,7 +197,7 @@ def test_accept_says_so_where_a_task_can_use_none_of_the_first_rows(
 @given(
     st.tuples(st.integers(1, 9000), st.floats(0.01, 100)),
     st.one_of(st.none(), st.integers(100_000, 10**7)),
-    st.sampled_from(list(Student)),
+    st.sampled_from(get_args(Student)),
 )
 def test_a_student_sees_a_picture_with_boxes_in_pixels_in_the_size_it_is_exported_in(
     shape: tuple[int, float], limit: int | None, student: Student

@@ -17,12 +17,12 @@ from PIL import ImageOps
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.cli import main
-from distil.commands.flags import ExportFlags, SelectionFlags
+from distil.commands.flags import ExportFlags, SelectionFlags, _band
 from distil.errors import UsageError
 from distil.exports.filters import Candidate, balanced, best, first
 from distil.exports.near_duplicates import near_pairs
 from distil.exports.selection import VALIDATION, Selected, select_traces, validation_members
-from distil.records import Band, NearDuplicates, SampleId
+from distil.records import SampleId
 from distil.store.marks import append_mark
 from distil.store.trace_file import trace_name
 from distil.store.trace_settings import json_sha256
@@ -141,7 +141,7 @@ def test_a_row_is_taken_by_the_share_of_all_its_rollouts_that_pass(tmp_path: Pat
     write(tmp_path, 5, score=0.0)
 
     def rows_in(band: str, **more: Any) -> set[str]:
-        found = chosen(tmp_path, pass_rate=Band.parse(band), accept="score > 0.8", **more)
+        found = chosen(tmp_path, pass_rate=_band(band), accept="score > 0.8", **more)
         return {name[:5] for name in names(found)}
 
     assert rows_in("0.2..0.8") == {"00001", "00002"}
@@ -372,14 +372,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_of_near_duplicates_the_largest_photo_stays_with_all_its_rollouts(seen: Path) -> None:
-    found = chosen(seen, near_duplicates=NearDuplicates.DROP)
+    found = chosen(seen, near_duplicates="drop")
     assert names(found) == ["00000", "00000_r1", "00004"]
     assert counts(found)[-1] == ("--near_duplicates drop --near_bits 4", 6, 3)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_near_duplicates_are_on_one_side_where_that_is_asked_for(seen: Path, seed: int) -> None:
-    together = NearDuplicates.TOGETHER
+    together = "together"
     found = chosen(seen, near_duplicates=together, validation=0.3, seed=seed)
     sides = dict(zip(names(found), found.picks.values(), strict=True))
     assert sides["00003"] == sides["00004"] != sides["00000"] == sides["00001"] == sides["00002"]
@@ -408,7 +408,7 @@ def test_filters_work_in_one_order_and_are_counted(tmp_path: Path) -> None:
     write(tmp_path, 8, stop="max_turns")
     append_mark(tmp_path, SampleId(0, 2), "drop")
     found = chosen(
-        tmp_path, where="score > 0", pass_rate=Band(0.1, 0.9), accept="score = 1", best_of=1,
+        tmp_path, where="score > 0", pass_rate="0.1..0.9", accept="score = 1", best_of=1,
         max_per_sample=1, balance="country", validation=0.25,
     )  # fmt: skip
     assert counts(found) == [

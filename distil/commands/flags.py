@@ -16,11 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
-    Band,
     CropFrom,
     ExportFormat,
     FailedCalls,
@@ -203,6 +202,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def _shares(text: str) -> str:
+    """Shares from LOW to HIGH, both included; an end may be left out."""
+    low, dots, high = text.partition("..")
+    first, last = float(low or 0), float(high or 1)
+    if not dots or not 0 <= first <= last <= 1:
+        raise ValueError(text)
+    return f"{first:.12g}..{last:.12g}"
+
+
 _whole = _reader(int, "must be a whole number")
 _count = _reader(int, "must be a whole number of 0 or more", lambda value: value >= 0)
 _positive = _reader(int, "must be a whole number of 1 or more", lambda value: value >= 1)
@@ -213,7 +221,7 @@ _temperature = _reader(_finite, "must be a number from 0 to 2", lambda value: 0 
 _seconds = _reader(_finite, "must be a number of seconds above 0", lambda value: value > 0)
 _grace = _reader(_finite, "must be a number of seconds, 0 or more", lambda value: value >= 0)
 _bits = _reader(int, "must be a whole number from 0 to 32", lambda value: value in range(33))
-_band = _reader(Band.parse, "use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
+_band = _reader(_shares, "use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
 _prices = _reader(parse_prices, "use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens")
 
 
@@ -311,9 +319,9 @@ class SampleFlags:
         OnChange,
         Flag(
             "what to do with traces in DIR that were made with other settings (default: refuse to run)",
-            choices=OnChange,
+            choices=get_args(OnChange),
         ),
-    ] = OnChange.REFUSE
+    ] = "refuse"
     retry_failed: Annotated[bool, Flag("only the samples that failed before")] = False
     keep_going: Annotated[
         bool, Flag("go on where the first 20 samples have no answer, or all tool calls fail")
@@ -603,16 +611,16 @@ class FormFlags:
         Thoughts,
         Flag(
             "the teacher's: as plain text, left out, or within <think> (default: {default})",
-            choices=Thoughts,
+            choices=get_args(Thoughts),
         ),
-    ] = Thoughts.THINK
+    ] = "think"
     errors: Annotated[
         FailedCalls,
         Flag(
             "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
-            choices=FailedCalls,
+            choices=get_args(FailedCalls),
         ),
-    ] = FailedCalls.MASK
+    ] = "mask"
     coordinates: Annotated[
         Frame,
         Flag(
@@ -628,9 +636,9 @@ class FormFlags:
         Student,
         Flag(
             "the family that learns: how it sizes pictures (default: {default})",
-            choices=Student,
+            choices=get_args(Student),
         ),
-    ] = Student.QWEN3_VL
+    ] = "qwen3-vl"
     call_form: Annotated[
         ToolMode,
         Flag(
@@ -648,7 +656,7 @@ class SelectionFlags:
     only_kept: Annotated[bool, Flag("only traces that are marked keep; those marked drop never are")] = False
     ignore_marks: Annotated[bool, Flag("traces that are marked drop, too")] = False
     pass_rate: Annotated[
-        Band | None,
+        str | None,
         Flag("only rows of which such a share of all their traces passes: 0.2..0.8", "LOW..HIGH", _band),
     ] = None
     accept: Annotated[str | None, Flag('which of them pass, as "score > 0.8"', "SQL")] = None
@@ -657,7 +665,7 @@ class SelectionFlags:
         NearDuplicates | None,
         Flag(
             "photos that are nearly the same: only one of them, or all on one side of the split",
-            choices=NearDuplicates,
+            choices=get_args(NearDuplicates),
         ),
     ] = None
     near_bits: Annotated[

@@ -14,7 +14,6 @@ from distil.exports.pictures import ShownCall, box_frame, has_box
 from distil.messages.compose import observation_text, size_sentence, system_text
 from distil.messages.tags import split_thinking, tool_call_bodies
 from distil.records import (
-    FailedCalls,
     Frame,
     Json,
     Observation,
@@ -206,7 +205,7 @@ def _turn(
 ) -> StudentTurn | None:
     """A turn as the student is shown it; None where nothing of it is left."""
     failed = [call for call in calls if not call.stored.success]
-    drops = form.errors is FailedCalls.DROP
+    drops = form.errors == "drop"
     if drops and failed and len(failed) == len(calls):
         return None
     thoughts, pieces = _pieces(reply, calls, form)
@@ -220,7 +219,7 @@ def _turn(
 
 def _may_train(trace: StoredTrace, failed: Sequence[ShownCall], form: FormFlags) -> bool:
     """Whether a turn with failed calls is trained: not where a box of them stands in another frame."""
-    if form.errors is not FailedCalls.TRAIN:
+    if form.errors != "train":
         return False
     return all(_is_in_frame(trace, call, form) for call in failed)
 
@@ -293,9 +292,9 @@ def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:
 
 
 def _with_thoughts(thoughts: str, said: Sequence[str | Call], kind: Thoughts) -> list[str | Call]:
-    if not thoughts or kind is Thoughts.DROP:
+    if not thoughts or kind == "drop":
         return list(said)
-    text = f"<think>\n{thoughts}\n</think>" if kind is Thoughts.THINK else thoughts
+    text = f"<think>\n{thoughts}\n</think>" if kind == "think" else thoughts
     return [f"{text}\n\n", *said] if said else [text]
 
 

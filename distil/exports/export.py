@@ -34,7 +34,7 @@ from distil.exports.to_trl import TRL
 from distil.exports.to_verl import VERL
 from distil.exports.tokens import row_tokens
 from distil.interrupts import interruptible
-from distil.records import ExportFormat, Frame, Json, StopReason, Student, ToolMode
+from distil.records import ExportFormat, Frame, Json, StopReason, ToolMode
 from distil.replay.processes import each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
@@ -119,7 +119,7 @@ def _says_whose(selected: Selected) -> bool:
 
 def _check(asked: ExportFlags) -> None:
     form = asked.form
-    is_native, is_25 = form.call_form is ToolMode.NATIVE, form.student is Student.QWEN25_VL
+    is_native, is_25 = form.call_form is ToolMode.NATIVE, form.student == "qwen2.5-vl"
     if is_native and not FORMATS[asked.format].has_native:
         raise UsageError(f"--call_form native: the format {asked.format.value} has no such form")
     if is_native and is_25 and asked.format is ExportFormat.VERL:
@@ -271,10 +271,10 @@ def _manifest(asked: ExportFlags, report: ExportReport, folder: Path) -> dict[st
             "format": asked.format.value,
             "coordinates": asked.form.coordinates.value,
             "image_max_pixels": asked.form.image_max_pixels,
-            "reasoning": asked.form.reasoning.value,
-            "errors": asked.form.errors.value,
+            "reasoning": asked.form.reasoning,
+            "errors": asked.form.errors,
             "call_form": asked.form.call_form.value,
-            "student": asked.form.student.value,
+            "student": asked.form.student,
             "all": asked.all,
             "attribution": asked.form.has_attribution,
         },

@@ -22,8 +22,8 @@ from distil.records import Json, Student, ToolMode
 
 PLACEHOLDER = "<image>"
 STUDENT_MODELS: Mapping[Student, str] = {  # one of each family, for commands to start with
-    Student.QWEN3_VL: "Qwen/Qwen3-VL-8B-Instruct",
-    Student.QWEN25_VL: "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3-vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen2.5-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
 }
 _ROUNDED_TO = 1024  # tokens of a length to set
 _MARGIN = 20  # a twentieth more: trainers make small pictures larger, each a little otherwise

@@ -20,8 +20,8 @@ MAX_STUDENT_RATIO = 200  # of a picture's sides: the processors refuse more
 # How the students' own processors size pictures (`preprocessor_config.json` of the checkpoints): what has
 # such a size already stays as it is.
 _STUDENT_RULES: Mapping[Student, ResizeRule] = {
-    Student.QWEN3_VL: ResizeRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=0, factor_px=32),
-    Student.QWEN25_VL: ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=0, factor_px=28),
+    "qwen3-vl": ResizeRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=0, factor_px=32),
+    "qwen2.5-vl": ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=0, factor_px=28),
 }
 
 

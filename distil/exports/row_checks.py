@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distil.commands.flags import CheckFlags, FormFlags
 from distil.exports.written import WrittenCall, WrittenMessage, WrittenRow, without_calls, without_joints
-from distil.records import CropFrom, ExportFormat, FailedCalls, Frame, Json, Size, Student
+from distil.records import CropFrom, ExportFormat, Frame, Json, Size
 from distil.tools.base import BoxFrame
 from distil.tools.toolbox import all_tools, find_tool
 
@@ -80,14 +80,13 @@ class Subject:
         stated = self.manifest.get("options", {})
         return FormFlags(
             coordinates=self.asked.coordinates or Frame(stated.get("coordinates", Frame.REL1000)),
-            student=Student(stated.get("student", Student.QWEN3_VL)),
+            student=stated.get("student", "qwen3-vl"),
         )
 
     @cached_property
-    def errors(self) -> FailedCalls | None:
+    def errors(self) -> Json:
         """What the export says of turns with a failed call."""
-        stated = self.manifest.get("options", {}).get("errors")
-        return None if stated is None else FailedCalls(stated)
+        return self.manifest.get("options", {}).get("errors")
 
     @cached_property
     def max_length(self) -> int | None:
@@ -299,9 +298,9 @@ def _loss(row: WrittenRow, subject: Subject) -> Iterator[Problem]:
         if not message.is_assistant:
             continue
         failed = any(map(_has_failed, _results_after(row.messages, position)))
-        if failed and is_trained and subject.errors is FailedCalls.MASK:
+        if failed and is_trained and subject.errors == "mask":
             yield message.at, "a turn with a failed call is trained, and the export says mask"
-        if failed and subject.errors is FailedCalls.DROP:
+        if failed and subject.errors == "drop":
             yield message.at, "a failed call is in the row, and the export says drop"
     last = row.messages[-1]
     if not has_trained:

@@ -33,7 +33,7 @@ from distil.exports.near_duplicates import check_imagehash
 from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.records import Json, NearDuplicates, StopReason
+from distil.records import Json, StopReason
 from distil.replay.processes import each_trace
 from distil.store.marks import DROP, KEEP
 from distil.store.trace_file import find_trace_files
@@ -135,7 +135,7 @@ def _check(asked: SelectionFlags) -> None:
         raise UsageError("--balance_max: say which column is balanced, as --balance country")
     if asked.only_kept and asked.ignore_marks:
         raise UsageError("--only_kept and --ignore_marks cannot both be")
-    if asked.near_duplicates is NearDuplicates.TOGETHER and asked.validation is None:
+    if asked.near_duplicates == "together" and asked.validation is None:
         raise UsageError("--near_duplicates together: there is nothing to split; give --validation")
     if asked.near_duplicates is not None:
         check_imagehash()
@@ -269,12 +269,13 @@ def _filters(
     if asked.where is not None:
         yield f"--where {asked.where}", partial(those, lambda each: each.is_wanted)
     if flags.pass_rate is not None:
-        rates, band = pass_rates(candidates), flags.pass_rate
-        name = f"--pass_rate {band} --accept {flags.accept}"
-        yield name, partial(those, lambda each: band.low <= rates[each.row] <= band.high)
+        rates = pass_rates(candidates)
+        low, high = map(float, flags.pass_rate.split(".."))
+        name = f"--pass_rate {flags.pass_rate} --accept {flags.accept}"
+        yield name, partial(those, lambda each: low <= rates[each.row] <= high)
     if flags.drop_repeats:
         yield "--drop_repeats", partial(without_repeats, read)
-    if flags.near_duplicates is NearDuplicates.DROP:
+    if flags.near_duplicates == "drop":
         name = f"--near_duplicates drop --near_bits {flags.near_bits}"
         yield name, partial(without_near, flags.near_bits, read)
     if flags.best_of is not None:
@@ -300,7 +301,7 @@ def _validating(candidates: Sequence[Candidate], asked: SelectionFlags, read: Re
     if asked.validation is None or not candidates:
         return ()
     near: list[tuple[str, str]] = []
-    if asked.near_duplicates is NearDuplicates.TOGETHER:
+    if asked.near_duplicates == "together":
         near = near_photos(candidates, asked.near_bits, read)
     return {candidates[number].path for number in validation_members(candidates, near, asked)}
 

@@ -22,9 +22,9 @@ from distil.exports.form import (
     joined_results,
 )
 from distil.exports.pictures import max_student_pixels
-from distil.records import Json, Student, ToolMode
+from distil.records import Json, ToolMode
 
-_TEMPLATES = {Student.QWEN3_VL: "qwen3_vl_nothink", Student.QWEN25_VL: "qwen2_vl"}
+_TEMPLATES = {"qwen3-vl": "qwen3_vl_nothink", "qwen2.5-vl": "qwen2_vl"}
 _TAGS = {
     "role_tag": "role",
     "content_tag": "content",

@@ -24,7 +24,7 @@ def _guide(target: Target, report: ExportReport) -> str:
     return f"""\
 {files}: a row has `messages` as the chat API takes them, pictures as data URLs.
 Assistant messages that are not to be trained have `"weight": 0`, which OpenAI's fine-tuning reads.
-The longest row has about {report.max_length:,} tokens for a student of {target.form.student.value}.
+The longest row has about {report.max_length:,} tokens for a student of {target.form.student}.
 Where a service refuses fields that it does not know, keep the messages alone: `jq -c '{{messages}}'`."""
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from distil.errors import TraceError
 from distil.index.columns import Column, Kind, Source
 from distil.messages.tags import split_thinking
-from distil.records import Json, SampleId, ToolMode
+from distil.records import Json, SampleId, ToolMode, mapping_of
 from distil.store.summary import (
     call_succeeded,
-    mapping_of,
     read_summary,
     trace_answer,
     trace_calls,

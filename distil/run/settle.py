@@ -265,9 +265,9 @@ def settle_folder(
 
     Raises UsageError where what it holds was made with other settings and nothing was said about it.
     """
-    if on_change is OnChange.REFUSE:
+    if on_change == "refuse":
         claim.refuse_changes(settings, fingerprint, ignored)
-    if on_change is OnChange.NEW:
+    if on_change == "new":
         return first_free(claim, settings, fingerprint, ignored)
     return claim
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from distil.records import Json, Size
+from distil.records import Json, Size, mapping_of
 
 _MILLION = 1_000_000
 _MAX_COUNT = 10**12  # what is more is no figure: it would use up any budget, and floats cannot hold its cost
@@ -102,12 +102,12 @@ def read_tokens(usage: Mapping[str, Json] | None) -> Tokens:
     """The tokens of a chat completion's `usage`."""
     usage = usage or {}
     prompt = token_count(usage.get("prompt_tokens"))
-    cached = token_count(_details(usage, "prompt_tokens_details").get("cached_tokens"))
+    cached = token_count(mapping_of(usage.get("prompt_tokens_details")).get("cached_tokens"))
     return Tokens(
         prompt=prompt,
         cached=_part(token_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached, prompt),
         completion=_completion(usage, prompt),
-        reasoning=token_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
+        reasoning=token_count(mapping_of(usage.get("completion_tokens_details")).get("reasoning_tokens")),
     )
 
 
@@ -128,11 +128,6 @@ def stored_tokens(entry: Mapping[str, Json]) -> Tokens:
 def _part(part: int | None, whole: int | None) -> int | None:
     """A part that is larger than its whole is no figure: it would make the rest cost less than nothing."""
     return None if part is not None and whole is not None and part > whole else part
-
-
-def _details(usage: Mapping[str, Json], name: str) -> Mapping[str, Json]:
-    value = usage.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def token_count(value: Json) -> int | None:

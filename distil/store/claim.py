@@ -10,12 +10,11 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from distil.errors import TraceError, UsageError
-from distil.records import Json, SampleId
+from distil.records import Json, SampleId, mapping_of
 from distil.spending.budget import RequestState
 from distil.store.atomic import folder_errors, sync_files
 from distil.store.journal import FOLDER, Journal, unfinished_samples
 from distil.store.json_lines import LineFile, open_regular, read_lines
-from distil.store.summary import mapping_of
 from distil.store.trace_file import TRACE_FILES, find_trace_files, load_json, sample_of_name, trace_name
 from distil.store.trace_settings import TraceSettings, short_json
 

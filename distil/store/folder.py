@@ -9,12 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from distil.errors import TraceError, UsageError
-from distil.records import Failure, FailureKind, Json, OnChange, Rollout, SampleId
+from distil.records import Failure, FailureKind, Json, OnChange, Rollout, SampleId, mapping_of
 from distil.store.atomic import folder_errors, replace_file, sync_files, write_bytes, write_json
 from distil.store.claim import RUN_RECORD, Claim, is_made, made_with, other_settings, stated_id
 from distil.store.journal import Journal
 from distil.store.json_lines import LineFile, line_bytes, read_lines
-from distil.store.summary import mapping_of
 from distil.store.trace_file import (
     TRACE_FILES,
     RunFacts,
@@ -61,7 +60,7 @@ class RunFolder:
     keeps its turns, and a trace that a power cut tore is made again from them.
     """
 
-    def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = OnChange.REFUSE) -> None:
+    def __init__(self, claim: Claim, run: RunFacts, on_change: OnChange = "refuse") -> None:
         self.path, self.spending = claim.path, claim.spending
         self._claim, self._run, self._on_change = claim, run, on_change
         self._failures, self._num_bad_lines = read_failures(self.path / FAILED_SAMPLES)
@@ -217,10 +216,10 @@ class RunFolder:
                 f"{path} holds the trace of row {stated_id(trace, sample_id)}, not of row {sample_id}; "
                 "move it away, or choose another --output_dir"
             )
-        if self._on_change is OnChange.KEEP or made_with(trace) == self._run.settings_sha256:
+        if self._on_change == "keep" or made_with(trace) == self._run.settings_sha256:
             show(trace)
             return True
-        if self._on_change is OnChange.REDO:
+        if self._on_change == "redo":
             return False
         theirs = trace.get("settings")
         if not isinstance(theirs, dict):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from distil.errors import DistilError
-from distil.records import Json, SampleId
+from distil.records import Json, SampleId, mapping_of
 from distil.spending.prices import token_count
 from distil.tasks import TASKS, task_of, task_to_show
 from distil.tasks.base import Metric, Rows, Task
@@ -212,11 +212,6 @@ def _stated(metric: Metric, reward: Mapping[str, Json], metadata: Mapping[str, J
 
 def _entries(value: Json) -> list[Mapping[str, Json]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def mapping_of(value: Json) -> Mapping[str, Json]:
-    """The value if it is an object, else an empty one: traces of other programs hold surprises."""
-    return value if isinstance(value, dict) else {}
 
 
 def reported_tokens(usages: Iterable[Json], name: str) -> int | None:

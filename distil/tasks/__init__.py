@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distil.errors import TraceError
-from distil.records import Json, Score
+from distil.records import Json, Score, mapping_of
 from distil.tasks.base import Task
 from distil.tasks.geolocation import GEOLOCATION
 from distil.tasks.vqa import VQA
@@ -57,14 +57,11 @@ def task_to_show(trace: Mapping[str, Json]) -> tuple[Task, str | None]:
 
 def task_name_of(trace: Mapping[str, Json]) -> Json:
     """What a trace of either format says that its task is called."""
-    settings = trace.get("settings")
-    return settings.get("task", DEFAULT_TASK) if isinstance(settings, dict) else DEFAULT_TASK
+    return mapping_of(trace.get("settings")).get("task", DEFAULT_TASK)
 
 
 def _own_file_text(trace: Mapping[str, Json]) -> str:
     """Which file had the task of a trace, and the flag for it; a trace alone never has one imported."""
-    settings = trace["settings"]
-    own_code = settings.get("own_code") if isinstance(settings, dict) else None
-    stated = own_code.get("task") if isinstance(own_code, dict) else None
-    file = stated.get("file") if isinstance(stated, dict) else None
+    settings = mapping_of(trace["settings"])
+    file = mapping_of(mapping_of(settings.get("own_code")).get("task")).get("file")
     return "" if file is None else f"; its own was in {file}: give that by --task FILE:{settings['task']}"

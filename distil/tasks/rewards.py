@@ -16,7 +16,7 @@ from typing import Any
 
 from distil.errors import Caught
 from distil.messages.read import clean_text
-from distil.records import Json
+from distil.records import Json, mapping_of
 
 _PREFIX = "reward@"  # begins their fields in a trace's `reward_score`
 _MAX_TEXT_CHARS = 1000
@@ -67,10 +67,8 @@ class Reward:
 
 def reward_of(trace: Mapping[str, Json]) -> tuple[str | None, Reward | None]:
     """The name of the reward that a trace's run had, and that reward where it is at hand."""
-    settings = trace.get("settings")
-    own_code = settings.get("own_code") if isinstance(settings, dict) else None
-    stated = own_code.get("reward") if isinstance(own_code, dict) else None
-    name = stated.get("function") if isinstance(stated, dict) else None
+    own_code = mapping_of(mapping_of(trace.get("settings")).get("own_code"))
+    name = mapping_of(own_code.get("reward")).get("function")
     return (name, REWARDS.get(name)) if isinstance(name, str) else (None, None)
 
 

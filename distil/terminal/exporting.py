@@ -12,7 +12,7 @@ from distil.exports.export import Found, NotExported, export_traces
 from distil.exports.form import ExportReport
 from distil.exports.importing import import_rows
 from distil.exports.selection import VALIDATION, Selected, select_traces
-from distil.records import ExportFormat, FailedCalls, Json
+from distil.records import ExportFormat, Json
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
 
@@ -124,7 +124,7 @@ def _lines(report: ExportReport, asked: ExportFlags) -> list[str]:
 
 def _masked_line(report: ExportReport, asked: ExportFlags) -> str:
     line = f"{report.num_masked_turns:,} of {report.num_turns:,} turns are there but not trained"
-    if asked.form.errors is FailedCalls.TRAIN:
+    if asked.form.errors == "train":
         line += ": a box of theirs failed in another frame than the exported one"
     if asked.format is ExportFormat.LLAMAFACTORY:
         num_trained = report.num_turns - report.num_masked_turns

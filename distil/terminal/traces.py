@@ -25,13 +25,12 @@ from distil.errors import TraceError, UsageError
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
-from distil.records import Json, Protocol
+from distil.records import Json, Protocol, mapping_of
 from distil.store.summary import (
     Totals,
     TraceSummary,
     call_name,
     call_succeeded,
-    mapping_of,
     metrics_of,
     read_summary,
     trace_answer,

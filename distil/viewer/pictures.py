@@ -43,6 +43,7 @@ from distil.records import (
     SentPicture,
     Size,
     StoredPicture,
+    mapping_of,
 )
 from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.recipe import FAILURES
@@ -52,7 +53,7 @@ from distil.sandbox.sandbox import REMEDY, Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
 from distil.store.claim import RUN_RECORD, read_runs
-from distil.store.summary import call_name, call_succeeded, mapping_of, trace_calls, trace_turns
+from distil.store.summary import call_name, call_succeeded, trace_calls, trace_turns
 from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
 from distil.tools.python_code import Executor

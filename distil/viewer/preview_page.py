@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -47,14 +46,14 @@ _FORMAT_NAMES = {
     ExportFormat.OPENAI: "chat API",
     ExportFormat.HF: "the hub",
 }
-_CHOICES: dict[str, tuple[str, tuple[StrEnum, ...]]] = {  # by their flags: what they are called, their values
+_CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {  # by their flags: what they are called, their values
     "format": ("for", tuple(ExportFormat)),
-    "reasoning": ("thoughts", tuple(Thoughts)),
-    "errors": ("failed calls", tuple(FailedCalls)),
+    "reasoning": ("thoughts", get_args(Thoughts)),
+    "errors": ("failed calls", get_args(FailedCalls)),
     "coordinates": ("boxes", (Frame.REL1000, Frame.PIXEL)),
-    "student": ("student", tuple(Student)),
+    "student": ("student", get_args(Student)),
 }
-_USUAL: dict[str, StrEnum] = {"format": ExportFormat.TRL, **vars(FormFlags())}
+_USUAL: dict[str, str] = {"format": ExportFormat.TRL, **vars(FormFlags())}
 _MAX_PICTURE_PX = (480, 360)
 
 
@@ -97,7 +96,7 @@ def _flags(asked: QueryParams) -> ExportFlags:
     """The flags of a page's address; raises HTTPException where one is none."""
     stated: dict[str, Any] = {}
     for name, (_, values) in _CHOICES.items():
-        text = asked.get(name, _USUAL[name].value)
+        text = asked.get(name, _USUAL[name])
         if text not in list(values):
             raise HTTPException(404, f"{name}= is one of {', '.join(values)}.")
         stated[name] = next(value for value in values if value == text)
@@ -113,9 +112,9 @@ def _choices(flags: ExportFlags) -> list[Fields]:
             "label": label,
             "values": [
                 {
-                    "value": value.value,
-                    "text": _FORMAT_NAMES[value] if isinstance(value, ExportFormat) else value.value,
-                    "is_chosen": value is chosen[name],
+                    "value": str(value),
+                    "text": _FORMAT_NAMES[value] if isinstance(value, ExportFormat) else value,
+                    "is_chosen": value == chosen[name],
                 }
                 for value in values
             ],

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from distil.errors import DistilError
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.records import Failure, Json, SampleId
+from distil.records import Failure, Json, SampleId, mapping_of
 from distil.spending.budget import Bill, Spent
 from distil.store.claim import read_runs
 from distil.store.folder import FAILED_SAMPLES, read_failures
-from distil.store.summary import mapping_of, metrics_of
+from distil.store.summary import metrics_of
 from distil.store.trace_settings import teacher_lines
 from distil.tasks.base import Metric
 from distil.viewer.visible import LARGEST, finite

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from distil.errors import DistilError
 from distil.messages.tags import split_thinking, text_outside
-from distil.records import CropFrom, Frame, Json, Size
-from distil.store.summary import call_name, call_succeeded, mapping_of, trace_answer, trace_calls, trace_truth
+from distil.records import CropFrom, Frame, Json, Size, mapping_of
+from distil.store.summary import call_name, call_succeeded, trace_answer, trace_calls, trace_truth
 from distil.store.trace_file import raw_arguments
 from distil.store.trace_settings import json_sha256, teacher_lines
 from distil.tasks import task_of
