@@ -127,15 +127,16 @@ def choose_columns(
     """The columns of these fields: that which was asked for, one of a usual name, or the only one that fits.
 
     One of a usual name is left out where that is the one that `truth` reads without being told. `otherwise`
-    are columns for fields that no other fits. Raises SourceError where there is none, or several are meant.
+    are columns for fields that no other fits; they may be asked for where `columns` has none of them. Raises
+    SourceError where there is none, or several are meant.
     """
     chosen: dict[str, str] = {}
     for field, (names, pattern, missing) in guessed.items():
         usual = next((name for name in names if name in columns), None)
         column = asked[field] if field in asked else usual or _only_fitting(field, columns, pattern)
-        if column is None and otherwise is not None:
-            column = otherwise[field]
-        if column is None or column not in columns:
+        other = None if otherwise is None else otherwise[field]
+        column = column or other
+        if column is None or (column not in columns and asked.get(field) != other):
             raise SourceError(_no_column_text(field, asked.get(field), missing, columns))
         if column != usual:
             chosen[field] = column
