@@ -202,58 +202,44 @@ class Command:
     takes_config: bool = False  # flags from a file and from the environment
 
 
+_run_command = partial(Command, start=_distil, advice=_ADVICE, takes_config=True)
 COMMANDS: tuple[Command, ...] = (
-    Command(
+    _run_command(
         "run",
         "demo_concurrent.py",
         "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
         RunFlags(),
-        _distil,
-        _TWO_RUNS,
-        _ADVICE,
-        takes_config=True,
+        examples=_TWO_RUNS,
     ),
-    Command(
+    _run_command(
         "code",
         "demo_python_code.py",
         "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
         RunFlags(SampleFlags(output_dir="traces_python_code"), tools=ToolFlags(tools="python_code")),
-        _distil,
-        _TWO_RUNS,
-        _ADVICE,
-        takes_config=True,
+        examples=_TWO_RUNS,
     ),
-    Command(
+    _run_command(
         "with-tools",
         "demo_distillation_with_tools.py",
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
         RunFlags(SampleFlags(output_dir="traces_with_tools", max_workers=1), keep_pictures=True),
-        _distil,
-        (_FEW,),
-        _ADVICE,
-        takes_config=True,
+        examples=(_FEW,),
     ),
-    Command(
+    _run_command(
         "one-turn",
         "demo_distillation.py",
         "The basic baseline: one turn a sample, no tools.",
         RunFlags(
             SampleFlags(output_dir="traces_demo", max_workers=1), tools=ToolFlags(tools="none", max_turns=1)
         ),
-        _distil,
-        (_FEW,),
-        _ADVICE,
-        takes_config=True,
+        examples=(_FEW,),
     ),
-    Command(
+    _run_command(
         "estimate",
         None,
         "Run a few samples of a selection, keep them, and say what the whole will take.",
         EstimateFlags(),
-        _distil,
-        (f"{_REAL} --num_samples 1000 --output_dir traces_1k",),
-        _ADVICE,
-        takes_config=True,
+        examples=(f"{_REAL} --num_samples 1000 --output_dir traces_1k",),
     ),
     Command(
         "view",

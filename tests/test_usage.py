@@ -117,3 +117,45 @@ def test_the_help_of_all_shows_examples(capsys: pytest.CaptureFixture[str], tmp_
         main(["--help"])
     text = capsys.readouterr().out
     assert "examples:" in text and "  distil run --api_base" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "words"),
+    [
+        ("--max_workers", ("0", "-1"), "must be a whole number of 1 or more"),
+        ("--num_samples", ("-1",), "must be a whole number of 0 or more"),
+        ("--target_acc", ("-0.1", "1.1", "inf"), "must be a number from 0 to 1"),
+        ("--temperature", ("-0.1", "2.1", "inf"), "must be a number from 0 to 2"),
+        ("--code_timeout", ("0", "inf"), "must be a number of seconds above 0"),
+        ("--max_cost_usd", ("0", "inf"), "must be an amount above 0"),
+        ("--grace_seconds", ("-1", "inf"), "must be a number of seconds, 0 or more"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_told_what_does(
+    flag: str, values: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        assert f"argument {flag}: {words}" in said(capsys, "run", f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("command", "below"),
+    [
+        (
+            "run",
+            {"samples": "seed", "teacher": "model", "what is said": "quiet", "the code tool": "code_timeout"},
+        ),
+        ("view", {"options": "batch", "a web page": "port", "a report": "html"}),
+        ("export", {"which traces": "best_of", "what a row is like": "reasoning"}),
+    ],
+)
+def test_a_flag_stands_below_its_heading_in_the_help(
+    command: str, below: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    for heading, flag in below.items():
+        assert text.count(f"\n{heading}:\n") == 1
+        section = text.split(f"\n{heading}:\n")[1].split("\n\n")[0]
+        assert f"  --{flag}" in section

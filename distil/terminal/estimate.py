@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from distil.records import Json
 from distil.spending.estimate import (
     Estimate,
     Measured,
@@ -30,7 +29,7 @@ def show_estimate(measured: Measured, selection: SampleSelection, terminal: Term
                 "num_finished": measured.num_finished,
                 "num_failed": measured.num_failed,
                 "num_left": left,
-                **{name: each and _estimate_json(each) for name, each in estimates.items()},
+                **{name: each and asdict(each) for name, each in estimates.items()},
                 "notes": notes,
             }
         )
@@ -41,10 +40,6 @@ def show_estimate(measured: Measured, selection: SampleSelection, terminal: Term
         terminal.say(note)
     if not left:
         terminal.say(f"All {selection.num_samples} samples have a trace: nothing is left to pay.")
-
-
-def _estimate_json(estimate: Estimate) -> dict[str, Json]:
-    return asdict(estimate) | {"whole_range": estimate.whole_range and list(estimate.whole_range)}
 
 
 def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Estimate | None]:
