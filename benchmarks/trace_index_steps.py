@@ -12,7 +12,7 @@ from pathlib import Path
 
 from many_traces import changed_traces
 
-from distil.index.index import TraceIndex, TraceKey
+from distil.index.index import TraceIndex
 from distil.index.query import Filter, Query
 
 NUM_CHANGED = 100
@@ -48,7 +48,7 @@ def main() -> None:
         found[f"{name}_ms"], found[f"{name}_cpu_ms"] = (
             1000 * statistics.median(column) for column in zip(*steps, strict=True)
         )
-    key = TraceKey(0, "trace_00042.json")
+    key = (0, "trace_00042.json")
     timed("neighbours", lambda: index.neighbours(QUERIES["first_page"], key))
     timed("next_neighbours", lambda: index.neighbours(QUERIES["first_page"], key))
     print(json.dumps(found))

@@ -23,10 +23,6 @@ _PNG_COLOUR_TYPES = (0, 2)  # grey and RGB: all others need more chunks than the
 _ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 
 
-class _NotWalkable(ValueError):
-    """A file whose structure is not wholly understood: nothing says what a decoder makes of it."""
-
-
 def without_metadata(file_format: str, data: bytes) -> bytes | None:
     """A picture file with nothing but its picture, the pixels not re-encoded; linear in its length.
 
@@ -38,7 +34,7 @@ def without_metadata(file_format: str, data: bytes) -> bytes | None:
         return None
     try:
         return cut(data)
-    except (_NotWalkable, struct.error):  # struct.error: the file ends within a length
+    except (ValueError, struct.error):  # struct.error: the file ends within a length
         return None
 
 
@@ -64,18 +60,18 @@ def _kept_payload(marker: int, payload: bytes) -> bytes | None:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Marker, payload and, of a scan, the compressed data of every segment up to the end of the picture."""
     if data[:2] != bytes((0xFF, _SOI)):
-        raise _NotWalkable
+        raise ValueError("no JPEG")
     position = 2
     while True:
         marker, position = _next_marker(data, position)
         if marker == _EOI:
             return
         if marker != _SOS and marker not in _FRAMES_AND_TABLES | _CUT_MARKERS:
-            raise _NotWalkable
+            raise ValueError("an unknown segment")
         (length,) = struct.unpack_from(">H", data, position)
         start, end = position + 2, position + length
         if length < 2 or end > len(data):
-            raise _NotWalkable
+            raise ValueError("a segment that the file does not hold")
         position = _scan_end(data, end) if marker == _SOS else end
         yield marker, data[start:end], data[end:position]
 
@@ -86,14 +82,14 @@ def _next_marker(data: bytes, position: int) -> tuple[int, int]:
     while data[position : position + 1] == b"\xff":
         position += 1
     if position == start or position == len(data):
-        raise _NotWalkable
+        raise ValueError("no marker where one must be")
     return data[position], position + 1
 
 
 def _scan_end(data: bytes, position: int) -> int:
     end = _SCAN_END.search(data, position)
     if end is None:
-        raise _NotWalkable
+        raise ValueError("a scan without an end")
     stop = end.start()
     while stop > position and data[stop - 1] == 0xFF:  # fill bytes
         stop -= 1
@@ -102,18 +98,18 @@ def _scan_end(data: bytes, position: int) -> int:
 
 def _bare_png(data: bytes) -> bytes:
     if data[:8] != _PNG_START:
-        raise _NotWalkable
+        raise ValueError("no PNG")
     parts, kinds = [_PNG_START], list[bytes]()
     for kind, chunk in _png_chunks(data):
         is_needed = kind in (b"IHDR", b"IDAT", b"IEND")
         if kind in _ANIMATION_CHUNKS or (not is_needed and kind != b"PLTE" and kind[:1].isupper()):
-            raise _NotWalkable
+            raise ValueError("a chunk that says what the pixels mean")
         kinds.append(kind)
         if is_needed:
             parts.append(chunk)
     _check_order(kinds)
     if parts[1][17] not in _PNG_COLOUR_TYPES:
-        raise _NotWalkable
+        raise ValueError("colours that need other chunks")
     return b"".join(parts)
 
 
@@ -124,7 +120,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + length + 12  # with the length itself, the type and the checksum
         if end > len(data) or length != {b"IHDR": 13, b"IEND": 0}.get(kind, length):
-            raise _NotWalkable
+            raise ValueError("a chunk that the file does not hold")
         yield kind, data[position:end]
         position = end
 
@@ -134,4 +130,4 @@ def _check_order(kinds: list[bytes]) -> None:
     first = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
     pixels = kinds[first : first + kinds.count(b"IDAT")]
     if kinds[0] != b"IHDR" or kinds.count(b"IHDR") != 1 or first == 0 or set(pixels) != {b"IDAT"}:
-        raise _NotWalkable
+        raise ValueError("chunks in another order")

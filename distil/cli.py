@@ -7,15 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from distil import __version__, process
 from distil.commands.flags import (
-    REPORT_TRACES,
-    VIEW_PORT,
     CheckFlags,
     CleanFlags,
     CompletionFlags,
@@ -32,114 +30,75 @@ from distil.commands.flags import (
     VerifyFlags,
     ViewFlags,
     add_flags,
-    command_text,
     read_flags,
     stated_flags,
 )
-from distil.commands.usage import Parser, examples_text
+from distil.commands.usage import Parser, completion_script, examples_text
 from distil.errors import UsageError
-from distil.records import ExportFormat, FailedCalls, Frame, NearDuplicates, Student, Thoughts, ToolMode
+from distil.terminal.terminal import Terminal
 from distil.terminal.words import printable
 
-if TYPE_CHECKING:
-    from distil.exports.selection import Selection
-    from distil.terminal.terminal import Terminal
-
 _ADVICE = "; nothing is lost, the same command goes on from here"
-_SAYS_NOTHING_OF_ROWS = ("max_workers", "overwrite", "json", "dry_run")
 _REAL = "--api_base http://localhost:8000/v1 --dataset_path /data/photos"
+_FEW = f"{_REAL} --num_samples 10"
+_TWO_RUNS = (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10")
 
 # The heavy imports wait until a command is run, so that --help and usage errors are quick.
 
 
 def _distil(flags: RunFlags) -> Callable[[], int]:
-    if flags.output.quiet:
+    if flags.quiet:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.run.distillation import run_distillation  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    said = flags.output
-    terminal = Terminal(is_quiet=said.quiet, gives_json=flags.json)
+    terminal = Terminal(is_quiet=flags.quiet, gives_json=flags.json)
 
     def run() -> int:
-        with terminal.logging_to(said.log_file):
+        with terminal.logging_to(flags.log_file):
             return run_distillation(flags, terminal)
 
     return run
 
 
 def _view(flags: ViewFlags) -> Callable[[], int]:
-    return partial(_with_own_code, _shown(flags), flags.own.task, flags.own.tool_module, None)
+    return partial(_with_own_code, _shown(flags), flags.task, flags.tool_module, None)
 
 
 def _shown(flags: ViewFlags) -> Callable[[], int]:
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
-
     terminal = Terminal(gives_json=flags.json, ends_with_reader=True)
-    if flags.page.serve:
-        return partial(_serve, flags, terminal)
-    if flags.report.html is not None:
-        from distil.terminal.report import Report, write_html  # noqa: PLC0415
+    if flags.serve:
+        from distil.terminal.web import serve_traces  # noqa: PLC0415
 
-        limit = flags.report.limit or REPORT_TRACES
-        report = Report(flags.report.html, limit, flags.where, flags.page.dataset_path)
-        return partial(write_html, flags.paths, report, terminal)
-    if flags.report.limit is not None:
+        return partial(serve_traces, flags, terminal)
+    if flags.html is not None:
+        from distil.terminal.web import write_html  # noqa: PLC0415
+
+        return partial(write_html, flags.html, flags, terminal)
+    if flags.limit is not None:
         raise argparse.ArgumentTypeError(
             "--limit says how many traces a report holds: name its file with --html"
         )
     if flags.json and len(flags.paths) > 1:
         raise argparse.ArgumentTypeError("--json gives one document: name one file or folder")
-    from distil.terminal.picture_protocol import Protocol, find_protocol  # noqa: PLC0415
-    from distil.terminal.traces import view  # noqa: PLC0415
+    from distil.terminal.traces import view_all  # noqa: PLC0415
 
-    asked = Protocol.NONE if flags.json else Protocol(flags.pictures)
-    protocol = find_protocol(asked, os.environ, sys.stdout.isatty())
-    show = partial(view, batch=flags.batch, verbose=flags.verbose, where=flags.where, terminal=terminal)
-    if protocol is Protocol.NONE:
-        return lambda: max(map(show, flags.paths))
-    from distil.terminal.shown_pictures import ShownPictures  # noqa: PLC0415
-
-    def show_with_pictures() -> int:
-        with ShownPictures(protocol, terminal, flags.page.dataset_path) as terminal.pictures:
-            return max(map(show, flags.paths))
-
-    return show_with_pictures
-
-
-def _serve(flags: ViewFlags, terminal: Terminal) -> int:
-    from distil.terminal.web import Page, serve_traces  # noqa: PLC0415
-
-    asked = flags.page
-    page = Page(
-        host=asked.host,
-        port=VIEW_PORT if asked.port is None else asked.port,
-        may_be_another=asked.port is None,
-        dataset_path=asked.dataset_path,
-        where=flags.where,
-        opens=not asked.no_open,
-    )
-    return serve_traces(flags.paths, page, terminal)
+    return partial(view_all, flags, terminal)
 
 
 def _verify(flags: VerifyFlags) -> Callable[[], int]:
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
     from distil.terminal.verification import verify  # noqa: PLC0415
 
-    terminal = Terminal(gives_json=flags.json)
-    check = partial(verify, flags.path, flags.dataset_path, flags.max_workers, flags.verbose, terminal)
-    return partial(_with_own_code, check, flags.own.task, flags.own.tool_module, flags.own.reward)
+    run = partial(verify, flags, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, flags.task, flags.tool_module, flags.reward)
 
 
 def _score(flags: ScoreFlags) -> Callable[[], int]:
     if flags.reward is None:
         raise argparse.ArgumentTypeError("say by what to score: --reward FILE:FUNCTION")
     from distil.terminal.scores import score  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    return partial(
-        _with_own_code, partial(score, flags.path, Terminal(gives_json=flags.json)), None, None, flags.reward
-    )
+    run = partial(score, flags.path, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, None, None, flags.reward)
 
 
 def _with_own_code(
@@ -153,118 +112,52 @@ def _with_own_code(
 
 
 def _export(flags: ExportFlags) -> Callable[[], int]:
-    from distil.exports.export import Job  # noqa: PLC0415
-    from distil.exports.options import ExportOptions  # noqa: PLC0415
-    from distil.replay.processes import Workers  # noqa: PLC0415
     from distil.terminal.exporting import export, show_rows, show_selection  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    form = flags.form
-    options = ExportOptions(
-        format=ExportFormat(flags.format),
-        coordinates=Frame(form.coordinates),
-        image_max_pixels=form.image_max_pixels,
-        thoughts=Thoughts(form.reasoning),
-        failed_calls=FailedCalls(form.errors),
-        call_form=ToolMode(form.call_form),
-        student=Student(form.student),
-        takes_all=flags.all,
-    )
-    job = Job(
-        out=flags.out,
-        command=command_text("distil export", flags, ExportFlags(), _SAYS_NOTHING_OF_ROWS),
-        dataset_path=flags.dataset_path,
-        limit=flags.limit,
-        workers=Workers(flags.max_workers, batch_traces=1),  # each brings some megabytes of pictures
-        overwrites=flags.overwrite,
-    )
-    terminal = Terminal(gives_json=flags.json)
     if flags.preview is None and not flags.dry_run and flags.out == Path():
         raise argparse.ArgumentTypeError("say where to write: --out PATH; or look first: --preview 3")
-
-    selection = _selection(flags)
-    action = partial(export, flags.paths, selection, options, job, terminal)
-    if flags.dry_run:
-        action = partial(show_selection, flags.paths, selection, job, terminal)
-    elif flags.preview is not None:
-        action = partial(
-            show_rows, flags.paths, selection, options, replace(job, limit=flags.preview), terminal
-        )
-    return partial(_with_own_code, action, flags.own.task, flags.own.tool_module, None)
-
-
-def _selection(flags: ExportFlags) -> Selection:
-    from distil.exports.selection import Selection  # noqa: PLC0415
-    from distil.exports.splits import Splitting  # noqa: PLC0415
-
     asked = flags.selection
-    splitting = None
     if asked.split_step is not None and asked.split_by is None:
         raise argparse.ArgumentTypeError("--split_step: say of which columns, as --split_by COLUMN,COLUMN")
-    if asked.validation is not None:
-        columns = tuple(name.strip() for name in (asked.split_by or "").split(",") if name.strip())
-        splitting = Splitting(asked.validation, columns, asked.split_step)
-    elif asked.split_by is not None:
+    if asked.split_by is not None and asked.validation is None:
         raise argparse.ArgumentTypeError("--split_by: say how much is for validation, as --validation 0.05")
-    return Selection(
-        only_kept=asked.only_kept,
-        ignores_marks=asked.ignore_marks,
-        takes_all=flags.all,
-        where=flags.where,
-        pass_rate=asked.pass_rate,
-        accept=asked.accept,
-        drops_repeats=asked.drop_repeats,
-        near_duplicates=NearDuplicates(asked.near_duplicates) if asked.near_duplicates else None,
-        near_bits=asked.near_bits,
-        best_of=asked.best_of,
-        max_per_sample=asked.max_per_sample,
-        balance=asked.balance,
-        balance_max=asked.balance_max,
-        splitting=splitting,
-        shuffles=asked.shuffle,
-        seed=asked.seed,
-    )
+    action = show_selection if flags.dry_run else export if flags.preview is None else show_rows
+    run = partial(action, flags, Terminal(gives_json=flags.json))
+    return partial(_with_own_code, run, flags.task, flags.tool_module, None)
 
 
 def _check(flags: CheckFlags) -> Callable[[], int]:
-    from distil.exports.check import Setup  # noqa: PLC0415
     from distil.terminal.checking import check  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
-    setup = Setup(
-        format=None if flags.format is None else ExportFormat(flags.format),
-        coordinates=None if flags.coordinates is None else Frame(flags.coordinates),
-        max_length=flags.max_length,
-        traces=flags.traces,
-    )
-    return partial(check, flags.path, setup, flags.tokenizer, Terminal(gives_json=flags.json))
+    return partial(check, flags, Terminal(gives_json=flags.json))
 
 
 def _import(flags: ImportFlags) -> Callable[[], int]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
     from distil.terminal.importing import import_files  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     terminal = Terminal(gives_json=flags.json)
-    return partial(import_files, flags.paths, flags.output_dir, Frame(flags.coordinates), terminal)
+    return partial(import_files, flags.paths, flags.output_dir, flags.coordinates, terminal)
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:
     from distil.terminal.status import show_status  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(show_status, flags.path, Terminal(gives_json=flags.json, ends_with_reader=True))
 
 
 def _clean(flags: CleanFlags) -> Callable[[], int]:
-    from distil.store.clean import clean_folder  # noqa: PLC0415
+    from distil.store.claim import clean_folder  # noqa: PLC0415
 
-    def clean() -> int:
-        lines = clean_folder(flags.path)
-        print("\n".join(f"Removed {line}" for line in lines) or "There was nothing to remove.")
-        return process.EXIT_DONE
+    def clean() -> str:
+        return "\n".join(f"Removed {line}" for line in clean_folder(flags.path))
 
-    return clean
+    return partial(_print, lambda: clean() or "There was nothing to remove.")
+
+
+def _print(text: Callable[[], str]) -> int:
+    print(text())
+    return process.EXIT_DONE
 
 
 def _doctor(flags: DoctorFlags) -> Callable[[], int]:
@@ -273,7 +166,6 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
             "say what to check: --api_base URL for a teacher, --sandbox for this machine"
         )
     from distil.terminal.doctor import examine_all  # noqa: PLC0415
-    from distil.terminal.terminal import Terminal  # noqa: PLC0415
 
     return partial(examine_all, flags, Terminal(gives_json=flags.json))
 
@@ -281,28 +173,17 @@ def _doctor(flags: DoctorFlags) -> Callable[[], int]:
 def _signs(flags: SignsFlags) -> Callable[[], int]:
     from distil.embedded.launch import draw_data  # noqa: PLC0415
 
-    def draw() -> int:
+    def draw() -> str:
         if flags.output_dir.exists():
             raise UsageError(f"--output_dir {flags.output_dir} exists already")
         draw_data(flags.output_dir, flags.num_rows, flags.seed, flags.kind)
-        print(f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}")
-        return process.EXIT_DONE
+        return f"Drawn: --dataset_path {shlex.quote(str(flags.output_dir))}"
 
-    return draw
+    return partial(_print, draw)
 
 
 def _completion(flags: CompletionFlags) -> Callable[[], int]:
-    def complete() -> int:
-        try:
-            from distil.commands.completion import completion_script  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
-
-        parser, parsers = _parsers()
-        print(completion_script(parser, parsers.values(), flags.shell))
-        return process.EXIT_DONE
-
-    return complete
+    return partial(_print, lambda: completion_script(*_parsers(), flags.shell))
 
 
 @dataclass(frozen=True)
@@ -329,7 +210,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with zoom and rotate, many samples at once; traces store only tool arguments.",
         RunFlags(),
         _distil,
-        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
+        _TWO_RUNS,
         _ADVICE,
         takes_config=True,
     ),
@@ -339,7 +220,7 @@ COMMANDS: tuple[Command, ...] = (
         "Distil with Python code that the teacher writes, run in a sandbox; traces store only the code.",
         RunFlags(SampleFlags(output_dir="traces_python_code"), tools=ToolFlags(tools="python_code")),
         _distil,
-        (f"{_REAL} --num_samples 1000 --max_workers 8", "--api_base embedded --num_samples 10"),
+        _TWO_RUNS,
         _ADVICE,
         takes_config=True,
     ),
@@ -349,7 +230,7 @@ COMMANDS: tuple[Command, ...] = (
         "The sequential baseline: one sample at a time, tool pictures kept in the trace.",
         RunFlags(SampleFlags(output_dir="traces_with_tools", max_workers=1), keep_pictures=True),
         _distil,
-        (f"{_REAL} --num_samples 10",),
+        (_FEW,),
         _ADVICE,
         takes_config=True,
     ),
@@ -361,7 +242,7 @@ COMMANDS: tuple[Command, ...] = (
             SampleFlags(output_dir="traces_demo", max_workers=1), tools=ToolFlags(tools="none", max_turns=1)
         ),
         _distil,
-        (f"{_REAL} --num_samples 10",),
+        (_FEW,),
         _ADVICE,
         takes_config=True,
     ),

@@ -7,13 +7,11 @@ DistilError
 ├── ToolError           a tool call cannot be carried out: its message goes to the teacher
 ├── TeacherError        the teacher could not be asked, or its reply cannot be read
 │   ├── TeacherRefused  wrong key, URL or model, or no server: every sample would fail, so the run stops
-│   ├── TeacherUnreachable  no reply came: refused, reset, timed out, or 5xx
-│   ├── RunGivenUp      the run ends: nothing more is asked, and nothing is lost
 │   ├── ContextOverflow the conversation outgrew the teacher: the sample ends with what it has
 │   └── DeadlinePassed  the time of a turn or a sample is over
 ├── SandboxUnavailable  model-written code cannot be contained here: code is not run
 ├── FolderError         the run's folder cannot be written: the run stops before more is paid for
-├── RunHalted           what has come of the samples so far is worthless: the run ends, nothing is lost
+├── RunHalted           a signal, or samples that are worthless: the run ends, nothing is lost
 ├── BudgetExceeded      one more request could pass a limit: the run ends, nothing is lost
 └── TraceError          a trace file cannot be read, or is not a trace
 """
@@ -64,16 +62,8 @@ class TeacherError(DistilError):
         self.attempts = attempts
 
 
-class TeacherUnreachable(TeacherError):
-    """No reply of use came: connection refused or broken, time-out, or an error of the server's own (5xx)."""
-
-
 class TeacherRefused(TeacherError):
     """The server refuses every request of this run: wrong key, URL, model or parameters, or it stays away."""
-
-
-class RunGivenUp(TeacherError):
-    """The run is being ended, by a signal or by what meets every sample: nothing more is asked."""
 
 
 class ContextOverflow(TeacherError):
@@ -93,7 +83,10 @@ class BudgetExceeded(DistilError):
 
 
 class RunHalted(DistilError):
-    """The samples so far are worthless, and more would be; the text says in what way and what is likely."""
+    """The run is being ended, by a signal or by what meets every sample: nothing more is asked.
+
+    Where the samples so far are worthless, the text says in what way and what is likely.
+    """
 
 
 class SandboxUnavailable(DistilError):

@@ -13,22 +13,25 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from distil import tasks
-from distil.errors import Caught, UsageError
+from distil.errors import Caught, ToolError, UsageError
 from distil.records import Frame, Json
 from distil.tasks.base import Task
-from distil.tasks.rewards import Reward, with_reward
+from distil.tasks.rewards import REWARDS, Reward
 from distil.tools.base import BoxFrame, Tool
-from distil.tools.own import OwnTool
-from distil.tools.toolbox import with_own_tools
+from distil.tools.toolbox import TOOLS, all_tools
 
 REWARD_FUNCTION = "compute_score"  # as verl calls it where nothing else is said
 _OF_A_TASK = ("name", "user_prompt", "truth", "parse_answer", "score")
 _OF_A_TOOL = ("name", "schema", "resolve", "apply")
 _run_files: dict[str, str] = {}  # their hashes by their names, for as long as the command runs
+
+Loaded = tuple[types.ModuleType, Mapping[str, Json]]  # a file that was run, and what tells it from others
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,14 @@ def own_code(task: str | None, tool_modules: str | None, reward: str | None) -> 
     MODULE:FUNCTION or FILE:FUNCTION.
     """
     with ExitStack() as stack:
-        files = _Files(stack)
-        chosen, task_file = _chosen_task(task, files, stack)
+        chosen, task_file = _chosen_task(task, stack)
         tool_files: dict[str, Mapping[str, Json]] = {}
         for path in [part.strip() for part in (tool_modules or "").split(",") if part.strip()]:
-            loaded = files.load(path, "--tool_module")
-            tools = _tools_of(loaded)
-            stack.enter_context(with_own_tools(tools))
-            tool_files |= dict.fromkeys((tool.name for tool in tools), loaded.facts)
-        found, reward_file = (None, None) if reward is None else _reward(reward, files)
-        stack.enter_context(with_reward(found))
+            module, facts = _run(path, "--tool_module", stack)
+            tools = _tools_of(module)
+            _offer(tools, stack)
+            tool_files |= dict.fromkeys((tool.name for tool in tools), facts)
+        reward_file = None if reward is None else _have_reward(reward, stack)
         yield OwnCode(chosen, task_file, tool_files, reward_file)
 
 
@@ -86,66 +87,49 @@ def other_files(stated: Json) -> list[str]:
     return [name for name, sha256 in then.items() if _run_files.get(name, sha256) != sha256]
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A file that was run, and what tells it from others."""
-
-    module: types.ModuleType
-    path: str
-    flag: str
-    facts: Mapping[str, Json]
+def _have(registry: dict[str, ValueT], name: str, value: ValueT, stack: ExitStack) -> None:
+    """Have it in a registry for as long as the stack is open."""
+    registry[name] = value
+    stack.callback(registry.pop, name, None)
 
 
-class _Files:
-    """The files of one command, each run once, whatever it is named for."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._loaded: dict[Path, _Loaded] = {}
-
-    def load(self, path_text: str, flag: str) -> _Loaded:
-        """Run a file as a module; raises UsageError with the line that went wrong."""
-        path = Path(path_text).expanduser()
-        if path.resolve() not in self._loaded:
-            self._loaded[path.resolve()] = self._run(path, flag)
-        return self._loaded[path.resolve()]
-
-    def _run(self, path: Path, flag: str) -> _Loaded:
-        try:
-            source = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{flag} {path}: {error.strerror or error}") from None
-        sha256 = hashlib.sha256(source).hexdigest()
-        module = types.ModuleType(f"distil_own_{path.stem}_{sha256[:12]}")
-        module.__file__ = str(path)
-        sys.modules[module.__name__] = module  # dataclasses look for it there
-        self._stack.callback(sys.modules.pop, module.__name__, None)
-        # Not by an import, which may take older bytecode: what is hashed is what runs.
-        with Caught() as caught:
-            exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102
-        if caught.error is not None:
-            raise UsageError(f"{flag} {path} cannot be run: {caught.text(str(path))}")
-        return self._told(_Loaded(module, str(path), flag, {"file": path.name, "sha256": sha256}))
-
-    def _told(self, loaded: _Loaded) -> _Loaded:
-        file = str(loaded.facts["file"])
-        _run_files[file] = str(loaded.facts["sha256"])
-        self._stack.callback(_run_files.pop, file, None)
-        return loaded
-
-    def import_module(self, name: str, asked: str) -> _Loaded:
-        """A module by its name, from where Python finds it; raises UsageError."""
-        with Caught() as caught:
-            module = importlib.import_module(name)
-            path = str(module.__file__)
-            sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            return self._told(_Loaded(module, path, "--reward", {"file": name, "sha256": sha256}))
-        raise UsageError(f"--reward {asked}: {name!r} cannot be imported: {caught.text(name)}")
+def _run(path_text: str, flag: str, stack: ExitStack) -> Loaded:
+    """Run a file as a module, once, whatever it is named for; raises UsageError with the line that fails."""
+    path = Path(path_text).expanduser()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror or error}") from None
+    sha256 = hashlib.sha256(source).hexdigest()
+    module = types.ModuleType(f"distil_own_{path.stem}_{sha256[:12]}")
+    module.__file__ = str(path)
+    known = sys.modules.get(module.__name__)
+    if known is not None and Path(str(known.__file__)).resolve() == path.resolve():
+        return known, {"file": path.name, "sha256": sha256}
+    _have(sys.modules, module.__name__, module, stack)  # dataclasses look for it there
+    # Not by an import, which may take older bytecode: what is hashed is what runs.
+    with Caught() as caught:
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+    if caught.error is not None:
+        raise UsageError(f"{flag} {path} cannot be run: {caught.text(str(path))}")
+    return _told(module, path.name, sha256, stack)
 
 
-def _chosen_task(
-    asked: str | None, files: _Files, stack: ExitStack
-) -> tuple[Task, Mapping[str, Json] | None]:
+def _imported(name: str, asked: str, stack: ExitStack) -> Loaded:
+    """A module by its name, from where Python finds it; raises UsageError."""
+    with Caught() as caught:
+        module = importlib.import_module(name)
+        sha256 = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+        return _told(module, name, sha256, stack)
+    raise UsageError(f"--reward {asked}: {name!r} cannot be imported: {caught.text(name)}")
+
+
+def _told(module: types.ModuleType, file: str, sha256: str, stack: ExitStack) -> Loaded:
+    _have(_run_files, file, sha256, stack)
+    return module, {"file": file, "sha256": sha256}
+
+
+def _chosen_task(asked: str | None, stack: ExitStack) -> tuple[Task, Mapping[str, Json] | None]:
     name = asked or tasks.DEFAULT_TASK
     if name in tasks.TASKS:
         return tasks.TASKS[name], None
@@ -156,82 +140,116 @@ def _chosen_task(
         raise UsageError(
             f"--task {asked}: the tasks are {', '.join(tasks.TASKS)}; one of your own file is FILE:NAME"
         )
-    loaded = files.load(path, "--task")
-    task = _named_task(loaded, name)
+    module, facts = _run(path, "--task", stack)
+    task = _named_task(module, name)
     if task.name in tasks.TASKS:
         raise UsageError(f"--task {asked}: there is a task called {task.name!r} already; rename yours")
-    tasks.TASKS[task.name] = task
-    stack.callback(tasks.TASKS.pop, task.name, None)
-    return task, loaded.facts
+    _have(tasks.TASKS, task.name, task, stack)
+    return task, facts
 
 
-def _named_task(loaded: _Loaded, name: str) -> Task:
-    found: dict[str, Task] = {}
-    for attribute, task in _objects_of(loaded, Task, _OF_A_TASK).items():
+def _named_task(module: types.ModuleType, name: str) -> Task:
+    found: dict[str, Task] = _objects_of(module, "--task", Task, _OF_A_TASK)
+    for attribute, task in found.items():
         if not isinstance(task.name, str) or not task.name:
-            raise UsageError(f"--task {loaded.path}: the name of {attribute} is no text: {task.name!r}")
-        found[attribute] = task
+            raise UsageError(f"--task {module.__file__}: the name of {attribute} is no text: {task.name!r}")
     fitting = {task.name: task for attribute, task in found.items() if name in ("", attribute, task.name)}
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     there = ", ".join(sorted({task.name for task in found.values()}))
     if not there:
-        raise UsageError(f"--task {loaded.path}: no task in it: one is a subclass of distil.tasks.base.Task")
+        raise UsageError(
+            f"--task {module.__file__}: no task in it: one is a subclass of distil.tasks.base.Task"
+        )
     raise UsageError(
-        f"--task {loaded.path}:NAME: the tasks in it are {there}" + (f", and not {name!r}" if name else "")
+        f"--task {module.__file__}:NAME: the tasks in it are {there}"
+        + (f", and not {name!r}" if name else "")
     )
 
 
-def _tools_of(loaded: _Loaded) -> list[Tool]:
+def _tools_of(module: types.ModuleType) -> list[Tool]:
     """The tools that a file defines, each name once; raises UsageError."""
-    tools = {tool.name: tool for tool in _objects_of(loaded, Tool, _OF_A_TOOL).values()}
+    file = str(module.__file__)
+    found = _objects_of(module, "--tool_module", Tool, _OF_A_TOOL).values()
+    tools: dict[str, Tool] = {tool.name: tool for tool in found}
     if not tools:
-        raise UsageError(
-            f"--tool_module {loaded.path}: no tool in it: one is a subclass of distil.tools.base.Tool"
-        )
+        raise UsageError(f"--tool_module {file}: no tool in it: one is a subclass of distil.tools.base.Tool")
     for name, tool in tools.items():
         with Caught() as caught:
             stated = tool.schema(BoxFrame(Frame.PIXEL))["function"]["name"]
             if stated != name:
                 raise ValueError(f"the schema of {name!r} calls it {stated!r}")
         if caught.error is not None:
-            raise UsageError(f"--tool_module {loaded.path}: {caught.text(loaded.path)}")
-    return [OwnTool(tool, loaded.path) for tool in tools.values()]
+            raise UsageError(f"--tool_module {file}: {caught.text(file)}")
+    return [cast(Tool, OwnTool(tool, file)) for tool in tools.values()]
 
 
-def _objects_of(loaded: _Loaded, kind: Any, needed: Collection[str]) -> dict[str, Any]:
+def _offer(tools: list[Tool], stack: ExitStack) -> None:
+    """Have these tools beside those that there are; raises UsageError where a name is taken already."""
+    for tool in tools:
+        if tool.name in {*TOOLS, *(each.name for each in all_tools())}:
+            raise UsageError(f"--tool_module: there is a tool called {tool.name!r} already; rename one")
+        _have(TOOLS, tool.name, lambda _, tool=tool: tool, stack)  # type: ignore[misc]
+
+
+def _objects_of(module: types.ModuleType, flag: str, kind: Any, needed: Collection[str]) -> dict[str, Any]:
     """What a module defines of a kind, by the names it has there; a class is called without arguments.
 
     Raises UsageError for one that lacks what it must have.
     """
     found: dict[str, Any] = {}
-    for attribute, value in vars(loaded.module).items():
+    for attribute, value in vars(module).items():
         own = value if isinstance(value, type) else type(value)
-        if attribute.startswith("_") or own.__module__ != loaded.module.__name__ or kind not in own.__mro__:
+        if attribute.startswith("_") or own.__module__ != module.__name__ or kind not in own.__mro__:
             continue
         missing = [name for name in needed if getattr(own, name, None) is getattr(kind, name)]
         if missing:
-            raise UsageError(f"{loaded.flag} {loaded.path}: {own.__name__} has no {', '.join(missing)}")
-        found[attribute] = _called(value, loaded) if isinstance(value, type) else value
+            raise UsageError(f"{flag} {module.__file__}: {own.__name__} has no {', '.join(missing)}")
+        found[attribute] = _called(value, module, flag) if isinstance(value, type) else value
     return found
 
 
-def _called(make: Callable[[], Any], loaded: _Loaded) -> Any:
+def _called(make: Callable[[], Any], module: types.ModuleType, flag: str) -> Any:
     with Caught() as caught:
         return make()
-    raise UsageError(f"{loaded.flag} {loaded.path}: {caught.text(loaded.path)}")
+    raise UsageError(f"{flag} {module.__file__}: {caught.text(module.__file__)}")
 
 
-def _reward(asked: str, files: _Files) -> tuple[Reward, Mapping[str, Json]]:
+def _have_reward(asked: str, stack: ExitStack) -> Mapping[str, Json]:
+    """Have the reward that is asked for; what a trace's settings say of it."""
     where, colon, name = asked.rpartition(":")
     if not colon or name.endswith(".py"):
         where, name = asked, REWARD_FUNCTION
-    if where.endswith(".py") or "/" in where:
-        loaded = files.load(where, "--reward")
-    else:
-        loaded = files.import_module(where, asked)
-    function = getattr(loaded.module, name, None)
+    is_file = where.endswith(".py") or "/" in where
+    module, facts = _run(where, "--reward", stack) if is_file else _imported(where, asked, stack)
+    function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"--reward {asked}: {loaded.path} has no function {name!r}")
-    reward = Reward(name, function, loaded.path, str(loaded.facts["sha256"]))
-    return reward, {"function": name, **loaded.facts}
+        raise UsageError(f"--reward {asked}: {module.__file__} has no function {name!r}")
+    _have(REWARDS, name, Reward(name, function, str(module.__file__), str(facts["sha256"])), stack)
+    return {"function": name, **facts}
+
+
+@dataclass(frozen=True)
+class OwnTool:
+    """A tool of such a file; all it raises is a failed call: the teacher is told, and the sample goes on."""
+
+    tool: Tool
+    file: str
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.tool, name)
+        if name in ("resolve", "apply", "restate"):
+            return partial(self._or_fail, found)
+        return partial(self._or_none, found) if name in ("box_of", "angle_of") else found
+
+    def _or_fail(self, method: Callable[..., Any], *given: Any) -> Any:
+        with Caught() as caught:
+            return method(*given)
+        if isinstance(caught.error, ToolError):
+            raise caught.error
+        raise ToolError(f"{self.tool.name} failed: {caught.text(self.file)}")
+
+    def _or_none(self, method: Callable[..., Any], *given: Any) -> Any:
+        with Caught():
+            return method(*given)
+        return None

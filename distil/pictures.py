@@ -29,6 +29,8 @@ from distil.records import Box, Frame, GreyRange, Json, PictureFacts, SentPictur
 JPEG_QUALITY = 90
 _JPEG_MAX_SIDE_PX = 65_500  # libjpeg
 MAX_ASPECT_RATIO = 100  # vision servers refuse or squeeze thinner pictures (their limits: 100 to 200)
+# What Pillow can raise for a damaged file.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, EOFError, struct.error)
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, "Orientation"
 _SENT_AS_STORED = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _FULL_SCALES = (1.0, 255.0, 65535.0)  # what white is in float, 8-bit and 16-bit pictures
@@ -64,7 +66,7 @@ def decode_stored(
     """
     image, upright, orientation = _decode(data, mode, decoded)
     file_sha256 = hashlib.sha256(data).hexdigest()
-    read_again = _unchanged(read, file_sha256) if read is not None else _always(data)
+    read_again = _unchanged(read, file_sha256) if read is not None else lambda: data
     picture = LazyPicture.of(upright)
     if decoded is None:
         picture = LazyPicture(lambda: _decode(read_again(), mode)[1], upright)
@@ -93,26 +95,12 @@ def _decode(
             upright = upright.convert(mode)
     except Image.DecompressionBombError as error:
         raise SampleError(f"the picture is too large to decode safely: {error}") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        struct.error,
-    ) as error:
-        raise SampleError(
-            f"the picture cannot be decoded: {type(error).__name__}: {error_text(error)}"
-        ) from None
+    except DAMAGED as error:
+        kind = type(error).__name__
+        raise SampleError(f"the picture cannot be decoded: {kind}: {error_text(error)}") from None
     if 0 in upright.size:
         raise SampleError(f"the picture is empty: {upright.width}×{upright.height} pixels")
     return image, upright, orientation
-
-
-def _always(data: bytes) -> Callable[[], bytes]:
-    return lambda: data
 
 
 def _unchanged(read: Callable[[], bytes], file_sha256: str) -> Callable[[], bytes]:
@@ -319,10 +307,8 @@ def pixels_to_box(box: Box, frame: Frame, sent: Size, size: Size) -> tuple[int, 
 
 
 def _pixels_to_axis(start: int, stop: int, units: int, length_px: int) -> tuple[int, int]:
-    low, high = (
-        -(-start * units // length_px),
-        stop * units // length_px,
-    )  # rounded inward: mapping rounds outward
+    # Rounded inward: mapping rounds outward.
+    low, high = -(-start * units // length_px), stop * units // length_px
     low = low if low * length_px // units == start else _nearest(start * units, length_px)
     high = high if -(-high * length_px // units) == stop else _nearest(stop * units, length_px)
     if low < high:

@@ -92,6 +92,16 @@ class FailedCalls(StrEnum):
     DROP = "drop"  # the call and its result are left out, and a turn of nothing else
 
 
+class Protocol(StrEnum):
+    """How a terminal takes a picture."""
+
+    AUTO = "auto"  # the one that it understands, if any
+    KITTY = "kitty"  # its graphics protocol: Ghostty too
+    ITERM = "iterm"  # inline images of iTerm2: WezTerm and mintty too
+    SIXEL = "sixel"  # foot, mlterm, contour, Konsole, Windows Terminal, xterm where it is built with it
+    NONE = "none"
+
+
 class NearDuplicates(StrEnum):
     """What becomes in an export of photos that are nearly the same."""
 

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import settings
 from PIL import Image
 
 from distil.commands.flags import TeacherFlags
-from distil.teacher.availability import OutagePolicy
+from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings
 
 settings.register_profile("no_deadline", deadline=None)  # a busy machine is no failure
@@ -115,13 +116,23 @@ def saved(folder: Path, rows: Sequence[Mapping[str, Any]], features: Mapping[str
 def teacher_settings(
     api_base: str, api_key: str = "EMPTY", model: str = "", **changes: Any
 ) -> TeacherSettings:
-    """How a run without flags asks, but for the changes."""
+    """How a run without flags asks, but for the changes, those of its patience among them."""
     flags = TeacherFlags()
+    names = {item.name for item in fields(Patience)}
     settings = {
         "temperature": flags.temperature,
         "max_tokens": flags.max_tokens,
-        "timeout_seconds": flags.request_timeout_seconds,
-        "turn_timeout_seconds": flags.turn_timeout_seconds,
-        "outage": OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+        "patience": patience(**{name: changes.pop(name) for name in names & changes.keys()}),
     }
     return TeacherSettings(api_base, api_key, model, **(settings | changes))
+
+
+def patience(**changes: Any) -> Patience:
+    """How long a run without flags waits, but for the changes."""
+    flags = TeacherFlags()
+    of_flags = {
+        "timeout_seconds": flags.request_timeout_seconds,
+        "turn_timeout_seconds": flags.turn_timeout_seconds,
+        "max_outage_seconds": flags.max_outage_seconds,
+    }
+    return Patience(**(of_flags | changes))

@@ -21,13 +21,14 @@ from typing import Any, cast
 import datasets
 import pytest
 from PIL import Image
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.commands.flags import RunFlags, add_flags, read_flags
+from distil.commands.flags import RunFlags, ViewFlags, add_flags, read_flags
 from distil.errors import FolderError
 from distil.pictures import picture_facts
 from distil.records import Outcome, Reply, SampleId
-from distil.replay.replay import Executors, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked
@@ -35,12 +36,13 @@ from distil.run.solver import RolloutSolver, open_budget, open_rows
 from distil.run.threads import run_samples
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source
-from distil.store.folder import Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_file import read_trace
 from distil.tasks import TASKS
 from distil.teacher.address import Address
-from distil.teacher.attempts import AttemptFailed, Deadline, RetryPolicy
+from distil.teacher.attempts import AttemptFailed
 from distil.teacher.client import Teacher, _parsed
 from distil.teacher.slots import Slots
 from distil.terminal.terminal import Terminal
@@ -86,7 +88,7 @@ class Bodies:
         )
 
     @contextmanager
-    def asking(self, *_: Deadline, offers_tools: bool = True) -> Iterator[Any]:
+    def asking(self, *_: float, offers_tools: bool = True) -> Iterator[Any]:
         yield self
 
     def close(self) -> None:
@@ -185,7 +187,8 @@ class Bench:
     ) -> Outcome[TraceSummary] | FolderError:
         """The same with a server and the client in between."""
         self._served = bodies
-        settings = replace(run.plan.teacher(KEY), retry=RetryPolicy(0))
+        settings = run.plan.teacher(KEY)
+        settings = replace(settings, patience=replace(settings.patience, max_retries=0))
         budget = open_budget(run.plan.flags.budget, settings, run.folder.spending)
         slots, offered = Slots.unlimited(), run.plan.settings.prompt().native_tools
         with Teacher(settings, offered, slots, budget, run.plan.api_bases) as teacher:
@@ -209,8 +212,8 @@ class Bench:
         found = verify_trace(path, self.sources, self.executors)
         assert found.verdict is Verdict.MATCHED, found
         if shown:
-            assert view(path, batch=False, verbose=True, terminal=quiet()) == 0
-            assert view(path.parent, batch=True, verbose=True, terminal=quiet()) == 0
+            assert view(path, ViewFlags(verbose=True), quiet()) == 0
+            assert view(path.parent, ViewFlags(batch=True, verbose=True), quiet()) == 0
         replayed = replay(stored, self.sources.of(stored), self.executors.of(stored))
         messages = [json.dumps(message).encode() for message in replayed.messages()]
         last = asked.requests[-1 if len(asked.requests) == len(asked.replies) else -2]

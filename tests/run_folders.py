@@ -13,6 +13,11 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 from distil.tasks.geolocation import Place, score
 
+
+def place_at(lat: float, lon: float) -> Place:
+    return {"lat": lat, "lon": lon}
+
+
 STOP_REASONS = ("answered",) * 8 + ("max_turns", "truncated")
 
 
@@ -28,7 +33,7 @@ def write_run(folder: Path, num_traces: int, seed: int = 0, **changes: Any) -> P
 
 def a_trace(index: int, rng: random.Random) -> dict[str, Any]:
     """A trace in the form of a run's, with what a list and charts show of one."""
-    truth = Place(math.degrees(math.asin(rng.uniform(-0.8, 0.95))), rng.uniform(-180, 180))
+    truth = place_at(math.degrees(math.asin(rng.uniform(-0.8, 0.95))), rng.uniform(-180, 180))
     answer = _answer(truth, rng) if rng.random() < 0.9 else None
     reward = score(answer, truth)
     num_turns = rng.randint(1, 5)
@@ -38,19 +43,19 @@ def a_trace(index: int, rng: random.Random) -> dict[str, Any]:
         for turn in range(1, num_turns)
     ]  # fmt: skip
     places = {
-        "answer": None if answer is None else {"lat": answer.lat, "lon": answer.lon},
-        "truth": {"lat": truth.lat, "lon": truth.lon},
+        "answer": None if answer is None else {"lat": answer["lat"], "lon": answer["lon"]},
+        "truth": {"lat": truth["lat"], "lon": truth["lon"]},
     }
     return {
         "sample_index": index,
-        "sample_data": {"lat": truth.lat, "lon": truth.lon, "city": f"city {index}"},
+        "sample_data": {"lat": truth['lat'], "lon": truth['lon'], "city": f"city {index}"},
         "conversation_log": [
             {"turn": turn, "assistant_response": f"I look, the {turn}. time.", "finish_reason": "stop",
              "usage": {"prompt_tokens": 400 * turn, "completion_tokens": rng.randint(20, 300)}}
             for turn in range(1, num_turns + 1)
         ],
         "tool_calls_log": zooms,
-        "final_response": "It is here." if answer is None else f"\\boxed{{{answer.lat:.4f}, {answer.lon:.4f}}}",
+        "final_response": "It is here." if answer is None else f"\\boxed{{{answer['lat']:.4f}, {answer['lon']:.4f}}}",
         "reward_score": {"score": reward.value, **reward.details},
         "metadata": {"total_turns": num_turns, "stop_reason": rng.choice(STOP_REASONS), **places},
         "settings": {"task": "geolocation", "model": "a-model"},
@@ -60,9 +65,9 @@ def a_trace(index: int, rng: random.Random) -> dict[str, Any]:
 def _answer(truth: Place, rng: random.Random) -> Place:
     away = rng.expovariate(1 / 2) if rng.random() < 0.7 else rng.uniform(5, 80)
     angle = rng.uniform(0, 2 * math.pi)
-    lat = max(-89.0, min(89.0, truth.lat + away * math.sin(angle)))
-    lon = truth.lon + away * math.cos(angle) / max(0.2, math.cos(math.radians(truth.lat)))
-    return Place(lat, (lon + 180) % 360 - 180)
+    lat = max(-89.0, min(89.0, truth["lat"] + away * math.sin(angle)))
+    lon = truth["lon"] + away * math.cos(angle) / max(0.2, math.cos(math.radians(truth["lat"])))
+    return place_at(lat, (lon + 180) % 360 - 180)
 
 
 def looks_and_answers(request: dict[str, Any]) -> Any:

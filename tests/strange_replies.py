@@ -9,7 +9,7 @@ from typing import Any
 
 from builders import file_bytes, jpeg_with_orientation, noise, png_header_only, smooth
 
-from distil.errors import ContextOverflow, TeacherError, TeacherUnreachable
+from distil.errors import ContextOverflow, TeacherError
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
 NAN, INFINITY = float("nan"), float("inf")
@@ -381,7 +381,7 @@ class Strange:
             return self.any_of(
                 lambda: ContextOverflow("the prompt is too long", 400),
                 lambda: TeacherError("HTTP 400: your input was flagged", 400),
-                lambda: TeacherUnreachable("no reply"),
+                lambda: TeacherError("no reply"),
             )
         if self.often(0.01):
             return self.any_of(

@@ -142,9 +142,21 @@ def test_nothing_below_the_plan_of_a_run_knows_a_flag() -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
-        if "commands" in imported_rooms(path) and room_of(path) not in ("run", "commands")
+        if "commands" in imported_rooms(path) and room_of(path) not in ("run", "commands", "exports")
     }
-    assert users == {"cli.py", "terminal/doctor.py"}
+    of_exports = {"terminal/exporting.py", "terminal/previewing.py", "terminal/checking.py"}
+    of_view = {"terminal/traces.py", "terminal/web.py", "terminal/verification.py", "viewer/preview_page.py"}
+    assert users - of_exports - of_view == {"cli.py", "terminal/doctor.py"}
+
+
+def test_exports_know_no_flags_but_their_own() -> None:
+    known = set()
+    for path in MODULES:
+        if room_of(path) in ("exports", "viewer"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == "distil.commands.flags":
+                    known |= {alias.name for alias in node.names if alias.name.endswith("Flags")}
+    assert known == {"ExportFlags", "FormFlags", "SelectionFlags", "CheckFlags"}
 
 
 def test_help_waits_for_nothing_heavy() -> None:

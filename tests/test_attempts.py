@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from builders import teacher_settings
+from builders import patience, teacher_settings
 from fault_server import (
     Fault,
     FaultServer,
@@ -38,28 +39,29 @@ from hypothesis import strategies as st
 from test_teacher import closed_port
 
 from distil.doctor.interview import ask_models_soon
-from distil.errors import ContextOverflow, DeadlinePassed, TeacherError, TeacherRefused
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
-from distil.teacher.availability import Availability, OutagePolicy, Sign
+from distil.errors import ContextOverflow, DeadlinePassed, RunHalted, TeacherError, TeacherRefused
+from distil.teacher.attempts import AttemptFailed, Attempts
+from distil.teacher.availability import Availability, Patience, Sign
 from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import ask_models
 from distil.teacher.refusals import (
+    Means,
     advised_seconds,
     is_context_overflow,
+    meaning,
     parse_number,
     parse_retry_after,
     parse_span,
 )
 from distil.teacher.replicas import Replicas, SampleReplica
-from distil.teacher.statuses import Means, meaning
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
-QUICK = RetryPolicy(12, first_pause_seconds=0.01, max_pause_seconds=0.05)
-OUTAGE = OutagePolicy(5, probe_pause_seconds=0.02, max_probe_pause_seconds=0.1, max_outage_seconds=20)
+QUICK = {"first_pause_seconds": 0.01, "max_pause_seconds": 0.05}
+OUTAGE = {"probe_pause_seconds": 0.02, "max_probe_pause_seconds": 0.1, "max_outage_seconds": 20}
 
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
-    return teacher_settings(api_base, "k", **{"model": "m", "retry": QUICK, "outage": OUTAGE} | changes)
+    return teacher_settings(api_base, "k", **{"model": "m"} | QUICK | OUTAGE | changes)
 
 
 @contextmanager
@@ -100,8 +102,7 @@ def test_a_lasting_status_is_never_retried(status: int) -> None:
 
 
 def test_the_client_itself_retries_nothing_and_the_error_counts_our_attempts() -> None:
-    policy = RetryPolicy(2, first_pause_seconds=0.01)
-    with asking(Status(500), retry=policy) as (server, teacher):
+    with asking(Status(500), max_retries=2) as (server, teacher):
         with pytest.raises(TeacherError, match=r"scripted 500 \(after 3 attempts\)") as caught:
             teacher.ask(MESSAGES, 0)
     assert (len(server.requests), caught.value.status, caught.value.attempts) == (3, 500, 3)
@@ -200,7 +201,7 @@ def test_a_turn_ends_at_its_deadline(fault: Fault) -> None:
 
 def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
     with asking(ok, stall) as (server, teacher):
-        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+        with teacher.asking(0.5) as sample:
             assert sample.ask(MESSAGES, 0).content == "hi"
             for _ in range(2):
                 with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
@@ -210,7 +211,7 @@ def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
     with asking(Status(429, "retry-after: 0.8\r\n"), ok, turn_timeout_seconds=0.5) as (_, teacher):
-        with teacher.asking(Deadline.after("sample", 0.5)) as sample:
+        with teacher.asking(0.5) as sample:
             assert sample.ask(MESSAGES, 0).content == "hi"
 
 
@@ -289,8 +290,7 @@ def test_while_it_is_down_one_request_at_a_time_goes_out() -> None:
 
 
 def test_a_server_that_stays_away_stops_the_run() -> None:
-    outage = OutagePolicy(5, 0.02, 0.1, max_outage_seconds=0.6)
-    with Teacher(settings(f"http://127.0.0.1:{closed_port()}/v1", outage=outage)) as teacher:
+    with Teacher(settings(f"http://127.0.0.1:{closed_port()}/v1", max_outage_seconds=0.6)) as teacher:
         crowd = Crowd(teacher, 4)
         assert 0.5 < crowd.join() < 5
     assert [type(error) for error in crowd.errors] == [TeacherRefused] * 4
@@ -298,17 +298,16 @@ def test_a_server_that_stays_away_stops_the_run() -> None:
 
 
 def test_a_server_whose_engine_has_died_is_down_although_it_answers() -> None:
-    outage = OutagePolicy(5, 0.02, 0.1, max_outage_seconds=0.6)
-    with FaultServer(Status(500)) as server, Teacher(settings(server.api_base, outage=outage)) as teacher:
-        crowd = Crowd(teacher, 4)
-        crowd.join()
+    with FaultServer(Status(500)) as server:
+        with Teacher(settings(server.api_base, max_outage_seconds=0.6)) as teacher:
+            crowd = Crowd(teacher, 4)
+            crowd.join()
     assert [type(error) for error in crowd.errors] == [TeacherRefused] * 4
 
 
 def test_an_outage_is_seen_although_little_of_the_samples_time_is_left() -> None:
-    outage = OutagePolicy(5, 0.02, 0.1, max_outage_seconds=0.6)
-    nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1", outage=outage, timeout_seconds=600)
-    with Teacher(nowhere) as teacher, teacher.asking(Deadline.after("sample", 60)) as sample:
+    nowhere = settings(f"http://127.0.0.1:{closed_port()}/v1", max_outage_seconds=0.6, timeout_seconds=600)
+    with Teacher(nowhere) as teacher, teacher.asking(60) as sample:
         with pytest.raises(TeacherRefused, match="--max_outage_seconds"):
             sample.ask(MESSAGES, 0)
 
@@ -319,7 +318,7 @@ def test_one_request_that_breaks_each_time_stops_no_other() -> None:
     def picky(exchange: Any) -> None:
         (reset if b"poison" in exchange.request else ok)(exchange)
 
-    with asking(picky, retry=RetryPolicy(8, 0.01, 0.02)) as (server, teacher):
+    with asking(picky, max_retries=8, max_pause_seconds=0.02) as (server, teacher):
         teacher.tell_by(lines.append)
         with pytest.raises(TeacherError, match="after 9 attempts"):
             teacher.ask([b'{"role": "user", "content": "poison"}'], 0)
@@ -336,15 +335,15 @@ def test_one_request_that_breaks_each_time_stops_no_other() -> None:
     ids=["stall", "trickle_body", "429 for an hour", "503"],
 )
 def test_closing_wakes_every_thread_at_once(fault: Fault) -> None:
-    slow = OutagePolicy(3, probe_pause_seconds=60, max_probe_pause_seconds=60, max_outage_seconds=1800)
-    policy = RetryPolicy(12, first_pause_seconds=60)
-    with asking(fault, outage=slow, retry=policy) as (server, teacher):
+    slow = {"num_failures": 3, "probe_pause_seconds": 60, "max_probe_pause_seconds": 60}
+    pauses = {"first_pause_seconds": 60, "max_pause_seconds": 60, "max_outage_seconds": 1800}
+    with asking(fault, **slow, **pauses) as (server, teacher):
         crowd = Crowd(teacher, 6)
         wait_for(lambda: len(server.requests) >= 3)  # then it counts as down, and the rest may wait
         time.sleep(0.1)
         teacher.close()
         assert crowd.join() < 2
-        with pytest.raises(TeacherError):
+        with pytest.raises(RunHalted):
             teacher.ask(MESSAGES, 0)
     assert len(crowd.errors) == 6
     assert not any(isinstance(error, TeacherRefused) for error in crowd.errors)
@@ -411,20 +410,21 @@ class FakeTime:
 
     def run(
         self,
-        policy: RetryPolicy,
+        patience: Patience,
         attempt: Callable[[float], Any],
-        turn_seconds: float = 1e9,
-        at_most: float = 600,
     ) -> Any:
         """What the first attempt that succeeds, given its seconds, returns."""
-        deadline = Deadline.after("turn", turn_seconds, lambda: self.now)
         replica = SampleReplica(Replicas(["http://here"]))
-        limits, availability = (policy, at_most), Availability(OUTAGE, "here")
+        availability = Availability(patience, "here")
         timing = (self.sleep, lambda: self.now, lambda: self.chance)
-        attempts = Attempts(*limits, availability, replica, (deadline,), *timing)
+        attempts = Attempts(patience, availability, replica, math.inf, *timing)
         while True:
             with attempts as seconds:
                 return attempt(seconds)
+
+
+def waiting(turn_seconds: float = 1e9, **changes: Any) -> Patience:
+    return patience(turn_timeout_seconds=turn_seconds, **changes)
 
 
 def failing(error: str = "busy", advised: float | None = None) -> Callable[[float], Any]:
@@ -437,29 +437,29 @@ def failing(error: str = "busy", advised: float | None = None) -> Callable[[floa
 def test_pauses_double_up_to_a_ceiling() -> None:
     fake = FakeTime()
     with pytest.raises(TeacherError, match="after 7 attempts"):
-        fake.run(RetryPolicy(6, 1.0, 8.0), failing())
+        fake.run(waiting(max_retries=6, max_pause_seconds=8.0), failing())
     assert fake.pauses == [1, 2, 4, 8, 8, 8]
 
 
 def test_jitter_comes_on_top_of_advice() -> None:
     fake = FakeTime(chance=0.5)
     with pytest.raises(TeacherError):
-        fake.run(RetryPolicy(2, 1.0, 8.0), failing(advised=5000.0), turn_seconds=10)
+        fake.run(waiting(10, max_retries=2, max_pause_seconds=8.0), failing(advised=5000.0))
     assert fake.pauses == [5000.5, 5001.0], "of any length, and not counted against the deadline"
 
 
 def test_no_one_sleeps_beyond_a_deadline() -> None:
     fake = FakeTime()
     with pytest.raises(DeadlinePassed, match=r"turn's 6 s are over after 3 attempts; the last: busy"):
-        fake.run(RetryPolicy(9, 1.0, 60.0), failing(), turn_seconds=6)
+        fake.run(waiting(6, max_retries=9), failing())
     assert fake.pauses == [1, 2]
 
 
 def test_an_attempt_gets_no_more_time_than_is_left() -> None:
     given: list[float] = []
     fake = FakeTime()
-    fake.run(RetryPolicy(), given.append, turn_seconds=6)
-    fake.run(RetryPolicy(), given.append, turn_seconds=600, at_most=6)
+    fake.run(waiting(6), given.append)
+    fake.run(waiting(600, timeout_seconds=6), given.append)
     assert given == [6, 6]
 
 
@@ -467,9 +467,9 @@ def test_an_attempt_gets_no_more_time_than_is_left() -> None:
 def test_a_pause_is_at_least_the_advice_and_at_most_a_ceiling_more(
     num_retries: int, advised: float | None, chance: float
 ) -> None:
-    policy = RetryPolicy()
-    pause = policy.pause_seconds(num_retries, advised, chance)
-    assert (advised or 0) <= pause <= (advised or 0) + policy.max_pause_seconds
+    waits = patience()
+    pause = waits.pause_seconds(num_retries, advised, chance)
+    assert (advised or 0) <= pause <= (advised or 0) + waits.max_pause_seconds
 
 
 @given(st.integers(100, 599))

@@ -22,7 +22,7 @@ from scripted_teacher import calls, is_probe, num_turns, says
 from test_exports import CODE, FORMATS, ROTATE, ZOOM, export, run
 
 from distil.cli import main
-from distil.exports.check import KEPT_FINDINGS, REMEDIES, Finding, Findings
+from distil.exports.check import KEPT_FINDINGS, REMEDIES, ExportFinding, Findings
 from distil.exports.written import WrittenPicture
 
 NATIVE = [name for name in FORMATS if name != "hf"]
@@ -582,7 +582,7 @@ def test_findings_are_grouped_and_counted_each_with_its_place_and_what_to_do(
 def test_findings_are_kept_up_to_a_number_and_counted_beyond() -> None:
     findings = Findings()
     for number in range(KEPT_FINDINGS + 7):
-        findings.add(Finding("call", "train.jsonl", number, "messages", "a call"))
+        findings.add(ExportFinding("call", "train.jsonl", number, "messages", "a call"))
     assert len(findings.kept) == KEPT_FINDINGS and findings.counts["call"] == KEPT_FINDINGS + 7
 
 
@@ -590,7 +590,8 @@ def test_findings_are_kept_up_to_a_number_and_counted_beyond() -> None:
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     import tracemalloc  # noqa: PLC0415
 
-    from distil.exports.check import Setup, check_export  # noqa: PLC0415
+    from distil.commands.flags import CheckFlags  # noqa: PLC0415
+    from distil.exports.check import check_export  # noqa: PLC0415
     from distil.records import ExportFormat  # noqa: PLC0415
 
     url = "data:image/jpeg;base64," + base64.b64encode(file_bytes(smooth(640, 480), "JPEG")).decode()
@@ -606,7 +607,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
                 said = [{"role": "user", "content": parts}, {"role": "assistant", "content": "x" * 20_000}]
                 file.write(json.dumps({"messages": said}) + "\n")
         tracemalloc.start()
-        check_export(path, Setup(format=ExportFormat.OPENAI))
+        check_export(CheckFlags(path=path, format=ExportFormat.OPENAI))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -15,9 +15,9 @@ from warm_door import start_door
 
 from distil.cli import main
 from distil.errors import UsageError
-from distil.store.clean import clean_folder
+from distil.store.claim import clean_folder
+from distil.store.folder import README
 from distil.store.journal import unfinished_samples
-from distil.store.readme import README
 
 
 def zoom_once(request: dict[str, Any]) -> Any:

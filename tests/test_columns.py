@@ -21,10 +21,9 @@ from distil.errors import SampleError, SourceError
 from distil.records import SampleId
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
-from distil.source.exif import gps_degrees, gps_names
 from distil.source.picture_paths import picture_in
-from distil.source.rows import open_source
-from distil.store.folder import read_runs
+from distil.source.rows import gps_degrees, gps_names, open_source
+from distil.store.claim import read_runs
 from distil.store.trace_settings import json_sha256, settings_sha256
 from distil.tasks.geolocation import GEOLOCATION
 

@@ -22,8 +22,8 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from warm_door import start_door
 
 from distil.cli import main
-from distil.exports.attribution import attribution_of, is_attribution
 from distil.exports.card import card_text, figure_json
+from distil.exports.conversation import attribution_of, is_attribution
 from distil.exports.plots import draw_plots
 
 FORMATS = ["trl", "verl", "llamafactory", "ms_swift", "openai", "hf"]

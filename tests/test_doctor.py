@@ -12,7 +12,7 @@ from scripted_teacher import ScriptedTeacher, completion
 from seeing_teacher import USAGE, Seeing, error, read_word
 from test_teacher import closed_port
 
-from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, find_frame
+from distil.doctor.marks import MARKS, BoxAnswers, FoundFrame, find_frame
 from distil.pictures import Frame
 from distil.teacher.sign import draw_sign
 
@@ -287,23 +287,23 @@ def test_the_embedded_teacher_is_examined(run_door: RunDoor) -> None:
 # --- the frame finder by itself ---
 
 
-def answers(box: Any, scale: float = 1.0) -> list[BoxAnswer]:
+def answers(box: Any, scale: float = 1.0) -> BoxAnswers:
     sizes = [(round(mark.size[0] * scale), round(mark.size[1] * scale)) for mark in MARKS]
-    return [BoxAnswer(mark, size, box(mark, size)) for mark, size in zip(MARKS, sizes, strict=True)]
+    return {mark: (size, box(mark, size)) for mark, size in zip(MARKS, sizes, strict=True)}
 
 
 def test_no_frame_is_found_in_boxes_that_stay_where_they_are() -> None:
     for box in ((0, 0, 1000, 1000), (0, 0, 1, 1), (300, 300, 700, 700), (5, 5, 5, 5), (0.0, 0.0, 0.0, 0.0)):
         assert find_frame(answers(lambda _, __, box=box: box)).frame is None
     assert find_frame(answers(lambda _, size: (0, 0, *size))).frame is None
-    assert find_frame([]) == FoundFrame(None, 0.0, 0, 0)
+    assert find_frame({}) == FoundFrame(None, 0.0, 0, 0)
 
 
 def test_one_hit_is_not_enough_and_two_are_not_sure() -> None:
     right = answers(lambda mark, _: mark.box)
-    wrong = [BoxAnswer(MARKS[2], MARKS[2].size, (0, 0, 50, 50))]
-    assert find_frame(right[:1]).frame is None
-    two = find_frame(right[:2] + wrong)
+    wrong = {MARKS[2]: (MARKS[2].size, (0.0, 0.0, 50.0, 50.0))}
+    assert find_frame({MARKS[0]: right[MARKS[0]]}).frame is None
+    two = find_frame({**right, **wrong})
     assert (two.frame, two.is_sure, two.num_hits) == (Frame.PIXEL, False, 2)
     assert find_frame(right).is_sure
 

@@ -22,9 +22,9 @@ from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
 from distil.spending.budget import Budget, calls_of, tokens_of
 from distil.store import folder as folder_module
+from distil.store.claim import SPENDING, SpendingFile
 from distil.store.folder import RunFolder
 from distil.store.journal import Journal
-from distil.store.spending import SPENDING, SpendingFile
 
 BODIES = [
     json.dumps(calls(("image_rotate_tool", {"angle": 90}))).encode(),

@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw
 pytest.importorskip("rapidocr", reason="the local teacher's OCR is an optional extra")
 
 from distil.embedded import drawn_signs
-from distil.embedded.drawn_signs import SignScene, draw_scene
-from distil.embedded.gazetteer import load_gazetteer
+from distil.embedded.drawn_signs import SignScene, draw_row, draw_scene
+from distil.embedded.gazetteer import find_place
 
 MODULE = [sys.executable, "-m", "distil.embedded"]
 ROOT = Path(__file__).parents[1]
@@ -505,8 +505,8 @@ def test_a_row_depends_on_seed_and_index_only(draw: Callable[..., Path]) -> None
     assert few[0]["image"].size == (1920, 1440)
     assert few[0]["image"].format == "JPEG"
     assert all(0 <= score <= 1 for score in many["locatability_score"])
-    assert draw_scene(3, 4).jpeg_bytes() == few.cast_column("image", plain)[4]["image"]["bytes"]
-    assert draw_scene(4, 4).jpeg_bytes() != draw_scene(3, 4).jpeg_bytes()
+    assert draw_row(3, 4)["image"] == few.cast_column("image", plain)[4]["image"]
+    assert draw_row(4, 4)["image"] != draw_row(3, 4)["image"]
 
 
 def test_any_number_of_workers_writes_the_same_bytes(draw: Callable[..., Path]) -> None:
@@ -554,6 +554,20 @@ def test_drawing_needs_no_ocr() -> None:
     assert ended.stdout.split() == ["False", "False"]
 
 
+def test_without_ocr_it_says_what_to_install() -> None:
+    code = "import runpy, sys; sys.modules['rapidocr'] = None; runpy.run_module('distil.embedded', run_name='__main__')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "serve"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert re.fullmatch(r"the local teacher needs OCR \(.+\): pip install -e \"\.\[local\]\"\n", ended.stderr)
+
+
 # The gazetteer.
 
 
@@ -570,14 +584,14 @@ def test_drawing_needs_no_ocr() -> None:
     ],
 )
 def test_lines_are_looked_up(line: str, place: str, is_exact: bool) -> None:
-    match = load_gazetteer().find(line)
+    match = find_place(line)
     assert match is not None
     assert (match.place.name, match.is_exact) == (place, is_exact)
 
 
 @pytest.mark.parametrize("line", ["", "HOTEL", "OPEN", "BAR", "出口", "12 km", "→", "CGN"])
 def test_shop_words_and_codes_are_no_places(line: str) -> None:
-    assert load_gazetteer().find(line) is None
+    assert find_place(line) is None
 
 
 def test_the_fonts_have_every_letter_of_the_signs() -> None:

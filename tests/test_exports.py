@@ -25,20 +25,21 @@ from conftest import PACKAGE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 from warm_door import start_door
 
 from distil.cli import main
+from distil.commands.flags import ExportFlags, FormFlags
 from distil.errors import ToolError
-from distil.exports.conversation import Conversation, conversation_of
+from distil.exports.conversation import StudentConversation, conversation_of
 from distil.exports.escape import escaped, escaped_json, json_text
-from distil.exports.export import Refused, conversation_at
-from distil.exports.options import ExportOptions
-from distil.exports.pictures import Shown, shown, student_size
+from distil.exports.export import NotExported, conversation_at
+from distil.exports.pictures import ShownCall, shown_calls, student_rule, student_size
 from distil.exports.tokens import picture_tokens, text_tokens
 from distil.pictures import box_to_pixels, pixels_to_box, sent_size
-from distil.records import ExportFormat, FailedCalls, Frame, Student, Thoughts, ToolMode
-from distil.replay.replay import Executors, Sources, replay
+from distil.records import ExportFormat, FailedCalls, Frame, SentPicture, Student, Thoughts, ToolMode
+from distil.replay.replay import Executors, Sources
 from distil.store.trace_file import StoredTrace, json_sha256, read_trace
 
 ZOOM, ROTATE, CODE = "image_zoom_in_tool", "image_rotate_tool", "python_code_tool"
@@ -152,12 +153,12 @@ def sent_pictures(path: Path) -> list[bytes]:
     return [seen.sent.data, *(one.sent.data for one in seen.observations if one.sent is not None)]
 
 
-def conversation(path: Path, **options: Any) -> Conversation:
+def conversation(path: Path, takes_all: bool = False, **options: Any) -> StudentConversation:
     with Executors() as executors:
         found = conversation_at(
-            path, Sources(), executors, ExportOptions(**{"format": ExportFormat.HF, **options})
+            path, Sources(), executors, ExportFlags(all=takes_all, form=FormFlags(**options))
         )
-    assert isinstance(found, Conversation), found
+    assert isinstance(found, StudentConversation), found
     return found
 
 
@@ -236,7 +237,7 @@ def zooms(*boxes: list[float]) -> Any:
     return script
 
 
-def boxes_of(found: Conversation) -> list[list[int]]:
+def boxes_of(found: StudentConversation) -> list[list[int]]:
     arguments = [json.loads(call.arguments) for turn in found.turns for call in turn.calls]
     return [each["bbox_2d"] for each in arguments if "bbox_2d" in each]
 
@@ -311,16 +312,16 @@ def test_the_box_cut_out_of_an_exported_picture_is_the_next_picture(
 
 
 def test_a_picture_has_the_size_that_the_students_processor_leaves_as_it_is() -> None:
-    options = ExportOptions(ExportFormat.TRL, coordinates=Frame.PIXEL)
+    form = FormFlags(coordinates=Frame.PIXEL)
     for sent in [(1920, 1440), (20, 10), (154, 593), (4000, 3000), (8000, 6000)]:
-        size = student_size(sent, options)
-        assert sent_size(size, options.student_rule) == size
-        assert picture_tokens(size, options) == size[0] * size[1] // 1024 + 2
+        size = student_size(sent, form)
+        assert sent_size(size, student_rule(form)) == size
+        assert picture_tokens(size, form) == size[0] * size[1] // 1024 + 2
 
 
 def test_a_small_limit_makes_no_row_shorter_than_a_processor_does() -> None:
-    options = ExportOptions(ExportFormat.TRL, image_max_pixels=10_000)
-    assert picture_tokens(student_size((640, 480), options), options) >= 64  # 65,536 pixels at the least
+    form = FormFlags(image_max_pixels=10_000)
+    assert picture_tokens(student_size((640, 480), form), form) >= 64  # 65,536 pixels at the least
 
 
 def test_thousandths_leave_pictures_as_sent_but_for_those_above_the_limit(tmp_path: Path) -> None:
@@ -340,10 +341,10 @@ def test_sizes_in_words_are_those_of_the_exported_pictures_or_are_left_out(tmp_p
     found = conversation(traces / "trace_00000.json", coordinates=Frame.PIXEL)
     assert (
         f"{found.pictures()[1].size[0]}×{found.pictures()[1].size[1]} pixels"
-        in found.turns[0].results[0].text
+        in found.turns[0].results[0].result
     )
     for each in (conversation(traces / "trace_00000.json"),):
-        assert "×" not in each.question and "×" not in each.turns[0].results[0].text
+        assert "×" not in each.question and "×" not in each.turns[0].results[0].result
 
 
 def test_boxes_of_the_original_stay_boxes_of_the_original(tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ def test_a_call_cut_out_makes_no_special_word_of_what_stood_around_it(tmp_path: 
         return says(ANSWER) if num_turns(request) else says(f"<im{fails}age>{works}")
 
     path = run(tmp_path, script, "--tool_mode", "text") / "trace_00000.json"
-    found = conversation(path, failed_calls=FailedCalls.DROP)
+    found = conversation(path, errors=FailedCalls.DROP)
     assert found.turns[0].text == escaped("<image>") and len(found.turns[0].calls) == 1
 
 
@@ -465,9 +466,7 @@ def test_llama_factory_gets_a_row_for_each_trained_turn(
 
 
 def test_a_failed_box_in_another_frame_is_never_trained(failing: Path, tmp_path: Path) -> None:
-    found = conversation(
-        failing / "trace_00000.json", failed_calls=FailedCalls.TRAIN, coordinates=Frame.PIXEL
-    )
+    found = conversation(failing / "trace_00000.json", errors=FailedCalls.TRAIN, coordinates=Frame.PIXEL)
     assert [turn.is_trained for turn in found.turns] == [False, False, True, True]
 
 
@@ -508,7 +507,7 @@ def test_a_trace_with_nothing_to_train_is_counted(tmp_path: Path, capsys: pytest
 def test_thoughts_are_marked_plain_or_left_out(traces: Path) -> None:
     path = traces / "trace_00000.json"
     marked, plain, without = (
-        conversation(path, thoughts=each).turns[-1].written()
+        conversation(path, reasoning=each).turns[-1].written()
         for each in (Thoughts.THINK, Thoughts.KEEP, Thoughts.DROP)
     )
     assert marked.startswith("<think>\nDeep in thought.\nHm. ") and "\n</think>\n\nIt says" in marked
@@ -527,7 +526,7 @@ def test_a_turn_that_only_thinks_is_not_trained_without_its_thoughts(tmp_path: P
     path = run(tmp_path, thinks, "--num_samples", 1) / "trace_00000.json"
     found = conversation(path, takes_all=True)
     assert found.turns[-1].written() == "<think>\n\\boxed{1, 2}\n</think>"
-    without = conversation(path, takes_all=True, thoughts=Thoughts.DROP)
+    without = conversation(path, takes_all=True, reasoning=Thoughts.DROP)
     assert [turn.written().count("<tool_call>") for turn in without.turns] == [1]
 
 
@@ -538,9 +537,9 @@ def test_code_is_a_call_and_its_output_an_observation(traces: Path) -> None:
     found = conversation(traces / "trace_00000.json")
     (call,) = found.turns[3].calls
     assert json.loads(call.arguments)["code"] == escaped(PROGRAM)
-    (result,) = found.turns[3].results
-    assert result.text.endswith(f"Output:\n{escaped(BAD)} {escaped('</tool_call>')} {escaped('<think>')}")
-    assert result.picture is not None and result.picture.size == (47, 56)
+    assert found.turns[3].results == (call,)
+    assert call.result.endswith(f"Output:\n{escaped(BAD)} {escaped('</tool_call>')} {escaped('<think>')}")
+    assert call.picture is not None and call.picture.size == (47, 56)
 
 
 # --- native calls
@@ -673,10 +672,8 @@ def test_a_strip_that_no_processor_takes_is_refused(tmp_path: Path) -> None:
     dataset = saved(tmp_path / "photos", [row(file_bytes(smooth(3000, 10))), row(file_bytes(smooth(20, 10)))])
     traces = run(tmp_path, zooms([0, 0, 500, 1000]), "--model", "distil-sign-reader", dataset=dataset)
     with Executors() as executors:
-        found = conversation_at(
-            traces / "trace_00000.json", Sources(), executors, ExportOptions(ExportFormat.TRL, takes_all=True)
-        )
-    assert isinstance(found, Refused) and "200:1" in found.reason
+        found = conversation_at(traces / "trace_00000.json", Sources(), executors, ExportFlags(all=True))
+    assert isinstance(found, NotExported) and found.is_refused and "200:1" in found.reason
     assert conversation(traces / "trace_00001.json", takes_all=True).photo.size == (64, 32)
 
 
@@ -878,7 +875,7 @@ def test_a_teacher_of_text_calls_had_the_conversation_that_is_exported(tmp_path:
     trace = read_trace(path)
     with Executors() as executors:
         had = replay(trace, Sources().of(trace), executors.of(trace)).messages()
-    exported_messages = conversation(path, failed_calls=FailedCalls.TRAIN).messages()
+    exported_messages = conversation(path, errors=FailedCalls.TRAIN).messages()
     assert [message.role for message in exported_messages] == [message["role"] for message in had]
     for ours, theirs in zip(exported_messages, had, strict=True):
         content = theirs["content"]
@@ -894,7 +891,7 @@ def test_a_teacher_of_text_calls_had_the_conversation_that_is_exported(tmp_path:
 def test_whatever_is_said_no_special_word_is_left_but_those_placed(
     failing: Path, said: list[str], thought: list[str], printed: list[str], is_native: bool
 ) -> None:
-    trace, pictures = _replayed(failing / "trace_00000.json")
+    trace, photo, calls = _replayed(failing / "trace_00000.json")
     form = ToolMode.NATIVE if is_native else ToolMode.TEXT
     changes: dict[str, Any] = {
         "content": "".join(said),
@@ -902,12 +899,12 @@ def test_whatever_is_said_no_special_word_is_left_but_those_placed(
         "reasoning_field": "reasoning",
     }
     replies = tuple(replace(reply, call_form=form, **changes) for reply in trace.replies)
-    calls = tuple(
+    shown = tuple(
         replace(call, stored=replace(call.stored, message="".join(printed), stdout="".join(printed)))
-        for call in pictures.calls
+        for call in calls
     )
-    options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN, thoughts=Thoughts.KEEP)
-    found = conversation_of(replace(trace, replies=replies), replace(pictures, calls=calls), options)
+    flags = FormFlags(errors=FailedCalls.TRAIN, reasoning=Thoughts.KEEP)
+    found = conversation_of(replace(trace, replies=replies), photo, shown, flags)
     if found is None:
         return  # nobody said anything
     system, *others = found.messages()
@@ -926,8 +923,8 @@ def test_whatever_is_said_no_special_word_is_left_but_those_placed(
 
 
 @cache
-def _replayed(path: Path) -> tuple[StoredTrace, Shown]:
+def _replayed(path: Path) -> tuple[StoredTrace, SentPicture, list[ShownCall]]:
     with Executors() as executors:
         trace = read_trace(path)
-        options = ExportOptions(ExportFormat.TRL, failed_calls=FailedCalls.TRAIN)
-        return trace, shown(trace, Sources().of(trace), executors.of(trace), options)
+        flags = FormFlags(errors=FailedCalls.TRAIN)
+        return trace, *shown_calls(trace, Sources().of(trace), executors.of(trace), flags)

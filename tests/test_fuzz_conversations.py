@@ -24,7 +24,7 @@ from conversations import Bench, Bodies, Body, Run, read_figures
 from scripted_teacher import says
 from strange_replies import PICTURES, Strange
 
-from distil.errors import FolderError, TeacherUnreachable
+from distil.errors import FolderError, TeacherError
 from distil.records import Failure, Outcome, SampleId
 from distil.sandbox.sandbox import Sandbox
 from distil.store.summary import TraceSummary, read_summary
@@ -158,7 +158,7 @@ def _check_resumed(bench: Bench, case: Case, whole: bytes, num_turns: int) -> No
     journal = run.folder.path / "journal" / "00001.jsonl"
     if case.chance.random() < 0.5:  # a turn fails
         turn = case.chance.randint(1, num_turns)
-        outcome, _ = bench.solve(run, case.row, case.bodies, {turn: TeacherUnreachable("no reply")})
+        outcome, _ = bench.solve(run, case.row, case.bodies, {turn: TeacherError("no reply")})
         num_kept = turn - 1
         assert _kind(outcome) == "teacher"
     else:  # all is paid for when the trace cannot be written; then a kill cuts the journal anywhere

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import patience
 from conftest import RunDoor
 from scripted_teacher import ScriptedTeacher, is_probe, says, turns
 
 from distil.errors import TeacherRefused
-from distil.teacher.availability import Availability, OutagePolicy
+from distil.teacher.availability import Availability
 
 LIMIT_SECONDS = 1.2
 OPENS = turns(says("\\boxed{1, 2}"))
@@ -73,7 +74,7 @@ def test_with_replies_among_them_it_is_something_that_passes(
 
 
 def availability() -> Availability:
-    return Availability(OutagePolicy(max_outage_seconds=60), "here")
+    return Availability(patience(), "here")
 
 
 @pytest.mark.parametrize(

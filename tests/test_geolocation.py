@@ -25,10 +25,15 @@ from distil.tasks.geolocation import (
     score,
 )
 
-NEW_YORK = Place(40.7128, -74.006)
+
+def place_at(lat: float, lon: float) -> Place:
+    return {"lat": lat, "lon": lon}
+
+
+NEW_YORK = place_at(40.7128, -74.006)
 HALF_ROUND_KM = math.pi * 6371
 LATITUDES, LONGITUDES = st.floats(-90, 90), st.floats(-180, 180)
-PLACES = st.builds(Place, LATITUDES, LONGITUDES)
+PLACES = st.builds(place_at, LATITUDES, LONGITUDES)
 
 
 def boxed(body: str) -> str:
@@ -36,7 +41,7 @@ def boxed(body: str) -> str:
 
 
 def km_east_of_null_island(distance_km: float) -> Place:
-    return Place(0.0, math.degrees(distance_km / 6371))
+    return place_at(0.0, math.degrees(distance_km / 6371))
 
 
 # --- prompts
@@ -157,7 +162,7 @@ NEW_YORK_FORMS = [
 
 def assert_new_york(answer: Place | None) -> None:
     assert answer is not None
-    assert (answer.lat, answer.lon) == pytest.approx((NEW_YORK.lat, NEW_YORK.lon), abs=1e-9)
+    assert (answer["lat"], answer["lon"]) == pytest.approx((NEW_YORK["lat"], NEW_YORK["lon"]), abs=1e-9)
 
 
 @pytest.mark.parametrize("body", NEW_YORK_FORMS)
@@ -201,16 +206,16 @@ def test_the_last_answer_outside_thinking_and_tool_calls_counts(response: str) -
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("0, 0", Place(0, 0)),
-        ("90, 180", Place(90, 180)),
-        ("-90, -180", Place(-90, -180)),
-        ("33.5 S, 70.5 W", Place(-33.5, -70.5)),
-        ("-33.5 S, 151.25 E", Place(-33.5, 151.25)),
-        ("E 151.25, S 33.5", Place(-33.5, 151.25)),
-        (".5, -.5", Place(0.5, -0.5)),
-        ("12., 5.", Place(12, 5)),
-        ("0°30'S, 0°15'W", Place(-0.5, -0.25)),
-        ("-0°30', -10°15'", Place(-0.5, -10.25)),
+        ("0, 0", place_at(0, 0)),
+        ("90, 180", place_at(90, 180)),
+        ("-90, -180", place_at(-90, -180)),
+        ("33.5 S, 70.5 W", place_at(-33.5, -70.5)),
+        ("-33.5 S, 151.25 E", place_at(-33.5, 151.25)),
+        ("E 151.25, S 33.5", place_at(-33.5, 151.25)),
+        (".5, -.5", place_at(0.5, -0.5)),
+        ("12., 5.", place_at(12, 5)),
+        ("0°30'S, 0°15'W", place_at(-0.5, -0.25)),
+        ("-0°30', -10°15'", place_at(-0.5, -10.25)),
     ],
 )
 def test_signs_edges_and_minutes_are_read(body: str, expected: Place) -> None:
@@ -304,7 +309,7 @@ def test_a_reply_without_a_box_that_holds_a_place_has_no_answer(response: str) -
     ["longitude: 10, latitude: 40", "lon=10, lat=40", "Lng 10°, Lat 40°"],
 )
 def test_a_labelled_answer_is_never_read_the_wrong_way_round(body: str) -> None:
-    assert parse_answer(boxed(body)) in (None, Place(40, 10))
+    assert parse_answer(boxed(body)) in (None, place_at(40, 10))
 
 
 @pytest.mark.parametrize("body", ["latitude: 40 E, longitude: 10", "lat: 40, lat: 10"])
@@ -316,19 +321,19 @@ def test_labels_that_contradict_are_no_answer(body: str) -> None:
 
 
 def signed(place: Place) -> str:
-    return f"{place.lat:.6f}, {place.lon:.6f}"
+    return f"{place['lat']:.6f}, {place['lon']:.6f}"
 
 
 def degrees_signs(place: Place) -> str:
-    return f"{place.lat:.6f}°, {place.lon:.6f}°"
+    return f"{place['lat']:.6f}°, {place['lon']:.6f}°"
 
 
 def latex_degrees(place: Place) -> str:
-    return f"{place.lat:.6f}^\\circ, {place.lon:.6f}^\\circ"
+    return f"{place['lat']:.6f}^\\circ, {place['lon']:.6f}^\\circ"
 
 
 def labelled(place: Place) -> str:
-    return f"Latitude: {place.lat:.6f}, Longitude: {place.lon:.6f}"
+    return f"Latitude: {place['lat']:.6f}, Longitude: {place['lon']:.6f}"
 
 
 def unicode_minus(place: Place) -> str:
@@ -336,27 +341,27 @@ def unicode_minus(place: Place) -> str:
 
 
 def letters(place: Place) -> tuple[str, str]:
-    return ("S" if place.lat < 0 else "N"), ("W" if place.lon < 0 else "E")
+    return ("S" if place["lat"] < 0 else "N"), ("W" if place["lon"] < 0 else "E")
 
 
 def suffixed(place: Place) -> str:
     north, east = letters(place)
-    return f"{abs(place.lat):.6f}° {north}, {abs(place.lon):.6f}° {east}"
+    return f"{abs(place['lat']):.6f}° {north}, {abs(place['lon']):.6f}° {east}"
 
 
 def prefixed(place: Place) -> str:
     north, east = letters(place)
-    return f"{north}{abs(place.lat):.6f}, {east}{abs(place.lon):.6f}"
+    return f"{north}{abs(place['lat']):.6f}, {east}{abs(place['lon']):.6f}"
 
 
 def east_first(place: Place) -> str:
     north, east = letters(place)
-    return f"{abs(place.lon):.6f}{east}, {abs(place.lat):.6f}{north}"
+    return f"{abs(place['lon']):.6f}{east}, {abs(place['lat']):.6f}{north}"
 
 
 def in_text(place: Place) -> str:
     north, east = letters(place)
-    return f"{abs(place.lat):.6f}^\\circ\\text{{{north}}}, {abs(place.lon):.6f}^\\circ\\text{{{east}}}"
+    return f"{abs(place['lat']):.6f}^\\circ\\text{{{north}}}, {abs(place['lon']):.6f}^\\circ\\text{{{east}}}"
 
 
 FORMS = [
@@ -379,7 +384,7 @@ def test_any_place_written_in_any_form_is_read_back(
 ) -> None:
     answer = parse_answer(f"{before}{boxed(form(place))}{after}")
     assert answer is not None
-    assert (answer.lat, answer.lon) == pytest.approx((place.lat, place.lon), abs=1e-6)
+    assert (answer["lat"], answer["lon"]) == pytest.approx((place["lat"], place["lon"]), abs=1e-6)
 
 
 def dms(value: float, positive: str, negative: str) -> str:
@@ -390,15 +395,15 @@ def dms(value: float, positive: str, negative: str) -> str:
 
 @given(PLACES)
 def test_any_place_in_degrees_minutes_and_seconds_is_read_back(place: Place) -> None:
-    answer = parse_answer(boxed(f"{dms(place.lat, 'N', 'S')}, {dms(place.lon, 'E', 'W')}"))
+    answer = parse_answer(boxed(f"{dms(place['lat'], 'N', 'S')}, {dms(place['lon'], 'E', 'W')}"))
     assert answer is not None
-    assert (answer.lat, answer.lon) == pytest.approx((place.lat, place.lon), abs=0.51 / 3600)
+    assert (answer["lat"], answer["lon"]) == pytest.approx((place["lat"], place["lon"]), abs=0.51 / 3600)
 
 
 @given(st.floats(-1000, 1000), st.floats(-1000, 1000))
 def test_an_answer_out_of_range_is_refused_and_one_in_range_is_read(lat: float, lon: float) -> None:
     lat, lon = round(lat, 4), round(lon, 4)
-    expected = Place(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+    expected = place_at(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
     assert parse_answer(boxed(f"{lat:.4f}, {lon:.4f}")) == expected
 
 
@@ -437,7 +442,7 @@ PIECES = st.sampled_from(
 
 
 def assert_a_place_or_none(answer: Place | None) -> None:
-    assert answer is None or (abs(answer.lat) <= 90 and abs(answer.lon) <= 180)
+    assert answer is None or (abs(answer["lat"]) <= 90 and abs(answer["lon"]) <= 180)
 
 
 @given(st.text())
@@ -507,7 +512,7 @@ def test_a_megabyte_of_adversarial_reply_is_parsed_in_seconds(text: str) -> None
     [(0, 1.0), (1, 0.99933), (25, 0.98339), (200, 0.87460), (750, 0.60505), (2500, 0.18734)],
 )
 def test_the_reward_has_its_reference_values(distance_km: float, expected: float) -> None:
-    result = score(km_east_of_null_island(distance_km), Place(0, 0))
+    result = score(km_east_of_null_island(distance_km), place_at(0, 0))
     assert round(result.value, 5) == expected
     assert result.details["distance@km"] == pytest.approx(distance_km, abs=1e-6)
     assert result.details["geoguessr@point"] == pytest.approx(5000 * result.value)
@@ -527,8 +532,8 @@ def test_no_answer_scores_nothing_at_20000_km() -> None:
 
 @pytest.mark.parametrize("radius_km", ACCURACY_RADII_KM)
 def test_accuracy_counts_within_its_radius(radius_km: int) -> None:
-    inside = score(km_east_of_null_island(radius_km * 0.999), Place(0, 0))
-    outside = score(km_east_of_null_island(radius_km * 1.001), Place(0, 0))
+    inside = score(km_east_of_null_island(radius_km * 0.999), place_at(0, 0))
+    outside = score(km_east_of_null_island(radius_km * 1.001), place_at(0, 0))
     key = f"acc@{radius_km}km"
     assert (inside.details[key], outside.details[key]) == (1.0, 0.0)
 
@@ -536,14 +541,14 @@ def test_accuracy_counts_within_its_radius(radius_km: int) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "distance_km"),
     [
-        (Place(0, 0), Place(0, 180), HALF_ROUND_KM),
-        (Place(90, 0), Place(-90, 0), HALF_ROUND_KM),
-        (Place(45, 30), Place(-45, -150), HALF_ROUND_KM),
-        (Place(90, 0), Place(90, 137), 0),
-        (Place(-90, -10), Place(-90, 170), 0),
-        (Place(10, 180), Place(10, -180), 0),
-        (Place(0, 179.5), Place(0, -179.5), HALF_ROUND_KM / 180),
-        (Place(90, 0), Place(0, 77), HALF_ROUND_KM / 2),
+        (place_at(0, 0), place_at(0, 180), HALF_ROUND_KM),
+        (place_at(90, 0), place_at(-90, 0), HALF_ROUND_KM),
+        (place_at(45, 30), place_at(-45, -150), HALF_ROUND_KM),
+        (place_at(90, 0), place_at(90, 137), 0),
+        (place_at(-90, -10), place_at(-90, 170), 0),
+        (place_at(10, 180), place_at(10, -180), 0),
+        (place_at(0, 179.5), place_at(0, -179.5), HALF_ROUND_KM / 180),
+        (place_at(90, 0), place_at(0, 77), HALF_ROUND_KM / 2),
     ],
 )
 def test_distances_at_the_poles_antipodes_and_date_line(a: Place, b: Place, distance_km: float) -> None:
@@ -633,7 +638,7 @@ def test_full_width_writing_and_a_plain_space_are_read(body: str) -> None:
 def test_minutes_on_both_sides_of_a_space_are_read(body: str) -> None:
     answer = parse_answer(boxed(body))
     assert answer is not None
-    assert (answer.lat, answer.lon) == pytest.approx((40.7128, -74.006), abs=1e-3)
+    assert (answer["lat"], answer["lon"]) == pytest.approx((40.7128, -74.006), abs=1e-3)
 
 
 @given(
@@ -648,16 +653,16 @@ def test_any_place_in_any_of_these_forms_is_read(
 ) -> None:
     body = f"{lat:.5f}{degree}{separator}{lon:.5f}{degree}"
     answer = parse_answer(boxed(body.translate(FULL_WIDTH) if is_full_width else body))
-    assert answer == Place(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
+    assert answer == place_at(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
 
 
 @given(st.floats(-90, 90), st.floats(-180, 180), st.lists(st.text(max_size=20), max_size=4))
 def test_boxes_without_a_place_take_nothing_away(lat: float, lon: float, others: list[str]) -> None:
-    place = Place(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
+    place = place_at(float(f"{lat:.5f}"), float(f"{lon:.5f}"))
     after = [boxed(other.translate({ord(brace): None for brace in "{}<>\\"})) for other in others]
     if any(parse_answer(box) is not None for box in after):
         return
-    assert parse_answer(" ".join([boxed(f"{place.lat:.5f}, {place.lon:.5f}"), *after])) == place
+    assert parse_answer(" ".join([boxed(f"{place['lat']:.5f}, {place['lon']:.5f}"), *after])) == place
 
 
 @given(st.lists(st.from_regex(r"[+-]?\d{1,3}(\.\d{1,5})?", fullmatch=True), min_size=1, max_size=5))
@@ -670,4 +675,4 @@ def test_only_two_numbers_are_a_place(numbers: list[str]) -> None:
 def test_a_box_of_more_than_300_characters_is_prose(before: str, num_spaces: int, is_read: bool) -> None:
     for form in ("\\boxed{{48.8,{}2.3}}", "<answer>48.8,{}2.3</answer>"):
         place = parse_answer(before + form.format(" " * num_spaces))
-        assert place == (Place(48.8, 2.3) if is_read else None)
+        assert place == (place_at(48.8, 2.3) if is_read else None)

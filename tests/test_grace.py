@@ -20,7 +20,7 @@ from fault_server import Fault, FaultServer, Status
 from scripted_teacher import ScriptedTeacher, calls, is_probe, naming_the_word, num_turns, says
 from warm_door import start_door
 
-from distil.errors import RunGivenUp
+from distil.errors import RunHalted
 from distil.store.journal import unfinished_samples
 from distil.teacher.client import Teacher
 from distil.teacher.slots import Slots
@@ -194,11 +194,11 @@ def test_who_waits_for_a_slot_is_let_go_and_who_has_one_gets_its_reply() -> None
             lines: list[str] = []
             asked.tell_by(lines.append)
             asked.drain(3)
-            with pytest.raises(RunGivenUp):
+            with pytest.raises(RunHalted):
                 second.result(5)
             teacher.is_let.set()
             assert first.result(5).content == "here"
-            with pytest.raises(RunGivenUp):
+            with pytest.raises(RunHalted):
                 asked.ask(messages, 3)
     assert lines == [
         "Interrupted: 1 request is in flight, waited for up to 3 s (--grace_seconds); "

@@ -27,7 +27,7 @@ from distil.cli import main
 from distil.errors import UsageError
 from distil.index.columns import FIXED
 from distil.index.database import INDEX, SCHEMA_VERSION, FolderIndex
-from distil.index.index import TraceIndex, TraceKey
+from distil.index.index import TraceIndex
 from distil.index.query import Filter, Query, search_expression
 from distil.records import SampleId
 from distil.store.marks import MARKS, append_mark
@@ -635,8 +635,8 @@ def test_several_folders_are_one_table(tmp_path: Path) -> None:
     assert index.count(Query(where=both)) == 4
     query = Query(order=("sample_index", "-run"))
     assert list(index.rows(query, ["sample_index", "run"])) == [(0, 1), (0, 0), (1, 1), (1, 0), (2, 1)]
-    assert index.neighbours(query, TraceKey(0, "trace_00000.json")) == (
-        TraceKey(1, "trace_00000.json"), TraceKey(1, "trace_00001.json"), 1,
+    assert index.neighbours(query, (0, "trace_00000.json")) == (
+        (1, "trace_00000.json"), (1, "trace_00001.json"), 1,
     )  # fmt: skip
 
 
@@ -737,28 +737,28 @@ def test_any_column_orders_with_ties_by_sample_and_null_last(geo: TraceIndex) ->
 
 def test_a_list_is_walked_from_end_to_end_by_neighbours(geo: TraceIndex) -> None:
     query = Query((Filter("score", ">", 0.5), Filter("turns", "in", [1, 2, 3])), order=("-score",))
-    keys = [TraceKey(*row) for row in geo.rows(query, ["run", "file"])]
+    keys = list(geo.rows(query, ["run", "file"]))
     for position, key in enumerate(keys):
         before, after, at = geo.neighbours(query, key)
         assert at == position
         assert before == (keys[position - 1] if position else None)
         assert after == (keys[position + 1] if position + 1 < len(keys) else None)
     (outside,) = (geo.rows(Query((Filter("score", "<=", 0.5),)), ["run", "file"]).__next__(),)
-    assert geo.neighbours(query, TraceKey(*outside)) == (None, None, None)
-    assert geo.neighbours(query, TraceKey(0, "nothing")) == (None, None, None)
-    assert geo.find(keys[0])["file"] == keys[0].file  # type: ignore[index]
-    assert geo.find(TraceKey(1, keys[0].file)) is None
+    assert geo.neighbours(query, outside) == (None, None, None)
+    assert geo.neighbours(query, (0, "nothing")) == (None, None, None)
+    assert geo.find(keys[0])["file"] == keys[0][1]  # type: ignore[index]
+    assert geo.find((1, keys[0][1])) is None
 
 
 def test_neighbours_follow_what_changes(tmp_path: Path) -> None:
     for number in range(4):
         write(tmp_path, number)
     index = TraceIndex.open([tmp_path])
-    query, key = Query((Filter("mark", "!=", "drop"),)), TraceKey(0, "trace_00001.json")
-    assert index.neighbours(query, key).next == TraceKey(0, "trace_00002.json")
+    query, key = Query((Filter("mark", "!=", "drop"),)), (0, "trace_00001.json")
+    assert index.neighbours(query, key)[1] == (0, "trace_00002.json")
     append_mark(tmp_path, SampleId(2), mark="drop")
     index.update()
-    assert index.neighbours(query, key).next == TraceKey(0, "trace_00003.json")
+    assert index.neighbours(query, key)[1] == (0, "trace_00003.json")
 
 
 TEXTS = {
@@ -941,8 +941,8 @@ def test_a_slip_in_a_name_is_met_with_names_like_it(geo: TraceIndex) -> None:
 
 
 def test_the_index_cannot_be_written_by_who_reads(geo: TraceIndex) -> None:
-    with geo._reading() as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader.connection.execute("DELETE FROM f0.trace_rows")
+    with geo._reading() as (connection, _), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM f0.trace_rows")
 
 
 def test_rows_are_streamed_however_slowly_they_are_used(geo: TraceIndex) -> None:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distil.store.atomic import json_bytes
-from distil.store.json_text import indented
+from distil.store.atomic import indented, json_bytes
 
 
 class Colour(enum.StrEnum):

@@ -12,7 +12,8 @@ import pytest
 from conversations import Bench
 from scripted_teacher import calls, completion, says, text_call
 
-from distil.errors import FolderError, TeacherUnreachable
+from distil.commands.flags import ViewFlags
+from distil.errors import FolderError, TeacherError
 from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
 from distil.replay.replay import Sources
@@ -47,7 +48,7 @@ def solved(bench: Bench, *replies: Any, flags: tuple[str, ...] = ("--tool_mode",
 
 def shown(path: Path) -> str:
     printed = io.StringIO()
-    view(path, batch=False, verbose=True, terminal=Terminal(printed, width=150))
+    view(path, ViewFlags(verbose=True), Terminal(printed, width=150))
     return printed.getvalue()
 
 
@@ -227,7 +228,7 @@ def test_all_reasoning_is_shown(bench: Bench) -> None:
 def test_all_reasoning_comes_back_from_the_journal(bench: Bench) -> None:
     run = bench.run_with("--tool_mode", "native")
     replies = [body(calls(ZOOM, reasoning="a", reasoning_content="b")), body(ANSWER)]
-    outcome, _ = bench.solve(run, 0, replies, {2: TeacherUnreachable("gone")})
+    outcome, _ = bench.solve(run, 0, replies, {2: TeacherError("gone")})
     assert isinstance(outcome, Outcome) and outcome.failure is not None
     bench.solve(run, 0, replies)
     turn = json.loads(run.folder.trace_path(SampleId(0)).read_bytes())["conversation_log"][0]

@@ -17,8 +17,8 @@ from scripted_teacher import ScriptedTeacher, says
 from distil.cli import main
 from distil.errors import FolderError, UsageError
 from distil.records import SampleId
+from distil.store.folder import README
 from distil.store.marks import MARKS, MAX_NOTE_CHARS, UNCHANGED, Mark, append_mark, read_marks
-from distil.store.readme import README
 
 THREE, LATER = SampleId(3), SampleId(3, 1)
 

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 from conversations import quiet
 from PIL import ImageOps
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 import distil.tasks
 from distil.cli import main
+from distil.commands.flags import ViewFlags
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.own_code import own_code
 from distil.replay import processes
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.store.trace_file import read_trace
 from distil.tasks.rewards import REWARDS
 from distil.terminal.traces import view
@@ -363,7 +365,7 @@ def test_a_trace_that_names_a_file_never_has_it_run(
         main(command)
     assert not (tmp_path / "ran").exists()
     with own_code(f"{written(tmp_path, 'ok.py', page_files()[TASK])}:which_city", None, None):
-        view(traces, batch=True, verbose=True, terminal=quiet())
+        view(traces, ViewFlags(batch=True, verbose=True), quiet())
     assert not (tmp_path / "ran").exists()
 
 

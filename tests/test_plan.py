@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.cli import COMMANDS, main
+from distil.cli import COMMANDS, main, read_command
 from distil.commands.flags import (
     BudgetFlags,
     CodeFlags,
@@ -26,17 +26,18 @@ from distil.commands.flags import (
     stated_flags,
 )
 from distil.pictures import ResizeRule
-from distil.records import CropFrom, Frame, SampleId, ToolMode
+from distil.records import CropFrom, Frame, OnChange, SampleId, ToolMode
 from distil.rollout import RolloutSettings
 from distil.run.plan import Plan
 from distil.run.settle import settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_teacher
 from distil.spending.prices import FixedPrices
-from distil.store.folder import Claim, RunFolder
+from distil.store.claim import Claim
+from distil.store.folder import RunFolder
 from distil.store.trace_settings import CodeLimits, TraceSettings
 from distil.tasks import TASKS
 from distil.teacher.address import Address
-from distil.teacher.availability import OutagePolicy
+from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings
 from distil.terminal.terminal import Terminal
 from distil.tools.toolbox import load_tools
@@ -126,7 +127,7 @@ def test_no_room_has_a_second_default_of_what_is_a_flag() -> None:
     flags = {*flags_json(RunFlags()), "timeout_seconds"} - {"model"}  # "" is no model, but none yet
     found = {
         item.name: item.default
-        for room in (TeacherSettings, OutagePolicy, RolloutSettings, TraceSettings)
+        for room in (TeacherSettings, Patience, RolloutSettings, TraceSettings)
         for item in fields(room)
         if item.name in flags
     }
@@ -220,3 +221,16 @@ def _solve_first(plan: Plan) -> None:
     with open_teacher(plan, plan.teacher(KEY), folder.spending) as teacher:
         RolloutSolver(plan, source, folder, teacher).solve(SampleId(indices[0]))
     folder.close()
+
+
+def test_a_choice_of_an_enum_is_its_member_wherever_it_was_said(tmp_path: Path) -> None:
+    chosen = {"on_change": OnChange.NEW, "tool_mode": ToolMode.TEXT, "coordinates": Frame.PIXEL}
+    given = [word for name, value in chosen.items() for word in (f"--{name}", value.value)]
+    config = tmp_path / "flags.toml"
+    config.write_text("".join(f'{name} = "{value}"\n' for name, value in chosen.items()))
+    typed = parsed(*given)
+    _, read = read_command(["run", "--config", str(config)])
+    for flags in (typed, read, flags_from_json(RunFlags(), there_and_back(flags_json(typed)))):
+        said = vars(flags.samples) | vars(flags.tools)
+        assert all(said[name] is value for name, value in chosen.items())
+    assert parsed().tools.coordinates == "auto" and parsed().samples.on_change is OnChange.REFUSE

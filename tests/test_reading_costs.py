@@ -10,7 +10,7 @@ from typing import Any
 from scripted_teacher import text_call
 
 from distil.messages.read import parse_reply
-from distil.store.json_text import indented
+from distil.store.atomic import indented
 
 
 def steps_of(work: Callable[[], object]) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 import datasets
 import pytest
 from conftest import RunDoor, photo_bytes, save_photos
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 
 import distil.pictures
 from distil.errors import TraceError
 from distil.pictures import picture_facts
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
 from distil.store.trace_file import FORMAT, json_sha256, read_trace
 

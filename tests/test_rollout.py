@@ -27,7 +27,6 @@ from distil.records import Prompt, Rollout, SampleId, StopReason, ToolMode
 from distil.rollout import RolloutSettings, run_rollout, turn_seed
 from distil.source.rows import open_source
 from distil.tasks import TASKS
-from distil.teacher.attempts import RetryPolicy
 from distil.teacher.client import Teacher
 from distil.tools.base import BoxFrame, CropFrom
 from distil.tools.toolbox import Toolbox, load_tools
@@ -50,7 +49,7 @@ def solve(
     prompt = Prompt(TASK.system_prompt, TASK.user_prompt, toolbox.schemas(), mode)
     rest = list(replies)
     with ScriptedTeacher(lambda _: rest.pop(0) if len(rest) > 1 else rest[0]) as server:
-        settings = teacher_settings(server.api_base, "EMPTY", model="m", retry=RetryPolicy(0))
+        settings = teacher_settings(server.api_base, "EMPTY", model="m", max_retries=0)
         with Teacher(settings, prompt.tools if mode is ToolMode.NATIVE else ()) as teacher:
             sample = open_source(str(photos)).load(SampleId(0))
             rollout = run_rollout(sample, teacher.ask, RolloutSettings(TASK, prompt, toolbox, max_turns, 0))

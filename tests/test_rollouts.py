@@ -33,8 +33,8 @@ from distil.index.query import Query
 from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.schedule import Rollouts, Schedule, WithoutTools, rows_of, with_companions
-from distil.store.folder import find_trace_files
 from distil.store.status import read_status
+from distil.store.trace_file import find_trace_files
 
 NUM_ROWS, NUM_EACH = 12, 6
 ASKED_BY_SEED = {

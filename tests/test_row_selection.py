@@ -19,6 +19,7 @@ from builders import row, saved
 from conftest import PLACES, photo_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.cli import main
@@ -154,7 +155,7 @@ def test_an_endless_condition_is_ended(source: Source, monkeypatch: pytest.Monke
 
 def test_numbers_that_sqlite_has_not_are_near_ones() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array([1, 2**64 - 1, None], pa.uint64())], names=["big"])
-    cells = Cells(StoredRows([batch], {"big": {"_type": "Value", "dtype": "uint64"}}), (), ())
+    cells = Cells(StoredRows([batch], {"big": {"_type": "Value", "dtype": "uint64"}}))
     assert list(rows_that_meet("big > 1e18", cells)) == [1]
 
 
@@ -256,7 +257,7 @@ def test_what_is_found_is_what_sqlite_finds_in_the_whole_table(
     half = len(values) // 2
     batch = pa.RecordBatch.from_arrays(columns, names=["n", "t"])
     batches = [batch.slice(0, half), batch.slice(half)]
-    cells = Cells(StoredRows(batches, features), (), ())
+    cells = Cells(StoredRows(batches, features))
     with sqlite3.connect(":memory:") as connection:
         connection.execute("create table dataset (n integer, t text)")
         connection.executemany("insert into dataset values (?, ?)", values)
@@ -333,3 +334,21 @@ def test_no_picture_is_read_for_a_condition(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
     )
     assert int(found.stdout) < 6_000, "kB"
+
+
+def test_a_picture_column_of_another_name_is_a_column_but_none_of_numbers(tmp_path: Path) -> None:
+    features = datasets.Features({"photo": datasets.Image(), "year": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"photo": [Image.new("RGB", (8, 8))], "year": [1]}, features=features)
+    table.save_to_disk(str(tmp_path / "photos"))
+    cells = open_source(str(tmp_path / "photos")).cells
+    assert "photo" in cells.names
+    assert [name for name in cells.names if cells.is_number(name)] == ["year"]
+
+
+def test_columns_that_a_loader_made_of_the_place_are_not_read() -> None:
+    columns = [pa.array([1]), pa.array(["/data/shard-0.tar"])]
+    text, number = ({"_type": "Value", "dtype": kind} for kind in ("string", "int64"))
+    batch = pa.RecordBatch.from_arrays(columns, names=["year", "__url__"])
+    rows = StoredRows([batch], {"year": number, "__url__": text})
+    rows.left_out = ("__url__",)
+    assert Cells(rows).names == ["year", "image"]

@@ -18,8 +18,8 @@ from distil.records import Outcome, SampleId
 from distil.store.summary import TraceSummary
 from distil.teacher.climber import LevelState, Reason
 from distil.teacher.slots import Slots
-from distil.terminal import progress
-from distil.terminal.level import level_text
+from distil.terminal import bar as bars
+from distil.terminal.bar import level_text
 from distil.terminal.terminal import Terminal
 
 
@@ -48,10 +48,10 @@ def summary(number: int, tokens: int) -> TraceSummary:
 @pytest.mark.parametrize("tokens", [999_400, 12_300_000])
 def test_score_calls_and_tokens_are_seen_at_80_columns(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
-    made: Any = progress.tqdm
+    made: Any = bars.tqdm
     narrow = {"file": shown, "ncols": 80, "dynamic_ncols": False, "mininterval": 0}
-    monkeypatch.setattr(progress, "tqdm", lambda **kept: made(**kept | narrow))
-    bar = progress.Progress(10_000, 4_511, Slots(64), Terminal(io.StringIO()))
+    monkeypatch.setattr(bars, "tqdm", lambda **kept: made(**kept | narrow))
+    bar = bars.Progress(10_000, 4_511, Slots(64), Terminal(io.StringIO()))
     bar._bar.start_t -= 4354  # an hour, 12 minutes and 34 seconds ago
     with bar:
         bar.count(Outcome(SampleId(0), summary(0, tokens), None))

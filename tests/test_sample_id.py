@@ -15,9 +15,8 @@ from distil.cli import main
 from distil.messages.read import parse_reply
 from distil.records import Reply, SampleId
 from distil.rollout import turn_seed
-from distil.store.folder import find_trace_files
 from distil.store.journal import Journal, unfinished_samples
-from distil.store.trace_file import trace_name
+from distil.store.trace_file import find_trace_files, trace_name
 
 SAMPLE_IDS = st.builds(SampleId, st.integers(0, 10**6), st.integers(0, 300))
 

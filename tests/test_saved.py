@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from distil.errors import SourceError
 from distil.records import SampleId
 from distil.source.library import open_dataset
 from distil.source.order import first_rows
-from distil.source.rows import Source, open_source
+from distil.source.rows import Source, open_source, page_trimmer
 from distil.source.saved import StoredRows, read_saved
 
 PHOTO = file_bytes(noise(8, 8))
@@ -403,3 +404,25 @@ def test_opening_and_ordering_a_dataset_keeps_no_pages_of_its_file(tmp_path: Pat
         [sys.executable, "-c", PEAK_OF_OPENING, small, large], capture_output=True, text=True, check=True
     )
     assert int(run.stdout) < 10_000
+
+
+def resident_kib(file: Path) -> int:
+    """What of a mapped file counts as this process's own."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").split("VmFlags")
+    return sum(int(re.findall(r"Rss: +(\d+) kB", each)[0]) for each in maps if str(file) in each)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_pages_of_files_that_others_mapped_are_given_back_every_so_many_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.arrow"
+    file.write_bytes(bytes(2**24))
+    count_row = page_trimmer([str(file)])
+    with pa.memory_map(str(file)) as mapping:
+        data = mapping.read_buffer()
+    for _ in range(31):
+        sum(memoryview(data)[::4096])
+        count_row()
+    assert resident_kib(file) > 16_000
+    count_row()
+    assert resident_kib(file) == 0
+    assert sum(memoryview(data)[::4096]) == 0  # and are read again

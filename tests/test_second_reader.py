@@ -16,15 +16,16 @@ from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 from test_exports import export, photos, rows_of, run
 
 from distil.cli import main
+from distil.commands.flags import ExportFlags, FormFlags
 from distil.errors import FolderError, SampleError, TraceError, UsageError
-from distil.exports.export import Job, export_traces
-from distil.exports.options import ExportOptions
-from distil.exports.pictures import student_size
-from distil.exports.selection import Selection, select_traces
+from distil.exports.export import export_traces
+from distil.exports.pictures import student_rule, student_size
+from distil.exports.selection import select_traces
+from distil.own_code import OwnTool
 from distil.pictures import sent_size
 from distil.records import ExportFormat, Frame, Student
 from distil.tools.base import Tool
-from distil.tools.own import OwnTool
+from distil.tools.zoom import ZoomTool
 
 # --- code of the user's own
 
@@ -55,8 +56,20 @@ class Spot(Tool):
 
 def test_a_tool_of_an_own_file_is_asked_all_that_distils_own_are_asked() -> None:
     asked = [name for name, value in vars(Tool).items() if not name.startswith("_")]
-    missing = [name for name in asked if name not in vars(OwnTool)]
-    assert not missing
+    tool = ZoomTool()
+    own = OwnTool(tool, "own.py")
+    assert {name for name in asked if not hasattr(own, name)} == set()
+    assert (own.name, own.runs_code, own.work) == (tool.name, tool.runs_code, tool.work)
+    assert own.box_of({"bbox_2d": [1, 2, 3, 4]}) == (1, 2, 3, 4)
+    assert own.restores({}) and own.works_on_photo({"crop_from": "original"})
+
+
+@pytest.mark.parametrize("asked", ["box_of", "angle_of"])
+def test_what_an_own_tool_raises_where_it_is_only_asked_of_a_call_is_no_answer(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZoomTool, asked, lambda self, call: call["nothing"])
+    assert getattr(OwnTool(ZoomTool(), "own.py"), asked)({}) is None
 
 
 def test_the_boxes_of_an_own_tool_are_exported_in_the_students_frame(tmp_path: Path) -> None:
@@ -210,21 +223,21 @@ def test_accept_says_so_where_a_task_can_use_none_of_the_first_rows(
 def test_a_student_sees_a_picture_with_boxes_in_pixels_in_the_size_it_is_exported_in(
     shape: tuple[int, float], limit: int | None, student: Student
 ) -> None:
-    options = ExportOptions(ExportFormat.TRL, Frame.PIXEL, limit, student=student)
+    form = FormFlags(coordinates=Frame.PIXEL, image_max_pixels=limit, student=student)
     width, height = shape[0], max(1, int(shape[0] * shape[1]))
     try:
-        size = student_size((width, height), options)
+        size = student_size((width, height), form)
     except (TraceError, SampleError):  # too long, or a limit that is too small for its shape
         assert max(width, height) > 10 * min(width, height)
         return
-    assert sent_size(size, options.student_rule) == size
+    assert sent_size(size, student_rule(form)) == size
     assert limit is None or size[0] * size[1] <= limit
 
 
 @pytest.mark.parametrize("sent", [(320, 240), (90, 70), (640, 480)])
 def test_a_picture_that_the_student_would_see_in_another_size_is_refused(sent: tuple[int, int]) -> None:
     with pytest.raises(TraceError, match="70000 is too small for it"):
-        student_size(sent, ExportOptions(ExportFormat.TRL, Frame.PIXEL, 70_000))
+        student_size(sent, FormFlags(coordinates=Frame.PIXEL, image_max_pixels=70_000))
 
 
 # --- words and calls
@@ -262,9 +275,9 @@ def test_of_two_exports_to_one_place_the_later_replaces_nothing(traces: Path, tm
             out.mkdir()
             (out / "mine").write_text("of somebody else")
 
-    job, options = Job(out, "distil export"), ExportOptions(ExportFormat.OPENAI)
+    flags = ExportFlags(paths=(traces,), format=ExportFormat.OPENAI, out=out)
     with pytest.raises(UsageError, match="exists already"):
-        export_traces(select_traces([traces], Selection()), options, job, another_comes_first)
+        export_traces(select_traces(flags), flags, another_comes_first)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["mine"]
 
@@ -291,9 +304,9 @@ def test_an_export_that_cannot_be_put_in_its_place_leaves_the_former_one(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    job = Job(out, "distil export", overwrites=True)
+    flags = ExportFlags(paths=(traces,), format=ExportFormat.HF, out=out, overwrite=True)
     with pytest.raises(FolderError):
-        export_traces(select_traces([traces], Selection()), ExportOptions(ExportFormat.HF), job)
+        export_traces(select_traces(flags), flags)
     assert (out / "train.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

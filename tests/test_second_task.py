@@ -13,6 +13,7 @@ import datasets
 import pytest
 from builders import file_bytes, noise, stored_picture
 from PIL import Image, ImageOps
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
 import distil.tasks
@@ -21,7 +22,7 @@ from distil.cli import main
 from distil.errors import SampleError, SourceError
 from distil.pictures import Frame
 from distil.records import Json, SampleId, Score
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.rollout import turn_seed
 from distil.store.trace_file import read_trace
 from distil.tasks.base import Metric, Rows, Task
@@ -108,8 +109,7 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distil.tasks.TASKS, "count_birds", CountBirds())
         patch.setattr(distil.tasks, "DEFAULT_TASK", "count_birds")
-        tools = (*distil.tools.toolbox.TOOLS, ("mirror", lambda _: MirrorTool()))
-        patch.setattr(distil.tools.toolbox, "TOOLS", tools)
+        patch.setitem(distil.tools.toolbox.TOOLS, "mirror", lambda _: MirrorTool())
         yield
 
 

@@ -17,11 +17,11 @@ from PIL import ImageOps
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
 from distil.cli import main
+from distil.commands.flags import ExportFlags, SelectionFlags
 from distil.errors import UsageError
 from distil.exports.filters import Candidate, balanced, best, first
 from distil.exports.near_duplicates import near_pairs
-from distil.exports.selection import VALIDATION, Selected, Selection, select_traces
-from distil.exports.splits import Grouped, Splitting, validation_members
+from distil.exports.selection import VALIDATION, Selected, select_traces, validation_members
 from distil.records import Band, NearDuplicates, SampleId
 from distil.store.marks import append_mark
 from distil.store.trace_file import trace_name
@@ -55,13 +55,17 @@ def write(folder: Path, index: int, rollout: int = 0, **says: Any) -> Path:
     return path
 
 
-def chosen(folders: Path | Sequence[Path], **options: Any) -> Selected:
-    paths = [folders] if isinstance(folders, Path) else list(folders)
-    return select_traces(paths, Selection(**options))
+def chosen(
+    folders: Path | Sequence[Path], where: str | None = None, takes_all: bool = False, **flags: Any
+) -> Selected:
+    paths = (folders,) if isinstance(folders, Path) else tuple(folders)
+    return select_traces(
+        ExportFlags(paths=paths, where=where, all=takes_all, selection=SelectionFlags(**flags))
+    )
 
 
 def names(selected: Selected) -> list[str]:
-    return [pick.path.stem.removeprefix("trace_") for pick in selected.picks]
+    return [path.stem.removeprefix("trace_") for path in selected.picks]
 
 
 def counts(selected: Selected) -> list[tuple[str, int, int]]:
@@ -74,8 +78,8 @@ def counts(selected: Selected) -> list[tuple[str, int, int]]:
 def candidate(position: int, **changes: Any) -> Candidate:
     facts = {
         "path": Path(f"trace_{position:05d}.json"), "position": position, "row": ("a",), "rollout": position,
-        "photo": "p", "num_pixels": 1, "score": 0.5, "reason_out": None, "mark": None, "value": None,
-        "place": (),
+        "photo": "p", "num_pixels": 1, "score": 0.5, "reason_out": None, "mark": None,
+        "is_wanted": True, "passes": False, "value": None, "place": (),
     }  # fmt: skip
     return Candidate(**{**facts, **changes})
 
@@ -111,7 +115,7 @@ def test_rollouts_are_those_of_a_row_in_all_folders(tmp_path: Path) -> None:
             write(tmp_path / folder, index, score=0.5 + (index == number) / 4)
     both = [tmp_path / "a", tmp_path / "b"]
     found = chosen(both, best_of=1)
-    assert [(pick.path.parent.name, pick.path.name) for pick in found.picks] == [
+    assert [(path.parent.name, path.name) for path in found.picks] == [
         ("a", "trace_00000.json"),
         ("a", "trace_00002.json"),
         ("b", "trace_00001.json"),
@@ -151,7 +155,7 @@ def test_repeats_of_a_row_are_dropped_and_those_of_other_rows_stay(tmp_path: Pat
     for index in (0, 1):
         for rollout, text in enumerate(["A", "B", "A"]):
             write(tmp_path, index, rollout, text=text)
-    assert names(chosen(tmp_path, drops_repeats=True)) == ["00000", "00000_r1", "00001", "00001_r1"]
+    assert names(chosen(tmp_path, drop_repeats=True)) == ["00000", "00000_r1", "00001", "00001_r1"]
 
 
 # --- marks ---
@@ -163,7 +167,7 @@ def test_what_is_marked_drop_is_not_exported_unless_it_is_asked_for(tmp_path: Pa
     append_mark(tmp_path, SampleId(1), "drop")
     append_mark(tmp_path, SampleId(2), "keep", note="fine")
     assert names(chosen(tmp_path)) == ["00000", "00002", "00003"]
-    assert names(chosen(tmp_path, ignores_marks=True)) == ["00000", "00001", "00002", "00003"]
+    assert names(chosen(tmp_path, ignore_marks=True)) == ["00000", "00001", "00002", "00003"]
     assert names(chosen(tmp_path, only_kept=True)) == ["00002"]
     append_mark(tmp_path, SampleId(1), None)
     assert len(names(chosen(tmp_path))) == 4
@@ -199,9 +203,14 @@ def test_a_balance_is_drawn_by_the_seed(tmp_path: Path) -> None:
 
 # --- splits ---
 
+
+def of_photo(photo: str, place: tuple[Any, ...] = ()) -> Candidate:
+    return candidate(0, photo=photo, place=place)
+
+
 members = st.lists(
     st.builds(
-        Grouped,
+        of_photo,
         st.sampled_from("abcdefghij"),
         st.tuples(st.none() | st.integers(0, 9), st.none() | st.integers(0, 9)),
     ),
@@ -218,11 +227,11 @@ members = st.lists(
     st.integers(0, 5),
 )
 def test_what_belongs_together_is_never_on_both_sides(
-    found: list[Grouped], near: list[tuple[str, str]], share: float, step: float | None, seed: int
+    found: list[Candidate], near: list[tuple[str, str]], share: float, step: float | None, seed: int
 ) -> None:
-    splitting = Splitting(share, ("x", "y"), step)
+    flags = SelectionFlags(validation=share, split_by="x,y", split_step=step, seed=seed)
     try:
-        numbers = validation_members(found, near, splitting, seed)
+        numbers = validation_members(found, near, flags)
     except UsageError:
         return  # all belong together
     assert 0 < len(numbers) < len(found)
@@ -243,11 +252,12 @@ def test_what_belongs_together_is_never_on_both_sides(
 
 @given(st.integers(20, 200), st.sampled_from([0.05, 0.1, 0.5]), st.integers(0, 3))
 def test_validation_has_the_share_that_is_asked_for(number: int, share: float, seed: int) -> None:
-    found = [Grouped(f"photo {each}") for each in range(number)]
-    chosen_for = validation_members(found, [], Splitting(share), seed)
+    found = [of_photo(f"photo {each}") for each in range(number)]
+    flags = SelectionFlags(validation=share, seed=seed)
+    chosen_for = validation_members(found, [], flags)
     assert len(chosen_for) == max(1, round(share * number))
-    more = [*found, *(Grouped(f"later {each}") for each in range(number // 10))]
-    stay = validation_members(more, [], Splitting(share), seed) & set(range(number))
+    more = [*found, *(of_photo(f"later {each}") for each in range(number // 10))]
+    stay = validation_members(more, [], flags) & set(range(number))
     # More photos move few of those that were there.
     assert len(stay - chosen_for) <= max(2, number * share / 5)
 
@@ -257,12 +267,12 @@ def test_a_photo_of_several_rows_and_runs_is_on_one_side(tmp_path: Path) -> None
         for index in range(20):
             for rollout in range(2):
                 write(tmp_path / folder, index, rollout, photo=f"photo {index // 2}")
-    found = chosen([tmp_path / "a", tmp_path / "b"], splitting=Splitting(0.2))
+    found = chosen([tmp_path / "a", tmp_path / "b"], validation=0.2)
     sides = defaultdict(set)
-    for pick in found.picks:
-        sides[json.loads(pick.path.read_text())["image"]["file_sha256"]].add(pick.split)
+    for path, split in found.picks.items():
+        sides[json.loads(path.read_text())["image"]["file_sha256"]].add(split)
     assert all(len(each) == 1 for each in sides.values())
-    assert sum(pick.split == VALIDATION for pick in found.picks) == 16
+    assert sum(split == VALIDATION for split in found.picks.values()) == 16
 
 
 def test_a_split_by_place_keeps_countries_or_cells_whole(tmp_path: Path) -> None:
@@ -271,20 +281,18 @@ def test_a_split_by_place_keeps_countries_or_cells_whole(tmp_path: Path) -> None
 
     def sides(**splitting: Any) -> dict[str, set[Any]]:
         found: dict[str, set[Any]] = defaultdict(set)
-        for pick in chosen(tmp_path, splitting=Splitting(0.2, **splitting)).picks:
-            data = json.loads(pick.path.read_text())["sample_data"]
-            found[pick.split].add(
-                data["country"] if splitting["columns"] == ("country",) else data["x"] // 10
-            )
+        for path, split in chosen(tmp_path, validation=0.2, **splitting).picks.items():
+            data = json.loads(path.read_text())["sample_data"]
+            found[split].add(data["country"] if splitting["split_by"] == "country" else data["x"] // 10)
         return found
 
-    for splitting in ({"columns": ("country",)}, {"columns": ("x", "y"), "step": 10.0}):
+    for splitting in ({"split_by": "country"}, {"split_by": "x, y", "split_step": 10.0}):
         found = sides(**splitting)
         assert found["validation"] and not found["validation"] & found["train"]
     with pytest.raises(UsageError, match="no column 'contry'; did you mean country"):
-        sides(columns=("contry",))
+        sides(split_by="contry")
     with pytest.raises(UsageError, match="all traces belong together"):
-        sides(columns=("y",))
+        sides(split_by="y")
 
 
 # --- near-duplicates ---
@@ -372,8 +380,8 @@ def test_of_near_duplicates_the_largest_photo_stays_with_all_its_rollouts(seen: 
 @pytest.mark.parametrize("seed", range(4))
 def test_near_duplicates_are_on_one_side_where_that_is_asked_for(seen: Path, seed: int) -> None:
     together = NearDuplicates.TOGETHER
-    found = chosen(seen, near_duplicates=together, splitting=Splitting(0.3), seed=seed)
-    sides = dict(zip(names(found), (pick.split for pick in found.picks), strict=True))
+    found = chosen(seen, near_duplicates=together, validation=0.3, seed=seed)
+    sides = dict(zip(names(found), found.picks.values(), strict=True))
     assert sides["00003"] == sides["00004"] != sides["00000"] == sides["00001"] == sides["00002"]
 
 
@@ -401,7 +409,7 @@ def test_filters_work_in_one_order_and_are_counted(tmp_path: Path) -> None:
     append_mark(tmp_path, SampleId(0, 2), "drop")
     found = chosen(
         tmp_path, where="score > 0", pass_rate=Band(0.1, 0.9), accept="score = 1", best_of=1,
-        max_per_sample=1, balance="country", splitting=Splitting(0.25),
+        max_per_sample=1, balance="country", validation=0.25,
     )  # fmt: skip
     assert counts(found) == [
         ("not marked drop", 25, 24),
@@ -412,17 +420,17 @@ def test_filters_work_in_one_order_and_are_counted(tmp_path: Path) -> None:
         ("--max_per_sample 1", 8, 8),
         ("--balance country", 8, 4),
     ]
-    assert sum(pick.split == VALIDATION for pick in found.picks) == 1
+    assert sum(split == VALIDATION for split in found.picks.values()) == 1
 
 
 def test_rows_are_shuffled_by_the_seed_and_else_stay_in_order(tmp_path: Path) -> None:
     for index in range(20):
         write(tmp_path, index)
     in_order = names(chosen(tmp_path))
-    shuffled = names(chosen(tmp_path, shuffles=True, seed=1))
+    shuffled = names(chosen(tmp_path, shuffle=True, seed=1))
     assert in_order == sorted(in_order) == sorted(shuffled) != shuffled
-    assert shuffled == names(chosen(tmp_path, shuffles=True, seed=1))
-    assert shuffled != names(chosen(tmp_path, shuffles=True, seed=2))
+    assert shuffled == names(chosen(tmp_path, shuffle=True, seed=1))
+    assert shuffled != names(chosen(tmp_path, shuffle=True, seed=2))
 
 
 def test_more_folders_than_one_index_takes_are_exported_together(tmp_path: Path) -> None:

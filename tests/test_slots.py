@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distil.errors import TeacherError
+from distil.errors import RunHalted
 from distil.teacher.climber import Climber, Reason, Ticket
 from distil.teacher.slots import Slots
 
@@ -254,7 +254,7 @@ def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threa
         nonlocal in_flight, highest, most_at_level, done
         generator = random.Random(seed * 1000 + number)
         for _ in range(12):
-            with slots.slot() as slot:
+            with slots.slot() as ticket:
                 with lock:
                     in_flight += 1
                     highest = max(highest, in_flight)
@@ -262,7 +262,7 @@ def test_threads_are_never_more_in_flight_than_the_level(ceiling: int, num_threa
                     most_at_level = max(most_at_level, in_flight - slots._climber.num_overtaken)
                 time.sleep(generator.random() / 500)
                 if generator.random() < 0.2:
-                    slot.refused()
+                    slots.refuse(ticket)
                 with lock:
                     in_flight -= 1
                     done += 1
@@ -297,13 +297,13 @@ def test_slots_are_given_in_the_order_they_were_asked_for() -> None:
 
 def test_closing_wakes_all_who_wait_and_lets_nobody_in() -> None:
     slots = Slots(1)
-    errors: list[TeacherError] = []
+    errors: list[RunHalted] = []
 
     def work() -> None:
         try:
             with slots.slot():
                 pass
-        except TeacherError as error:
+        except RunHalted as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(5)]
@@ -315,7 +315,7 @@ def test_closing_wakes_all_who_wait_and_lets_nobody_in() -> None:
         for thread in threads:
             thread.join(10)
         assert len(errors) == 5
-    with pytest.raises(TeacherError, match="given up"), slots.slot():
+    with pytest.raises(RunHalted, match="given up"), slots.slot():
         pass
 
 

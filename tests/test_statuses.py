@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distil.teacher.statuses import Means, meaning
+from distil.teacher.refusals import Means, meaning
 
 SERVER_ERRORS = tuple(range(500, 600))
 STATUSES_OF = {

@@ -29,8 +29,8 @@ from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.aim import MAX_LAG, Aim, mixture, quantile_bins
 from distil.run.draws import Draws
-from distil.store.folder import find_trace_files
 from distil.store.json_lines import read_lines
+from distil.store.trace_file import find_trace_files
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # last: a module of the suite comes first
 

@@ -10,11 +10,10 @@ import pytest
 from builders import teacher_settings
 from scripted_teacher import ScriptedTeacher, calls, is_probe, says, text_call
 
-from distil.errors import TeacherError, TeacherRefused
+from distil.errors import RunHalted, TeacherError, TeacherRefused
 from distil.pictures import Frame
 from distil.records import Prompt, ToolMode
 from distil.spending.budget import Budget
-from distil.teacher.attempts import RetryPolicy
 from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import ask_models
 from distil.teacher.tool_mode import probe_tool_mode, recalled_probe
@@ -32,7 +31,7 @@ KEY = "sk-test-0123456789"
 
 def settings(api_base: str, **changes: Any) -> TeacherSettings:
     return teacher_settings(
-        api_base, KEY, **{"model": "m", "retry": RetryPolicy(0), "timeout_seconds": 20} | changes
+        api_base, KEY, **{"model": "m", "max_retries": 0, "timeout_seconds": 20} | changes
     )
 
 
@@ -140,7 +139,7 @@ def test_a_bad_request_is_an_error_of_its_sample() -> None:
 def test_a_passing_server_error_is_retried() -> None:
     answers = [(503, {"error": {"message": "busy"}}), says("hi")]
     with ScriptedTeacher(lambda _: answers.pop(0)) as server:
-        with Teacher(settings(server.api_base, retry=RetryPolicy(2, first_pause_seconds=0.01))) as teacher:
+        with Teacher(settings(server.api_base, max_retries=2, first_pause_seconds=0.01)) as teacher:
             assert teacher.ask(MESSAGES, seed=0).content == "hi"
 
 
@@ -156,7 +155,7 @@ def test_a_closed_teacher_asks_no_more() -> None:
     with ScriptedTeacher(lambda _: says("hi")) as server:
         teacher = Teacher(settings(server.api_base))
         teacher.close()
-        with pytest.raises(TeacherError):
+        with pytest.raises(RunHalted):
             teacher.ask(MESSAGES, seed=0)
     assert server.requests == []
 

@@ -17,12 +17,14 @@ import pytest
 from conftest import PACKAGE, RunDoor, photo_bytes
 from numpy.typing import NDArray
 from PIL import Image
+from replayed import replay
 from run_folders import distil_photos
 
-from distil.replay.replay import Sources, replay
+from distil.records import Protocol
+from distil.replay.replay import Sources
 from distil.store.trace_file import read_trace
-from distil.terminal.inline_pictures import MAX_ROWS, Window, picture_text, sixel_text
-from distil.terminal.picture_protocol import Protocol, find_protocol
+from distil.terminal.pictures import MAX_ROWS, Window, picture_text, sixel_text
+from distil.terminal.terminal import find_protocol
 
 WINDOW = Window(80, 8, 16)
 

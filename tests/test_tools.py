@@ -88,7 +88,7 @@ def restored(picture: Image.Image, calls: Sequence[ToolCall]) -> Image.Image:
 
 
 def test_every_tool_has_its_own_name_and_flag() -> None:
-    flags, names = [flag for flag, _ in TOOLS], [tool.name for tool in all_tools()]
+    flags, names = list(TOOLS), [tool.name for tool in all_tools()]
     assert len(set(flags)) == len(flags)
     assert len(set(names)) == len(names)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distil.cli import COMMANDS, Command, main, read_command, run_door
-from distil.commands.flags import Group, _stated
+from distil.commands.flags import stated_flags
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -76,10 +76,8 @@ def test_a_value_of_another_kind_is_told_without_names_of_the_code(
 
 def read_from_text(group: object) -> Iterator[str]:
     """The flags of a group, and of those within, that are read from their text."""
-    for name, stated in _stated(group):
-        if isinstance(stated, Group):
-            yield from read_from_text(getattr(group, name))
-        elif stated.parse not in (str, Path) and not isinstance(getattr(group, name), bool):
+    for name, flag, value, _ in stated_flags(group):
+        if flag.parse not in (str, Path) and not isinstance(value, bool):
             yield name
 
 

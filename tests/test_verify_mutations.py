@@ -23,8 +23,7 @@ from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_t
 from distil.cli import run_door
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import Verdict, verify_trace
-from distil.store.folder import find_trace_files
-from distil.store.trace_file import json_sha256
+from distil.store.trace_file import find_trace_files, json_sha256
 
 ALL = "DISTIL_ALL_MUTATIONS" in os.environ
 CHANGES_A_TRACE = 100  # tried of each kind of trace without the flag

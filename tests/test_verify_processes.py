@@ -208,7 +208,7 @@ def test_a_process_that_is_killed_is_told_and_the_rest_is_verified_all_the_same(
     stdout, stderr = door.communicate(timeout=60)
     lines = stdout.splitlines()
     assert (door.returncode, stderr) == (1, "")
-    assert lines[0].startswith("Warning: a verifying process was ended from outside")
+    assert lines[0].startswith("Warning: a worker process was ended from outside")
     assert lines[-1] == f"{NUM_TRACES} matched, 0 mismatched, 1 unreadable"
 
 
@@ -219,8 +219,25 @@ def test_where_even_a_process_alone_is_killed_the_command_says_so_and_ends(stuck
         os.kill(killed, signal.SIGKILL)
     _, stderr = door.communicate(timeout=60)
     assert door.returncode == 2
-    assert "a verifying process was ended from outside" in stderr
+    assert "a worker process was ended from outside" in stderr
     assert "Traceback" not in stderr
+
+
+def test_of_an_export_whose_process_is_killed_no_word_is_of_verifying(
+    stuck: Path, fifo: int, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    door = start_door(
+        "cli.py", "export", stuck, "--out", out, "--format", "trl", "--max_workers", 2, cwd=PACKAGE
+    )
+    killed = wait_for(lambda: reader_of(stuck, door.pid))
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: reader_of(stuck, door.pid) not in (None, killed))
+    end_of_file(fifo)
+    stdout, stderr = door.communicate(timeout=60)
+    assert (door.returncode, stderr) == (1, "")
+    assert "Warning: a worker process was ended from outside" in stdout and "verif" not in stdout
+    assert f"{NUM_TRACES} train rows" in stdout
 
 
 def end_of_file(fifo: int) -> None:

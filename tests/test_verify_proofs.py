@@ -24,11 +24,11 @@ import distil.tools.rotate
 import distil.tools.toolbox
 import distil.tools.zoom
 from distil.cli import run_door
+from distil.commands.flags import VerifyFlags
 from distil.records import Observation
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_trace
-from distil.store.folder import find_trace_files
-from distil.store.trace_file import json_sha256
+from distil.store.trace_file import find_trace_files, json_sha256
 from distil.teacher import profile
 from distil.terminal.terminal import Terminal
 from distil.terminal.verification import verify
@@ -205,7 +205,8 @@ def test_a_moved_dataset_that_the_recipe_cannot_open_is_said(tmp_path: Path) -> 
     result = judge(written, str(tmp_path / "there"))
     assert (result.verdict, result.detail) == (Verdict.MATCHED, RECIPE_NOT_RUN)
     printed = io.StringIO()
-    assert verify(tmp_path / "out", str(tmp_path / "there"), 2, False, Terminal(printed, width=200)) == 0
+    flags = VerifyFlags(tmp_path / "out", str(tmp_path / "there"), max_workers=2)
+    assert verify(flags, Terminal(printed, width=200)) == 0
     assert RECIPE_NOT_RUN in printed.getvalue()
 
 

@@ -13,7 +13,7 @@ from scripted_teacher import ScriptedTeacher, calls, num_turns, says
 from distil.cli import run_door
 from distil.replay.replay import Sources
 from distil.replay.verify import Verdict, verify_trace
-from distil.store.folder import find_trace_files
+from distil.store.trace_file import find_trace_files
 from distil.store.trace_settings import json_sha256, settings_sha256
 
 CODE = {"timeout_seconds": 10.0, "memory_bytes": 2**30, "unsafe_exec": False}

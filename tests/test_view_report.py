@@ -15,9 +15,10 @@ from browser import Browser, overflow_px, serious_violations
 from conftest import RunDoor, photo_bytes
 from PIL import Image
 from playwright.sync_api import Page, expect
+from replayed import replay
 from run_folders import distil_photos
 
-from distil.replay.replay import Sources, replay
+from distil.replay.replay import Sources
 from distil.store.trace_file import read_trace
 
 VIEWER = "view_traces_enhanced.py"

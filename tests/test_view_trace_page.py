@@ -22,12 +22,13 @@ from browser import Serve
 from builders import file_bytes, noise, row, same_pixels, saved
 from conftest import RunDoor
 from PIL import Image
+from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 
 import distil.viewer.pictures
 from distil.index.index import TraceIndex
 from distil.pictures import picture_facts
-from distil.replay.replay import Executors, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.sandbox.sandbox import Sandbox
 from distil.store.trace_file import read_trace
 from distil.store.trace_settings import json_sha256

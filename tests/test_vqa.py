@@ -19,7 +19,15 @@ from PIL import Image, ImageDraw
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call, texts
 
 from distil.cli import main
-from distil.embedded.drawn_scenes import SHAPE_NAMES, ShapeScene, draw_plate, draw_row, draw_scene
+from distil.embedded.drawn_scenes import (
+    JPEG_QUALITY,
+    SHAPE_NAMES,
+    Inscription,
+    draw_plate,
+    draw_row,
+    draw_scene,
+)
+from distil.embedded.drawn_signs import jpeg_bytes
 from distil.embedded.launch import draw_data, embedded_teacher
 from distil.embedded.shapes import PALETTE
 from distil.errors import SampleError, SourceError
@@ -289,18 +297,14 @@ NUM_SCENES = 14  # as the first ones of seed 0: read with tools 13, without 2
 CONTROLS = 4
 
 
-def stored(scene: ShapeScene) -> dict[str, Any]:
-    return {"bytes": scene.jpeg_bytes(), "path": None}
-
-
-def painted_over(scene: ShapeScene) -> dict[str, Any]:
+def painted_over(picture: Image.Image, asked: Inscription) -> dict[str, Any]:
     """The same picture, the asked shape without its print."""
-    pen = ImageDraw.Draw(scene.picture)
-    x, y = scene.asked.middle
-    y += scene.asked.side_px // 5 if scene.asked.shape == "triangle" else 0
-    half = max(draw_plate(scene.asked).size) // 2 + 4
-    pen.rectangle((x - half, y - half, x + half, y + half), fill=PALETTE[scene.asked.colour])
-    return stored(scene)
+    pen = ImageDraw.Draw(picture)
+    x, y = asked.middle
+    y += asked.side_px // 5 if asked.shape == "triangle" else 0
+    half = max(draw_plate(asked).size) // 2 + 4
+    pen.rectangle((x - half, y - half, x + half, y + half), fill=PALETTE[asked.colour])
+    return {"bytes": jpeg_bytes(picture, JPEG_QUALITY), "path": None}
 
 
 @pytest.fixture(scope="module")
@@ -313,14 +317,15 @@ def api_base() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes as they are drawn, then some painted over, then some that are asked for another of their shapes."""
-    drawn = [draw_scene(0, index) for index in range(NUM_SCENES)]
-    painted = [draw_scene(0, index) for index in range(CONTROLS)]
+    drawn = [draw_scene(0, index) for index in range(CONTROLS)]
+    others = [inscriptions[1] for _, inscriptions in drawn]
     rows: list[Mapping[str, Any]] = [draw_row(0, index) for index in range(NUM_SCENES)]
-    rows += [rows[index] | {"image": painted_over(scene)} for index, scene in enumerate(painted)]
     rows += [
-        rows[index]
-        | {"question": drawn[index].inscriptions[1].question, "answer": drawn[index].inscriptions[1].text}
-        for index in range(CONTROLS)
+        rows[index] | {"image": painted_over(picture, inscriptions[0])}
+        for index, (picture, inscriptions) in enumerate(drawn)
+    ]
+    rows += [
+        rows[index] | {"question": other.question, "answer": other.text} for index, other in enumerate(others)
     ]
     folder = tmp_path_factory.mktemp("data") / "scenes"
     features = datasets.Features(
@@ -391,7 +396,7 @@ def test_native_text_and_code_calls_do_the_same(
 
 def test_it_answers_by_the_picture_and_the_question_alone(api_base: str, with_tools: list[Any]) -> None:
     """No row, no file name: the same picture and question by plain HTTP give the first turn that the run got."""
-    picture = draw_scene(0, 0).jpeg_bytes()
+    picture = draw_row(0, 0)["image"]["bytes"]
     url = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
     first = with_tools[0]
     content = [
@@ -418,10 +423,11 @@ def test_scenes_depend_on_seed_and_index_alone_and_have_what_is_asked(tmp_path: 
         assert row == draw_row(2, index)
     assert draw_row(3, 0)["image"] != draw_row(2, 0)["image"]
     for index in range(40):
-        scene = draw_scene(1, index)
-        kinds = [(each.colour, each.shape) for each in scene.inscriptions]
-        assert len(set(kinds)) == len(kinds) and scene.asked.shape in SHAPE_NAMES
-        assert 12 <= scene.asked.text_px <= 24 and scene.asked.text
+        _, inscriptions = draw_scene(1, index)
+        asked = inscriptions[0]
+        kinds = [(each.colour, each.shape) for each in inscriptions]
+        assert len(set(kinds)) == len(kinds) and asked.shape in SHAPE_NAMES
+        assert 12 <= asked.text_px <= 24 and asked.text
 
 
 def test_more_scenes_are_drawn_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,10 +25,10 @@ from scripted_teacher import says
 from test_attempts import wait_for
 from test_teacher import KEY, MESSAGES, settings
 
-from distil.errors import TeacherError
+from distil.errors import RunHalted, TeacherError
 from distil.spending.budget import Budget
 from distil.teacher import wire
-from distil.teacher.availability import NEVER, OutagePolicy
+from distil.teacher.availability import NEVER
 from distil.teacher.client import Teacher
 from distil.teacher.connection import Connection
 from distil.teacher.wire import MAX_REPLY_BYTES, Received, ReplyTooLarge, Wire, httpx
@@ -302,7 +302,8 @@ def test_head_and_body_are_those_that_the_openai_client_sends(
         with Teacher(settings(api_base)) as teacher:
             teacher.ask(MESSAGES, 7)
             teacher.ask(MESSAGES, 7)
-            teacher.fetch("/models")
+            with teacher.asking() as sample:
+                sample.fetch("/models")
         body = server.requests[0].partition(b"\r\n\r\n")[2]
         with openai.OpenAI(base_url=api_base, api_key=KEY, max_retries=0) as client:
             options: Any = {"headers": {"Content-Type": "application/json"}, "timeout": 20}
@@ -563,7 +564,7 @@ def test_closing_cuts_off_what_is_in_flight_wherever_it_is(scheme: str) -> None:
         time.sleep(0.05)
         started = time.monotonic()
         teacher.close()
-        with pytest.raises(TeacherError, match="given up"):
+        with pytest.raises(RunHalted, match="given up"):
             asking.result(10)
         assert time.monotonic() - started < 5
 
@@ -587,8 +588,8 @@ def test_a_reply_without_a_length_that_is_cut_off_is_not_taken_for_whole() -> No
 def test_a_connection_that_was_cut_off_takes_the_next_request_and_no_cut_meets_it() -> None:
     """Many requests that end about when they are cut off: each ends in time, and none hangs."""
     with RawServer(lambda *_: time.sleep(0.002) or WHOLE) as server:
-        never_down = OutagePolicy(NEVER, max_outage_seconds=60)
-        with Teacher(settings(server.api_base, timeout_seconds=0.0025, outage=never_down)) as teacher:
+        never_down = settings(server.api_base, timeout_seconds=0.0025, num_failures=NEVER)
+        with Teacher(never_down) as teacher:
             for seed in range(60):
                 with contextlib.suppress(TeacherError):
                     teacher.ask(MESSAGES, seed)
@@ -603,7 +604,7 @@ def test_a_cut_that_comes_before_the_request_is_not_lost() -> None:
         with teacher._watchdog.watching(connection, 0.001):
             wait_for(lambda: connection.is_cut)
             with pytest.raises(openai.APIConnectionError):
-                connection.post("/chat/completions", [b"{}"], 600)
+                connection.ask("/chat/completions", [b"{}"], 600)
         with teacher._watchdog.watching(connection, 600):
             assert not connection.is_cut
 

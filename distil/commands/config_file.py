@@ -144,7 +144,7 @@ def _settable(flags: object) -> Iterator[tuple[str, tuple[Flag, object]]]:
 
 def _parsed(flag: Flag, text: str, where: str) -> object:
     try:
-        value = flag.parse(text)
+        value = flag.read(text)
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"{where}: {error}") from None
     choices = None if flag.choices is None else list(map(str, flag.choices))

@@ -1,7 +1,8 @@
 """Every flag once: its name, type, default and help, in the group that one room is handed whole.
 
-A group is a frozen dataclass. A field with a `Flag` is a flag, a field with a `Group` a group within; any
-other is a value that a command fixes. To add a flag, add its field here and read it where its group goes.
+A group is a frozen dataclass. A field with a `Flag` is a flag, one with a text alone a group within, and the
+text its heading in the help; any other is a value that a command fixes. A flag with a text stands below that
+heading too. To add a flag, add its field here and read it where its group goes.
 Defaults stand here and nowhere else; a command has others by the group that it is made with (`distil.cli`).
 """
 
@@ -12,9 +13,10 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from distil.embedded.launch import DEFAULT_KIND, KINDS, NUM_SIGNS
 from distil.records import (
@@ -26,6 +28,7 @@ from distil.records import (
     Json,
     NearDuplicates,
     OnChange,
+    Protocol,
     Student,
     Thoughts,
     ToolMode,
@@ -33,12 +36,13 @@ from distil.records import (
 from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
 from distil.spending.prices import FixedPrices, parse_prices
 
-AUTO = "auto"
+AUTO: Final = "auto"
 VIEW_PORT = 8642  # of the web page
 REPORT_TRACES = 200  # of a report, with all their pictures
 _NATIVE_OR_TEXT = (ToolMode.NATIVE, ToolMode.TEXT)
 
 GroupT = TypeVar("GroupT")
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Flag:
     """How a field is given on the command line; `{default}` in `help` is its default.
 
     `parse` reads the text, and raises ValueError or ArgumentTypeError, `from_json` what a run's record keeps.
-    A field of type bool needs neither.
+    A field of type bool needs neither. Where `choices` are members of an enum the value is the one named.
     """
 
     help: str | None = None
@@ -58,37 +62,41 @@ class Flag:
     is_required: bool = False
     is_many: bool = False  # a positional that may be given several times: its value is a tuple
 
+    def read(self, text: str) -> object:
+        """The value that a text gives; raises ValueError or ArgumentTypeError."""
+        return self._chosen(self.parse(text))
 
-@dataclass(frozen=True)
-class Group:
-    """A field that holds more flags, and their heading in the help."""
+    def stored(self, value: Json) -> object:
+        """The value that a run's record keeps."""
+        return self._chosen(self.from_json(value))
 
-    title: str
+    def _chosen(self, value: object) -> object:
+        return next((choice for choice in self.choices or () if choice == value), value)
 
 
 def add_flags(parser: argparse._ActionsContainer, flags: object) -> None:
     """Give a parser the flags of a group and of those within, with the values that it has as defaults."""
-    for name, stated in _stated(flags):
-        default = getattr(flags, name)
-        if isinstance(stated, Group):
-            add_flags(parser.add_argument_group(stated.title), default)
-        elif isinstance(default, bool):
-            parser.add_argument(f"--{name}", action="store_true", help=stated.help)
-            # The other is for who has it on in a file or in the environment.
-            parser.add_argument(
-                f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
-            )
-        else:
-            _add_flag(parser, name, stated, default)
+    sections = {"": parser}
+    for name, flag, default, heading in stated_flags(flags):
+        if heading not in sections:
+            sections[heading] = parser.add_argument_group(heading)
+        _add_flag(sections[heading], name, flag, default)
 
 
-def _add_flag(parser: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
+def _add_flag(section: argparse._ActionsContainer, name: str, flag: Flag, default: object) -> None:
+    if isinstance(default, bool):
+        section.add_argument(f"--{name}", action="store_true", help=flag.help)
+        # The other is for who has it on in a file or in the environment.
+        section.add_argument(
+            f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS
+        )
+        return
     kept: dict[str, Any] = {} if flag.is_positional else {"default": default, "required": flag.is_required}
     if flag.is_many:
         kept["nargs"] = "+"
-    parser.add_argument(
+    section.add_argument(
         name if flag.is_positional else f"--{name}",
-        type=flag.parse,
+        type=flag.read,
         metavar=flag.metavar,
         choices=flag.choices and tuple(map(str, flag.choices)),
         help=flag.help and flag_text(flag.help, default),
@@ -101,14 +109,15 @@ def flag_text(text: str, default: object) -> str:
     return text.replace("{default}", f"{default:g}" if isinstance(default, float) else str(default))
 
 
-def stated_flags(flags: object, title: str = "") -> Iterator[tuple[str, Flag, Any, str]]:
-    """Each flag of a group and of those within: its name, how it is given, its value, its group's title."""
-    for name, stated in _stated(flags):
+def stated_flags(flags: object) -> Iterator[tuple[str, Flag, Any, str]]:
+    """Each flag of a group and of those within: its name, how it is given, its value, its heading."""
+    for name, flag, heading in _stated(flags):
         value = getattr(flags, name)
-        if isinstance(stated, Group):
-            yield from stated_flags(value, stated.title)
-        else:
-            yield name, stated, value, title
+        if flag is not None:
+            yield name, flag, value, heading
+            continue
+        for within in stated_flags(value):
+            yield *within[:3], heading
 
 
 def command_text(command: str, flags: object, defaults: object, left_out: Collection[str] = ()) -> str:
@@ -126,10 +135,8 @@ def command_text(command: str, flags: object, defaults: object, left_out: Collec
 def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
     """The group with what was given on the command line."""
     given = {
-        name: read_flags(namespace, getattr(flags, name))
-        if isinstance(stated, Group)
-        else getattr(namespace, name)
-        for name, stated in _stated(flags)
+        name: read_flags(namespace, getattr(flags, name)) if flag is None else getattr(namespace, name)
+        for name, flag, _ in _stated(flags)
     }
     return replace(flags, **given)  # type: ignore[type-var]
 
@@ -137,7 +144,7 @@ def read_flags(namespace: argparse.Namespace, flags: GroupT) -> GroupT:
 def flags_json(flags: object) -> dict[str, Json]:
     """All fields of a group and of those within, by name, as a run's record keeps them."""
     values: dict[str, Json] = {}
-    groups = {name for name, stated in _stated(flags) if isinstance(stated, Group)}
+    groups = {name for name, flag, _ in _stated(flags) if flag is None}
     for name, value in vars(flags).items():
         if name in groups:
             values |= flags_json(value)
@@ -148,46 +155,77 @@ def flags_json(flags: object) -> dict[str, Json]:
 
 def flags_from_json(flags: GroupT, values: Mapping[str, Json]) -> GroupT:
     """The group with the values of `flags_json`."""
-    stated = dict(_stated(flags))
+    stated = {name: flag for name, flag, _ in _stated(flags)}
     given = {}
     for name, value in vars(flags).items():
-        item = stated.get(name)
-        if isinstance(item, Group):
+        if name not in stated:
+            given[name] = values[name]
+        elif (flag := stated[name]) is None:
             given[name] = flags_from_json(value, values)
         else:
-            given[name] = values[name] if item is None else item.from_json(values[name])
+            given[name] = flag.stored(values[name])
     return replace(flags, **given)  # type: ignore[type-var]
 
 
-def _stated(flags: object) -> Iterator[tuple[str, Flag | Group]]:
-    """The fields that are flags or groups, in their order."""
+def _stated(flags: object) -> Iterator[tuple[str, Flag | None, str]]:
+    """The fields that are flags, and groups of them (None), in their order, each with its heading."""
     hints = get_type_hints(type(flags), include_extras=True)
     for item in fields(flags):  # type: ignore[arg-type]
-        for stated in getattr(hints[item.name], "__metadata__", ()):
-            yield item.name, stated
+        stated = getattr(hints[item.name], "__metadata__", ())
+        if stated:
+            flag = next((each for each in stated if isinstance(each, Flag)), None)
+            heading = next((each for each in stated if isinstance(each, str)), "")
+            yield item.name, flag, heading
 
 
 # --- what is read from a text ---
 
 
-def _whole(text: str, at_least: int | None = None) -> int:
-    """A whole number; raises ArgumentTypeError, as argparse would name the function."""
-    needed = "must be a whole number" + ("" if at_least is None else f" of {at_least} or more")
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(needed) from None
-    if at_least is not None and value < at_least:
-        raise argparse.ArgumentTypeError(needed)
+def _reader(
+    read: Callable[[str], ValueT], told: str, fits: Callable[[ValueT], bool] = lambda _: True
+) -> Callable[[str], ValueT]:
+    """What reads a value that fits, and raises ArgumentTypeError saying what is told for any other text."""
+
+    def parse(text: str) -> ValueT:
+        with suppress(ValueError):
+            value = read(text)
+            if fits(value):
+                return value
+        raise argparse.ArgumentTypeError(told)
+
+    return parse
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
     return value
 
 
-def _count(text: str) -> int:
-    return _whole(text, at_least=0)
+_whole = _reader(int, "must be a whole number")
+_count = _reader(int, "must be a whole number of 0 or more", lambda value: value >= 0)
+_positive = _reader(int, "must be a whole number of 1 or more", lambda value: value >= 1)
+_amount = _reader(_finite, "must be an amount above 0", lambda value: value > 0)
+_part = _reader(_finite, "must be a share between 0 and 1", lambda value: 0 < value < 1)
+_share = _reader(_finite, "must be a number from 0 to 1", lambda value: 0 <= value <= 1)
+_temperature = _reader(_finite, "must be a number from 0 to 2", lambda value: 0 <= value <= 2)
+_seconds = _reader(_finite, "must be a number of seconds above 0", lambda value: value > 0)
+_grace = _reader(_finite, "must be a number of seconds, 0 or more", lambda value: value >= 0)
+_bits = _reader(int, "must be a whole number from 0 to 32", lambda value: value in range(33))
+_band = _reader(Band.parse, "use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
+_prices = _reader(parse_prices, "use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens")
 
 
-def _positive(text: str) -> int:
-    return _whole(text, at_least=1)
+def _port(text: str) -> int:
+    port = _count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
+    return port
+
+
+def _stored_prices(value: Json) -> FixedPrices | None:
+    return None if value is None else FixedPrices(**value)
 
 
 def _cores() -> int:
@@ -195,66 +233,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _number(text: str, fits: Callable[[float], bool], told: str) -> float:
-    """A finite number that fits; raises ArgumentTypeError saying what is told."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and fits(value)):
-        raise argparse.ArgumentTypeError(told)
-    return value
-
-
-def _amount(text: str) -> float:
-    return _number(text, lambda value: value > 0, "must be an amount above 0")
-
-
-def _part(text: str) -> float:
-    return _number(text, lambda value: 0 < value < 1, "must be a share between 0 and 1")
-
-
-def _share(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")
-
-
-def _bits(text: str) -> int:
-    return int(_number(text, lambda value: value in range(33), "must be a whole number from 0 to 32"))
-
-
-def _band(text: str) -> Band:
-    try:
-        return Band.parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8") from None
-
-
-def _prices(text: str) -> FixedPrices:
-    try:
-        return parse_prices(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens") from None
-
-
-def _stored_prices(value: Json) -> FixedPrices | None:
-    return None if value is None else FixedPrices(**value)
-
-
-def _temperature(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 2, "must be a number from 0 to 2")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, lambda value: value > 0, "must be a number of seconds above 0")
-
-
-def _grace(text: str) -> float:
-    return _number(text, lambda value: value >= 0, "must be a number of seconds, 0 or more")
-
-
 # --- the user's own code ---
 
-_OWN_TITLE = "the task, and code of your own, which may do anything that you may"
+_OWN = "the task, and code of your own, which may do anything that you may"
+_TASK_OF_TRACES = Flag("the task of your own that the traces are of", "FILE:NAME")
 _TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
 _REWARD = Flag(
     "a function of your own, with the signature of verl's compute_score, that scores each answer too",
@@ -275,21 +257,6 @@ class OwnCodeFlags:
         ),
     ] = None
     tool_module: Annotated[str | None, _TOOL_MODULE] = None
-    reward: Annotated[str | None, _REWARD] = None
-
-
-@dataclass(frozen=True)
-class ViewCodeFlags:
-    """Files of the user's own that traces are read with."""
-
-    task: Annotated[str | None, Flag("the task of your own that the traces are of", "FILE:NAME")] = None
-    tool_module: Annotated[str | None, _TOOL_MODULE] = None
-
-
-@dataclass(frozen=True)
-class VerifyCodeFlags(ViewCodeFlags):
-    """The same, and the reward to compute again."""
-
     reward: Annotated[str | None, _REWARD] = None
 
 
@@ -352,12 +319,12 @@ class SampleFlags:
     seed: Annotated[int, Flag("of random order and of every request (default: {default})", parse=_whole)] = 0
     output_dir: Annotated[str, Flag("(default: {default})", metavar="DIR")] = "traces_concurrent"
     on_change: Annotated[
-        str,
+        OnChange,
         Flag(
             "what to do with traces in DIR that were made with other settings (default: refuse to run)",
             choices=OnChange,
         ),
-    ] = OnChange.REFUSE.value
+    ] = OnChange.REFUSE
     retry_failed: Annotated[bool, Flag("only the samples that failed before")] = False
     keep_going: Annotated[
         bool, Flag("go on where the first 20 samples have no answer, or all tool calls fail")
@@ -461,22 +428,22 @@ class ToolFlags:
     ] = "zoom,rotate"
     max_turns: Annotated[int, Flag("of one sample (default: {default})", "N", _positive)] = 10
     tool_mode: Annotated[
-        str,
+        ToolMode | Literal["auto"],
         Flag(
             "how tool calls are written; auto asks for one to find out (default: {default})",
             choices=(AUTO, *_NATIVE_OR_TEXT),
         ),
     ] = AUTO
     coordinates: Annotated[
-        str,
+        Frame | Literal["auto"],
         Flag(
             "the frame of the teacher's boxes; auto goes by the model's name (default: {default})",
             choices=(AUTO, *Frame),
         ),
     ] = AUTO
     crop_from: Annotated[
-        str, Flag("the picture that boxes refer to (default: {default})", choices=CropFrom)
-    ] = CropFrom.CURRENT.value
+        CropFrom, Flag("the picture that boxes refer to (default: {default})", choices=CropFrom)
+    ] = CropFrom.CURRENT
     image_max_pixels: Annotated[
         int | None,
         Flag(
@@ -524,33 +491,29 @@ class BudgetFlags:
     ] = None
 
 
-@dataclass(frozen=True)
-class OutputFlags:
-    """What is said while it runs, and of what would."""
-
-    dry_run: Annotated[
-        bool, Flag("check all and show the first request, pictures as sizes; nothing is sent")
-    ] = False
-    quiet: Annotated[bool, Flag("say nothing but warnings and errors")] = False
-    log_file: Annotated[
-        str | None, Flag("add all that is said to FILE too, each line with its time", metavar="FILE")
-    ] = None
+_SAID = "what is said"  # while it runs, and of what would
 
 
 @dataclass(frozen=True)
 class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
-    samples: Annotated[SampleFlags, Group("samples")] = field(default_factory=SampleFlags)
-    rollouts: Annotated[RolloutFlags, Group("rollouts of a sample")] = field(default_factory=RolloutFlags)
-    teacher: Annotated[TeacherFlags, Group("teacher")] = field(default_factory=TeacherFlags)
-    tools: Annotated[ToolFlags, Group("tools")] = field(default_factory=ToolFlags)
-    code: Annotated[CodeFlags, Group("the code tool")] = field(default_factory=CodeFlags)
-    own: Annotated[OwnCodeFlags, Group(_OWN_TITLE)] = field(default_factory=OwnCodeFlags)
-    budget: Annotated[BudgetFlags, Group("budget, counted over all runs into DIR")] = field(
+    samples: Annotated[SampleFlags, "samples"] = field(default_factory=SampleFlags)
+    rollouts: Annotated[RolloutFlags, "rollouts of a sample"] = field(default_factory=RolloutFlags)
+    teacher: Annotated[TeacherFlags, "teacher"] = field(default_factory=TeacherFlags)
+    tools: Annotated[ToolFlags, "tools"] = field(default_factory=ToolFlags)
+    code: Annotated[CodeFlags, "the code tool"] = field(default_factory=CodeFlags)
+    own: Annotated[OwnCodeFlags, _OWN] = field(default_factory=OwnCodeFlags)
+    budget: Annotated[BudgetFlags, "budget, counted over all runs into DIR"] = field(
         default_factory=BudgetFlags
     )
-    output: Annotated[OutputFlags, Group("what is said")] = field(default_factory=OutputFlags)
+    dry_run: Annotated[
+        bool, _SAID, Flag("check all and show the first request, pictures as sizes; nothing is sent")
+    ] = False
+    quiet: Annotated[bool, _SAID, Flag("say nothing but warnings and errors")] = False
+    log_file: Annotated[
+        str | None, _SAID, Flag("add all that is said to FILE too, each line with its time", "FILE")
+    ] = None
     keep_pictures: bool = False
     estimate_samples: int | None = None
     json: bool = False
@@ -570,44 +533,8 @@ class EstimateFlags(RunFlags):
 # --- the other commands ---
 
 _TRACES = Flag("a trace file or a folder of them", "PATH", Path, is_positional=True)
-
-
-def _port(text: str) -> int:
-    port = _count(text)
-    if port > 65535:
-        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
-    return port
-
-
-@dataclass(frozen=True)
-class PageFlags:
-    """Traces as a page in the browser."""
-
-    serve: Annotated[bool, Flag("show the folders as a local web page, until Ctrl-C")] = False
-    port: Annotated[int | None, Flag(f"0 for any (default: {VIEW_PORT}, or a free one)", "N", _port)] = None
-    host: Annotated[
-        str,
-        Flag(
-            "the address to serve at; where others can ask, the URL holds a key (default: {default})", "ADDR"
-        ),
-    ] = "127.0.0.1"
-    no_open: Annotated[bool, Flag("do not open the browser")] = False
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
-
-
-@dataclass(frozen=True)
-class ReportFlags:
-    """Traces as one file."""
-
-    html: Annotated[
-        Path | None,
-        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
-    ] = None
-    limit: Annotated[
-        int | None, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
-    ] = None
+_DATASET_NOW = Flag("where the dataset is now (default: as the traces say)", "PATH")
+_PAGE, _REPORT = "a web page", "a report"
 
 
 @dataclass(frozen=True)
@@ -625,15 +552,35 @@ class ViewFlags:
     ] = ""
     json: Annotated[bool, _JSON] = False
     pictures: Annotated[
-        str,
+        Protocol,
         Flag(
             "how pictures are shown in the terminal: auto where it can, else not (default: {default})",
-            choices=("auto", "kitty", "iterm", "sixel", "none"),
+            choices=Protocol,
         ),
-    ] = AUTO
-    page: Annotated[PageFlags, Group("a web page")] = field(default_factory=PageFlags)
-    report: Annotated[ReportFlags, Group("a report")] = field(default_factory=ReportFlags)
-    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
+    ] = Protocol.AUTO
+    serve: Annotated[bool, _PAGE, Flag("show the folders as a local web page, until Ctrl-C")] = False
+    port: Annotated[
+        int | None, _PAGE, Flag(f"0 for any (default: {VIEW_PORT}, or a free one)", "N", _port)
+    ] = None
+    host: Annotated[
+        str,
+        _PAGE,
+        Flag(
+            "the address to serve at; where others can ask, the URL holds a key (default: {default})", "ADDR"
+        ),
+    ] = "127.0.0.1"
+    no_open: Annotated[bool, _PAGE, Flag("do not open the browser")] = False
+    dataset_path: Annotated[str | None, _PAGE, _DATASET_NOW] = None
+    html: Annotated[
+        Path | None,
+        _REPORT,
+        Flag("write one file with charts, list, traces and pictures, which opens from disk", "FILE", Path),
+    ] = None
+    limit: Annotated[
+        int | None, _REPORT, Flag(f"how many traces it holds (default: {REPORT_TRACES})", "N", _positive)
+    ] = None
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
 
 
 @dataclass(frozen=True)
@@ -641,13 +588,13 @@ class VerifyFlags:
     """The flags of `distil verify`."""
 
     path: Annotated[Path, _TRACES] = Path()
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
+    dataset_path: Annotated[str | None, _DATASET_NOW] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     verbose: Annotated[bool, Flag("a line per trace, matched ones too")] = False
     json: Annotated[bool, _JSON] = False
-    own: Annotated[VerifyCodeFlags, Group(_OWN_TITLE)] = field(default_factory=VerifyCodeFlags)
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _OWN, _REWARD] = None
 
 
 @dataclass(frozen=True)
@@ -664,44 +611,45 @@ class FormFlags:
     """What the rows of an export are like."""
 
     reasoning: Annotated[
-        str,
+        Thoughts,
         Flag(
             "the teacher's: as plain text, left out, or within <think> (default: {default})",
             choices=Thoughts,
         ),
-    ] = Thoughts.THINK.value
+    ] = Thoughts.THINK
     errors: Annotated[
-        str,
+        FailedCalls,
         Flag(
             "turns with a failed call: there but not trained, trained, or cut out (default: {default})",
             choices=FailedCalls,
         ),
-    ] = FailedCalls.MASK.value
+    ] = FailedCalls.MASK
     coordinates: Annotated[
-        str,
+        Frame,
         Flag(
             "boxes in thousandths of a picture, or in its pixels; then pictures get the sizes that the "
             "student's processor would give them (default: {default})",
             choices=(Frame.REL1000, Frame.PIXEL),
         ),
-    ] = Frame.REL1000.value
+    ] = Frame.REL1000
     image_max_pixels: Annotated[
         int | None, Flag("make larger pictures smaller (default: as the teacher got them)", "N", _positive)
     ] = None
     student: Annotated[
-        str,
+        Student,
         Flag(
             "the family that learns: how it sizes pictures (default: {default})",
             choices=Student,
         ),
-    ] = Student.QWEN3_VL.value
+    ] = Student.QWEN3_VL
     call_form: Annotated[
-        str,
+        ToolMode,
         Flag(
             "calls as text, which every trainer reads alike, or as its own fields (default: {default})",
             choices=(ToolMode.TEXT, ToolMode.NATIVE),
         ),
-    ] = ToolMode.TEXT.value
+    ] = ToolMode.TEXT
+    has_attribution: bool = False  # rows say whose they are: where their dataset does
 
 
 @dataclass(frozen=True)
@@ -717,7 +665,7 @@ class SelectionFlags:
     accept: Annotated[str | None, Flag('which of them pass, as "score > 0.8"', "SQL")] = None
     drop_repeats: Annotated[bool, Flag("of a row's traces that say the same only the first")] = False
     near_duplicates: Annotated[
-        str | None,
+        NearDuplicates | None,
         Flag(
             "photos that are nearly the same: only one of them, or all on one side of the split",
             choices=NearDuplicates,
@@ -762,8 +710,8 @@ class ExportFlags:
         tuple[Path, ...],
         Flag("runs' folders, or trace files", "DIR", Path, is_positional=True, is_many=True),
     ] = ()
-    format: Annotated[str, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
-        ExportFormat.TRL.value
+    format: Annotated[ExportFormat, Flag("who reads it", choices=ExportFormat, is_required=True)] = (
+        ExportFormat.TRL
     )
     out: Annotated[Path, Flag("the folder to write (needed but for --preview)", "PATH", Path)] = Path()
     preview: Annotated[
@@ -778,16 +726,15 @@ class ExportFlags:
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")
     ] = False
-    selection: Annotated[SelectionFlags, Group("which traces")] = field(default_factory=SelectionFlags)
-    form: Annotated[FormFlags, Group("what a row is like")] = field(default_factory=FormFlags)
+    selection: Annotated[SelectionFlags, "which traces"] = field(default_factory=SelectionFlags)
+    form: Annotated[FormFlags, "what a row is like"] = field(default_factory=FormFlags)
     overwrite: Annotated[bool, Flag("replace an export that is there")] = False
     dry_run: Annotated[bool, Flag("only say how many traces each filter leaves; nothing is written")] = False
-    dataset_path: Annotated[
-        str | None, Flag("where the dataset is now (default: as the traces say)", "PATH")
-    ] = None
+    dataset_path: Annotated[str | None, _DATASET_NOW] = None
     max_workers: Annotated[int, Flag("(default: {default})", "K", _positive)] = _cores()
     json: Annotated[bool, _JSON] = False
-    own: Annotated[ViewCodeFlags, Group(_OWN_TITLE)] = field(default_factory=ViewCodeFlags)
+    task: Annotated[str | None, _OWN, _TASK_OF_TRACES] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
 
 
 @dataclass(frozen=True)
@@ -798,10 +745,10 @@ class CheckFlags:
         Path, Flag("an export's folder, or a file of rows", "EXPORT", Path, is_positional=True)
     ] = Path()
     format: Annotated[
-        str | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
+        ExportFormat | None, Flag("who reads it (default: as the export says)", choices=ExportFormat)
     ] = None
     coordinates: Annotated[
-        str | None,
+        Frame | None,
         Flag(
             "the frame of its boxes (default: as the export says, else rel1000)",
             choices=(Frame.REL1000, Frame.PIXEL),
@@ -836,11 +783,11 @@ class ImportFlags:
     ] = ()
     output_dir: Annotated[Path, Flag("the folder to make", "DIR", Path, is_required=True)] = Path()
     format: Annotated[
-        str, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
-    ] = ExportFormat.OPENAI.value
+        ExportFormat, Flag("how they are written (default: {default})", choices=(ExportFormat.OPENAI,))
+    ] = ExportFormat.OPENAI
     coordinates: Annotated[
-        str, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
-    ] = Frame.REL1000.value
+        Frame, Flag("the frame of their boxes (default: {default})", choices=(Frame.REL1000, Frame.PIXEL))
+    ] = Frame.REL1000
     json: Annotated[bool, _JSON] = False
 
 
@@ -883,7 +830,7 @@ class DoctorFlags:
         str | None, Flag("(default: the server's only model; without --api_base at $OPENAI_BASE_URL)")
     ] = None
     coordinates: Annotated[
-        str,
+        Frame | Literal["auto"],
         Flag(
             "the frame to tell the teacher; auto goes by the model's name (default: {default})",
             choices=(AUTO, *Frame),

@@ -1,4 +1,4 @@
-"""What a person types: dashes in flags, slips told with what was perhaps meant, examples in the help."""
+"""What a person types: dashes in flags, slips told with what was perhaps meant, examples, completion."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from distil.errors import UsageError
@@ -100,3 +101,22 @@ def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | Non
 def examples_text(prog: str, examples: Iterable[str]) -> str:
     """The lines with which a help ends."""
     return "\n".join(["examples:", *(f"  {prog} {example}".rstrip() for example in examples)])
+
+
+def completion_script(parser: Parser, parsers: Mapping[str, Parser], shell: str) -> str:
+    """The script for a shell; `parsers` are those of the commands, whose paths are completed as such.
+
+    Raises UsageError where what writes it is not installed.
+    """
+    try:
+        import shtab  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError(f"completion needs {error.name}: pip install {error.name}") from None
+
+    for action in chain.from_iterable(each._actions for each in parsers.values()):
+        if action.metavar in ("PATH", "FILE"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar == "DIR":
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    script: str = shtab.complete(parser, shell)
+    return script

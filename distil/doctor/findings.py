@@ -21,7 +21,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Probe:
     """One probe with what came of it."""
 
     probe: str
@@ -44,7 +44,7 @@ class Examination:
 
     model: str
     profile: Profile  # the one that the model's name gets
-    findings: tuple[Finding, ...]
+    findings: tuple[Probe, ...]
     found_frame: FoundFrame
     tool_mode: ToolMode  # the form that calls work in, NONE where neither does
     suggestions: tuple[Suggestion, ...]
@@ -53,14 +53,14 @@ class Examination:
     num_requests: int
 
 
-def working_mode(results: Mapping[ToolMode, Finding]) -> ToolMode:
+def working_mode(results: Mapping[ToolMode, Probe]) -> ToolMode:
     """The first form of calls whose results take pictures, NONE where there is none."""
     working = [mode for mode, finding in results.items() if finding.result in (Result.YES, Result.PARTLY)]
     return working[0] if working else ToolMode.NONE
 
 
 def suggestions_of(
-    named: Profile, found: FoundFrame, tool_mode: ToolMode, native: Finding
+    named: Profile, found: FoundFrame, tool_mode: ToolMode, native: Probe
 ) -> tuple[Suggestion, ...]:
     """The flags for the main job, needed ones and those that `auto` would choose too."""
     suggestions = []
@@ -81,7 +81,7 @@ def suggestions_of(
     return tuple(suggestions)
 
 
-def warnings_of(named: Profile, found: FoundFrame, told: Frame | None, picture: Finding) -> tuple[str, ...]:
+def warnings_of(named: Profile, found: FoundFrame, told: Frame | None, picture: Probe) -> tuple[str, ...]:
     """What to look at before many samples are paid for; `told` is the frame of `--coordinates`."""
     warnings = []
     if picture.result is Result.PARTLY:
@@ -104,7 +104,7 @@ def warnings_of(named: Profile, found: FoundFrame, told: Frame | None, picture: 
 
 
 def problems_of(
-    picture: Finding, calls: Sequence[Finding], results: Mapping[ToolMode, Finding], found: FoundFrame
+    picture: Probe, calls: Sequence[Probe], results: Mapping[ToolMode, Probe], found: FoundFrame
 ) -> tuple[str, ...]:
     """Why the main job cannot run, nothing where it can."""
     problems = []

@@ -10,20 +10,21 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 
 from PIL import Image
 
 from distil.doctor.findings import (
     Examination,
-    Finding,
+    Probe,
     Result,
     problems_of,
     suggestions_of,
     warnings_of,
     working_mode,
 )
-from distil.doctor.marks import MARKS, BoxAnswer, FoundFrame, Mark, find_frame
+from distil.doctor.marks import MARKS, DrawnMark, FoundFrame, FourNumbers, find_frame
 from distil.errors import TeacherError, TeacherRefused
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.messages.read import quote
@@ -37,15 +38,16 @@ from distil.records import (
     Prompt,
     RawCall,
     Reply,
+    Size,
     ToolCall,
     ToolMode,
     Turn,
 )
-from distil.teacher.client import Teacher, TeacherSettings, without_key
+from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, without_key
 from distil.teacher.models import ModelList, ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
-from distil.teacher.statuses import Means, meaning
 from distil.tools.base import BoxFrame, finite_number
 from distil.tools.zoom import BOX_ARGUMENT, ZoomTool
 
@@ -65,7 +67,8 @@ _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 def ask_models_soon(settings: TeacherSettings) -> ModelList:
     """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
-    settings = replace(settings, retry=replace(settings.retry, max_advised_seconds=_MAX_WAIT_SECONDS))
+    patience = replace(settings.patience, max_advised_seconds=_MAX_WAIT_SECONDS)
+    settings = replace(settings, patience=patience)
     return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
@@ -81,7 +84,8 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     picture = _probe_picture(interview)
     native = _probe_calls(interview, ToolMode.NATIVE, MARKS[0])
     written = _probe_calls(interview, ToolMode.TEXT, MARKS[1])
-    found = find_frame(_all_boxes(interview, native, written))
+    _ask_for_other_boxes(interview, native, written)
+    found = find_frame(interview.boxes)
     results = _probe_results(interview, native, written)
     tool_mode = working_mode(results)
     parallel = _probe_parallel(interview, tool_mode)
@@ -90,8 +94,8 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         _models_finding(settings.model, models),
         text,
         picture,
-        native.finding,
-        written.finding,
+        native,
+        written,
         parallel,
         *results.values(),
         _boxes_finding(found),
@@ -105,9 +109,9 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         findings=tuple(_without_key(finding, settings.api_key) for finding in findings),
         found_frame=found,
         tool_mode=tool_mode,
-        suggestions=suggestions_of(named, found, tool_mode, native.finding),
+        suggestions=suggestions_of(named, found, tool_mode, native),
         warnings=warnings_of(named, found, frame, picture),
-        problems=problems_of(picture, (native.finding, written.finding), results, found),
+        problems=problems_of(picture, (native, written), results, found),
         num_requests=interview.num_requests + 1,  # and the list of models
     )
 
@@ -116,11 +120,12 @@ class _Interview:
     """Asks within the limit of requests, and keeps what the replies have in common."""
 
     def __init__(self, settings: TeacherSettings, profile: Profile) -> None:
-        once = replace(settings.retry, max_retries=0)  # so that every request is counted
-        self.settings = replace(settings, retry=once, may_adapt=True)
+        once = replace(settings.patience, max_retries=0)  # so that every request is counted
+        self.settings = replace(settings, patience=once, may_adapt=True)
         self.profile = profile
         self.num_requests = 0
         self.replies: list[Reply] = []
+        self.boxes: dict[DrawnMark, tuple[Size, FourNumbers]] = {}  # one for each mark that was found
         self._num_unanswered = 0  # requests in a row that no status came back for
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Json] = (), **changes: Json) -> Reply:
@@ -135,9 +140,9 @@ class _Interview:
 
     def _ask(self, messages: Sequence[Message], tools: Sequence[Json], changes: Mapping[str, Json]) -> Reply:
         if self.num_requests + 1 >= MAX_REQUESTS:
-            raise _NotAsked(f"{MAX_REQUESTS} requests were made already")
+            raise TeacherError(f"{MAX_REQUESTS} requests were made already", attempts=0)
         if self._num_unanswered >= _MAX_UNANSWERED:
-            raise _NotAsked("the server has stopped answering")
+            raise TeacherError("the server has stopped answering", attempts=0)
         encoded = [json.dumps(message).encode() for message in messages]
         with Teacher(replace(self.settings, **changes), tools) as teacher:
             try:
@@ -153,32 +158,15 @@ class _Interview:
 
     def _adapt(self, settings: TeacherSettings) -> None:
         """Count the request, and one more for each request field that the server refused by name."""
-        adapted = replace(
-            self.settings,
-            token_field=settings.token_field,
-            sends_temperature=settings.sends_temperature,
-            sends_seed=settings.sends_seed,
-        )
+        adapted = self.settings.adapted_like(settings)
         self.num_requests += 1 + len(_refused_fields(self.settings, adapted))
         self.settings = adapted
-
-
-class _NotAsked(TeacherError):
-    """The limit of requests is reached, or the server is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class _CallProbe:
-    """What came of asking for a call, and the box in it."""
-
-    finding: Finding
-    box: BoxAnswer | None
 
 
 # --- text, fields and pictures ---
 
 
-def _probe_text(interview: _Interview) -> Finding:
+def _probe_text(interview: _Interview) -> Probe:
     try:
         reply = interview.ask(_text_messages("Reply with the one word: ready"))
     except TeacherError as error:
@@ -186,34 +174,33 @@ def _probe_text(interview: _Interview) -> Finding:
             raise TeacherRefused(str(error), error.status) from None
         return _failed("plain text", error)
     if not _said(reply):
-        return Finding("plain text", Result.PARTLY, _silence(reply))
-    return Finding("plain text", Result.YES, quote(_said(reply), _MAX_QUOTED_CHARS))
+        return Probe("plain text", Result.PARTLY, _silence(reply))
+    return Probe("plain text", Result.YES, quote(_said(reply), _MAX_QUOTED_CHARS))
 
 
-def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Finding, ...]:
+def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Probe, ...]:
     after, refused = interview.settings, _refused_fields(before, interview.settings)
     token_detail = after.token_field
     if "token_field" in refused:
         token_detail += f" ({before.token_field} is refused; a run finds this out by itself)"
-    findings = [Finding("token-limit field", Result.YES, token_detail)]
+    findings = [Probe("token-limit field", Result.YES, token_detail)]
     for name in ("seed", "temperature"):
         result, detail = Result.YES, "accepted"
         if f"sends_{name}" in refused:
             result, detail = Result.NO, "refused; a run leaves it out by itself"
         elif not getattr(before, f"sends_{name}"):
             result, detail = Result.NOT_ASKED, "this family refuses it: it is never sent"
-        findings.append(Finding(name, result, detail))
+        findings.append(Probe(name, result, detail))
     if not interview.replies:
         return tuple(replace(finding, result=Result.NOT_ASKED, detail="no reply") for finding in findings)
     return tuple(findings)
 
 
 def _refused_fields(before: TeacherSettings, after: TeacherSettings) -> list[str]:
-    names = ("token_field", "sends_temperature", "sends_seed")
-    return [name for name in names if getattr(before, name) != getattr(after, name)]
+    return [name for name in ADAPTED if getattr(before, name) != getattr(after, name)]
 
 
-def _probe_picture(interview: _Interview) -> Finding:
+def _probe_picture(interview: _Interview) -> Probe:
     prompt = Prompt(_SYSTEM, SIGN_QUESTION)
     try:
         reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)))
@@ -222,15 +209,15 @@ def _probe_picture(interview: _Interview) -> Finding:
     return _reading("picture", reply, SIGN_WORD)
 
 
-def _reading(probe: str, reply: Reply, word: str) -> Finding:
+def _reading(probe: str, reply: Reply, word: str) -> Probe:
     said = _said(reply)
     if word.lower() in said.lower():
-        return Finding(probe, Result.YES, f"seen: the word {word} was read")
+        return Probe(probe, Result.YES, f"seen: the word {word} was read")
     unread = f"accepted, but the word {word} was not read: {quote(said, _MAX_QUOTED_CHARS)}"
-    return Finding(probe, Result.PARTLY, unread if said else _silence(reply))
+    return Probe(probe, Result.PARTLY, unread if said else _silence(reply))
 
 
-def _probe_limit(interview: _Interview) -> Finding:
+def _probe_limit(interview: _Interview) -> Probe:
     """Whether the reply ends at the limit: some servers accept a field that they do not know."""
     probe = "token limit kept"
     question = _text_messages("Write the numbers from 1 to 100, separated by spaces.")
@@ -239,33 +226,34 @@ def _probe_limit(interview: _Interview) -> Finding:
     except TeacherError as error:
         return _failed(probe, error)
     if reply.finish_reason == "length":
-        return Finding(probe, Result.YES, f"cut off after {_LIMIT_TOKENS} tokens, and said so")
+        return Probe(probe, Result.YES, f"cut off after {_LIMIT_TOKENS} tokens, and said so")
     detail = f"{_LIMIT_TOKENS} tokens were allowed, the reply has {len(reply.content)} characters"
-    return Finding(probe, Result.PARTLY, f"{detail} and finish_reason {reply.finish_reason}")
+    return Probe(probe, Result.PARTLY, f"{detail} and finish_reason {reply.finish_reason}")
 
 
 # --- calls and boxes ---
 
 
-def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> _CallProbe:
+def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: DrawnMark) -> Probe:
     probe = f"{tool_mode.value} calls"
     try:
-        reply, box = _ask_for_box(interview, tool_mode, mark)
+        reply = _ask_for_box(interview, tool_mode, mark)
     except TeacherError as error:
-        return _CallProbe(_failed(probe, error), None)
+        return _failed(probe, error)
     if not reply.calls:
         detail = _silence(reply) if not _said(reply) else f"no call: {quote(_said(reply), _MAX_QUOTED_CHARS)}"
-        return _CallProbe(Finding(probe, Result.NO, detail), box)
+        return Probe(probe, Result.NO, detail)
     problem = reply.calls[0].problem
     if problem is not None:
-        return _CallProbe(Finding(probe, Result.PARTLY, problem), box)
+        return Probe(probe, Result.PARTLY, problem)
     if tool_mode is ToolMode.NATIVE and reply.call_form is ToolMode.TEXT:
-        return _CallProbe(Finding(probe, Result.PARTLY, "the server passes calls on as text"), box)
+        return Probe(probe, Result.PARTLY, "the server passes calls on as text")
     detail = f"{reply.calls[0].name} {json.dumps(reply.calls[0].arguments)}"
-    return _CallProbe(Finding(probe, Result.YES, quote(detail, _MAX_QUOTED_CHARS)), box)
+    return Probe(probe, Result.YES, quote(detail, _MAX_QUOTED_CHARS))
 
 
-def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> tuple[Reply, BoxAnswer | None]:
+def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: DrawnMark) -> Reply:
+    """The reply to the question where a mark is; a box in it is kept in the interview."""
     schema = ZoomTool().schema(BoxFrame(interview.profile.frame))
     tools = () if tool_mode is ToolMode.NONE else (schema,)
     prompt = Prompt(
@@ -274,7 +262,9 @@ def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: Mark) -> tupl
     sent = encode_sent(mark.draw(), interview.profile.rule)
     reply = interview.ask(opening_messages(prompt, sent), prompt.native_tools)
     numbers = _box_numbers(reply)
-    return reply, None if numbers is None else BoxAnswer(mark, sent.size, numbers)
+    if numbers is not None:
+        interview.boxes[mark] = sent.size, numbers
+    return reply
 
 
 def _box_question(schema: Mapping[str, Json], tool_mode: ToolMode) -> str:
@@ -288,7 +278,7 @@ def _box_question(schema: Mapping[str, Json], tool_mode: ToolMode) -> str:
     return f"Where is the red rectangle? Answer with its box alone, as {form}"
 
 
-def _box_numbers(reply: Reply) -> tuple[float, float, float, float] | None:
+def _box_numbers(reply: Reply) -> FourNumbers | None:
     for call in reply.calls:
         value = call.arguments.get(BOX_ARGUMENT) if isinstance(call.arguments, dict) else None
         numbers = _four_numbers(value if isinstance(value, list) else _BOX_TEXT.findall(str(value)))
@@ -297,7 +287,7 @@ def _box_numbers(reply: Reply) -> tuple[float, float, float, float] | None:
     return _four_numbers(_BOX_TEXT.findall(_said(reply)))
 
 
-def _four_numbers(values: Sequence[Json]) -> tuple[float, float, float, float] | None:
+def _four_numbers(values: Sequence[Json]) -> FourNumbers | None:
     """The four finite numbers of a list, or of the last match of `_BOX_TEXT`."""
     if values and isinstance(values[-1], tuple):
         values = values[-1]
@@ -307,38 +297,32 @@ def _four_numbers(values: Sequence[Json]) -> tuple[float, float, float, float] |
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
-def _all_boxes(interview: _Interview, native: _CallProbe, written: _CallProbe) -> list[BoxAnswer]:
-    """The boxes of all marks: those that the call probes brought, and the missing ones asked for."""
-    boxes = [probe.box for probe in (native, written) if probe.box is not None]
+def _ask_for_other_boxes(interview: _Interview, native: Probe, written: Probe) -> None:
+    """Ask for the boxes of the marks that the call probes did not bring, in a form of calls that works."""
     tool_mode = ToolMode.NONE
-    for mode, probe in ((ToolMode.TEXT, written), (ToolMode.NATIVE, native)):
-        tool_mode = mode if probe.finding.result is Result.YES else tool_mode
+    for mode, finding in ((ToolMode.TEXT, written), (ToolMode.NATIVE, native)):
+        tool_mode = mode if finding.result is Result.YES else tool_mode
     for mark in MARKS:
-        if any(box.mark == mark for box in boxes):
-            continue
-        try:
-            _, box = _ask_for_box(interview, tool_mode, mark)
-        except TeacherError:
-            continue
-        boxes += [box] if box is not None else []
-    return boxes
+        if mark not in interview.boxes:
+            with suppress(TeacherError):
+                _ask_for_box(interview, tool_mode, mark)
 
 
-def _boxes_finding(found: FoundFrame) -> Finding:
+def _boxes_finding(found: FoundFrame) -> Probe:
     detail = f"{found.num_hits} of {len(MARKS)} marks hit, mean overlap {found.overlap:.2f}"
     if found.frame is None:
         why = "no box came back" if not found.num_answers else f"the boxes miss the marks ({detail})"
-        return Finding("coordinates", Result.NO, why)
+        return Probe("coordinates", Result.NO, why)
     if found.max_area_px is not None:
         detail = f"of a picture shrunk to about {found.max_area_px} pixels; {detail}"
     sure = Result.YES if found.is_sure else Result.PARTLY
-    return Finding("coordinates", sure, f"{found.frame.value}: {detail}")
+    return Probe("coordinates", sure, f"{found.frame.value}: {detail}")
 
 
-def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Finding:
+def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Probe:
     probe = "parallel calls"
     if tool_mode is ToolMode.NONE:
-        return Finding(probe, Result.NOT_ASKED, "no form of calls works")
+        return Probe(probe, Result.NOT_ASKED, "no form of calls works")
     tools = (ZoomTool().schema(BoxFrame(interview.profile.frame)),)
     question = (
         f"In one reply, call the tool {ZoomTool().name} two times: with the left half of the image, and with "
@@ -350,26 +334,26 @@ def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Finding:
     except TeacherError as error:
         return _failed(probe, error)
     result = Result.YES if len(reply.calls) > 1 else Result.NO
-    return Finding(probe, result, f"{len(reply.calls)} of 2 calls in one turn; a run needs only one")
+    return Probe(probe, result, f"{len(reply.calls)} of 2 calls in one turn; a run needs only one")
 
 
 # --- pictures in tool results ---
 
 
-def _probe_results(interview: _Interview, native: _CallProbe, written: _CallProbe) -> dict[ToolMode, Finding]:
+def _probe_results(interview: _Interview, native: Probe, written: Probe) -> dict[ToolMode, Probe]:
     """A finding per form of calls that works, the second only where the first does not take pictures."""
-    findings: dict[ToolMode, Finding] = {}
-    for tool_mode, probe in ((ToolMode.NATIVE, native), (ToolMode.TEXT, written)):
+    findings: dict[ToolMode, Probe] = {}
+    for tool_mode, calls in ((ToolMode.NATIVE, native), (ToolMode.TEXT, written)):
         is_settled = any(finding.result is not Result.NO for finding in findings.values())
-        if probe.finding.result is Result.YES and not is_settled:
+        if calls.result is Result.YES and not is_settled:
             findings[tool_mode] = _probe_result(interview, tool_mode)
     if not findings:
         reason = "no form of calls works"
-        return {ToolMode.NONE: Finding("picture in tool result", Result.NOT_ASKED, reason)}
+        return {ToolMode.NONE: Probe("picture in tool result", Result.NOT_ASKED, reason)}
     return findings
 
 
-def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Finding:
+def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Probe:
     probe = f"picture in tool result ({tool_mode.value})"
     tools = (ZoomTool().schema(BoxFrame(interview.profile.frame)),)
     question = "Zoom in on the sign once. Then answer with the word that the zoomed image shows, alone."
@@ -397,30 +381,30 @@ def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
 # --- what the replies report ---
 
 
-def _models_finding(model: str, models: ModelList) -> Finding:
+def _models_finding(model: str, models: ModelList) -> Probe:
     if models.problem is not None:
-        return Finding("models list", Result.NO, models.problem)
+        return Probe("models list", Result.NO, models.problem)
     listed = ", ".join(models.names[:_MAX_LISTED_MODELS]) or "empty"
     listed += ", …" if len(models.names) > _MAX_LISTED_MODELS else ""
     if model in models.names:
-        return Finding("models list", Result.YES, listed)
+        return Probe("models list", Result.YES, listed)
     near = ", ".join(nearest_names(model, models.names))
-    return Finding("models list", Result.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
+    return Probe("models list", Result.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
 
 
-def _report_findings(interview: _Interview) -> tuple[Finding, Finding]:
+def _report_findings(interview: _Interview) -> tuple[Probe, Probe]:
     fields = sorted({reply.reasoning_field for reply in interview.replies if reply.reasoning_field})
-    reasoning = Finding("reasoning field", Result.NO, "no reply carried reasoning")
+    reasoning = Probe("reasoning field", Result.NO, "no reply carried reasoning")
     if fields:
         places = ["<think> in content" if field == "content" else field for field in fields]
-        reasoning = Finding("reasoning field", Result.YES, ", ".join(places))
+        reasoning = Probe("reasoning field", Result.YES, ", ".join(places))
     usages = [reply.usage for reply in interview.replies if reply.usage]
     names = sorted({name for usage in usages for name in _usage_names(usage)})
     if not names:
-        return reasoning, Finding("usage fields", Result.NO, "not reported: a run's tokens are not known")
+        return reasoning, Probe("usage fields", Result.NO, "not reported: a run's tokens are not known")
     has_both = {"prompt_tokens", "completion_tokens"} <= set(names)
     is_whole = has_both and len(usages) == len(interview.replies)
-    return reasoning, Finding("usage fields", Result.YES if is_whole else Result.PARTLY, ", ".join(names))
+    return reasoning, Probe("usage fields", Result.YES if is_whole else Result.PARTLY, ", ".join(names))
 
 
 def _usage_names(usage: Mapping[str, Json]) -> list[str]:
@@ -442,8 +426,8 @@ def _opening(interview: _Interview, prompt: Prompt, image: Image.Image) -> list[
     return opening_messages(prompt, encode_sent(image, interview.profile.rule))
 
 
-def _failed(probe: str, error: TeacherError) -> Finding:
-    return Finding(probe, Result.NOT_ASKED if isinstance(error, _NotAsked) else Result.NO, str(error))
+def _failed(probe: str, error: TeacherError) -> Probe:
+    return Probe(probe, Result.NO if error.attempts else Result.NOT_ASKED, str(error))
 
 
 def _said(reply: Reply) -> str:
@@ -458,5 +442,5 @@ def _silence(reply: Reply) -> str:
     return reply.refusal or "an empty reply"
 
 
-def _without_key(finding: Finding, api_key: str) -> Finding:
+def _without_key(finding: Probe, api_key: str) -> Probe:
     return replace(finding, detail=without_key(finding.detail, api_key))

@@ -6,7 +6,7 @@ corner: a box that is right in one frame misses the mark in the three others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -24,7 +24,7 @@ _BACKGROUND, _INK = (190, 190, 190), (200, 20, 20)
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class DrawnMark:
     """A red rectangle at a known place of a grey picture; `box` in pixels of the picture as drawn."""
 
     size: Size
@@ -39,19 +39,12 @@ class Mark:
 
 
 MARKS = (
-    Mark((1536, 864), (1050, 120, 1370, 330)),
-    Mark((832, 1280), (100, 800, 330, 1100)),
-    Mark((1408, 1088), (500, 700, 800, 960)),
+    DrawnMark((1536, 864), (1050, 120, 1370, 330)),
+    DrawnMark((832, 1280), (100, 800, 330, 1100)),
+    DrawnMark((1408, 1088), (500, 700, 800, 960)),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BoxAnswer:
-    """The four numbers that a teacher gave for a mark in a picture sent at `sent` pixels."""
-
-    mark: Mark
-    sent: Size
-    numbers: tuple[float, float, float, float]
+FourNumbers = tuple[float, float, float, float]
+BoxAnswers = Mapping[DrawnMark, tuple[Size, FourNumbers]]  # the picture's size as sent, and what was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ class FoundFrame:
         return self.frame is not None and self.num_hits == len(MARKS)
 
 
-def find_frame(answers: Sequence[BoxAnswer]) -> FoundFrame:
+def find_frame(answers: BoxAnswers) -> FoundFrame:
     """The frame in which most answers hit their marks, or the pixels of a smaller picture."""
     found = max(
         (_score(frame, answers) for frame in Frame), key=lambda score: (score.num_hits, score.overlap)
@@ -85,9 +78,8 @@ def find_frame(answers: Sequence[BoxAnswer]) -> FoundFrame:
     return found
 
 
-def _score(frame: Frame, answers: Sequence[BoxAnswer]) -> FoundFrame:
-    overlaps = [_overlap_in(frame, answer) for answer in answers]
-    return _summed(frame, overlaps)
+def _score(frame: Frame, answers: BoxAnswers) -> FoundFrame:
+    return _summed(frame, [_overlap_in(frame, mark, *answer) for mark, answer in answers.items()])
 
 
 def _summed(frame: Frame, overlaps: Sequence[float], max_area_px: int | None = None) -> FoundFrame:
@@ -95,12 +87,12 @@ def _summed(frame: Frame, overlaps: Sequence[float], max_area_px: int | None = N
     return FoundFrame(frame, mean, sum(each >= _HIT for each in overlaps), len(overlaps), max_area_px)
 
 
-def _overlap_in(frame: Frame, answer: BoxAnswer) -> float:
+def _overlap_in(frame: Frame, mark: DrawnMark, sent: Size, numbers: FourNumbers) -> float:
     try:
-        box, _ = box_to_pixels(answer.numbers, frame, answer.sent, answer.mark.size)
+        box, _ = box_to_pixels(numbers, frame, sent, mark.size)
     except ToolError:
         return 0.0
-    return _overlap(box, answer.mark.box)
+    return _overlap(box, mark.box)
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
@@ -113,9 +105,10 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
     return width * height / (sum(areas) - width * height)
 
 
-def _find_shrunk(answers: Sequence[BoxAnswer], unshrunk: FoundFrame) -> FoundFrame | None:
+def _find_shrunk(answers: BoxAnswers, unshrunk: FoundFrame) -> FoundFrame | None:
     """Pixels of a picture that the server made smaller, where that explains the answers clearly better."""
-    fits = [fit for fit in map(_fit_shrunk, answers) if fit is not None]
+    shrunk = (_fit_shrunk(mark, *answer) for mark, answer in answers.items())
+    fits = [fit for fit in shrunk if fit is not None]
     if len(fits) < max(_MIN_HITS, len(answers) - 1):
         return None
     area_px = min(area for area, _ in fits) // _AREA_STEP_PX * _AREA_STEP_PX
@@ -124,17 +117,14 @@ def _find_shrunk(answers: Sequence[BoxAnswer], unshrunk: FoundFrame) -> FoundFra
     return found if is_better and area_px > 0 else None
 
 
-def _fit_shrunk(answer: BoxAnswer) -> tuple[int, float] | None:
+def _fit_shrunk(mark: DrawnMark, sent: Size, numbers: FourNumbers) -> tuple[int, float] | None:
     """The area of the smaller picture that the box would be in and its overlap there, None for none."""
-    scaled = [
-        value * answer.sent[axis % 2] / answer.mark.size[axis % 2]
-        for axis, value in enumerate(answer.mark.box)
-    ]
-    x1, y1, x2, y2 = answer.numbers
+    scaled = [value * sent[axis % 2] / mark.size[axis % 2] for axis, value in enumerate(mark.box)]
+    x1, y1, x2, y2 = numbers
     scale_x, scale_y = (x1 + x2) / (scaled[0] + scaled[2]), (y1 + y2) / (scaled[1] + scaled[3])
     if not 0 < max(scale_x, scale_y) < _CLEARLY_SMALLER or min(scale_x, scale_y) <= 0:
         return None
     if abs(scale_x - scale_y) > _SAME_SCALE * max(scale_x, scale_y):
         return None
     overlap = _overlap((x1 / scale_x, y1 / scale_y, x2 / scale_x, y2 / scale_y), scaled)
-    return int(answer.sent[0] * answer.sent[1] * scale_x * scale_y), overlap
+    return int(sent[0] * sent[1] * scale_x * scale_y), overlap

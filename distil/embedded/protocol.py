@@ -14,8 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from distil.embedded.scene_reader import ShapeQuestion, read_question
-from distil.embedded.sign_reader import Answer, Decision, Rotate, Say, Situation, Zoom
+from distil.embedded.shapes import Box
 
 MODEL_ID = "distil-sign-reader"
 DESCRIPTION = (
@@ -30,7 +29,7 @@ KNOWN_TOOLS = (ZOOM_TOOL, ROTATE_TOOL, CODE_TOOL)
 MAX_CHOICES = 16
 CHARACTERS_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 32 * 32
-UNKNOWN_SIZE_PX = 1000  # a box for a "Call the tool" request that came without a picture
+UNKNOWN_SIZE_PX = (1000, 1000)  # for the box of a "Call the tool" request that came without a picture
 
 Json = dict[str, Any]
 
@@ -40,25 +39,18 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class SentPicture:
-    """One picture of the conversation, still encoded."""
-
-    encoded: bytes
-    width_px: int
-    height_px: int
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
+class ChatRequest:
     """Everything that a reply depends on, rebuilt from one request body."""
 
-    model: str
-    picture: SentPicture | None
+    picture: bytes | None  # the newest one, still encoded
+    size_px: tuple[int, int]
     tools: tuple[str, ...]
     is_native: bool
     told_to_call: str | None
-    question: ShapeQuestion | None  # None for where a picture was taken
-    situation: Situation
+    asked: str  # the first message of the user
+    calls_made: int
+    has_flipped: bool
+    last_call_failed: bool
     temperature: float
     seed: int
     choices: int
@@ -66,11 +58,31 @@ class Request:
     prompt_tokens: int
     digest: str
 
+    @property
+    def can_zoom(self) -> bool:
+        """Whether a tool on offer can cut the picture."""
+        return ZOOM_TOOL in self.tools or CODE_TOOL in self.tools
+
+    @property
+    def can_turn(self) -> bool:
+        """Whether a tool on offer can turn the picture."""
+        return ROTATE_TOOL in self.tools or CODE_TOOL in self.tools
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One reply: a sentence, and a box to zoom into, an answer, or else an angle to turn the picture by."""
+
+    sentence: str
+    zoom_px: Box | None = None  # in pixels of the picture as sent
+    turn_degrees: int = 0  # counter-clockwise
+    boxed: str | None = None
+
 
 # --- reading ---
 
 
-def parse_request(body: bytes) -> Request:
+def parse_request(body: bytes) -> ChatRequest:
     """Parse a request body; raises BadRequest with a text that says what is wrong."""
     fields = parse_json_object(body)
     if fields.get("stream"):
@@ -79,19 +91,23 @@ def parse_request(body: bytes) -> Request:
     native = native_tool_names(fields)
     tools = native or text_tool_names(messages)
     pictures = [parse_picture(url) for message in messages for url in picture_urls(message)]
-    return Request(
-        model=str(fields.get("model") or MODEL_ID),
-        picture=pictures[-1] if pictures else None,
+    picture, size_px = pictures[-1] if pictures else (None, UNKNOWN_SIZE_PX)
+    calls = [arguments for message in messages for arguments in calls_in(message)]
+    return ChatRequest(
+        picture=picture,
+        size_px=size_px,
         tools=tools,
         is_native=bool(native),
         told_to_call=tool_named_in_order(messages, tools),
-        question=question_in(messages),
-        situation=read_situation(messages, tools),
+        asked=next((message_text(message) for message in messages if message["role"] == "user"), ""),
+        calls_made=len(calls),
+        has_flipped=any(is_flip(arguments) for arguments in calls),
+        last_call_failed=bool(calls) and not has_new_picture(messages),
         temperature=parse_number(fields, "temperature", 1.0, 0.0, 2.0),
         seed=int(parse_number(fields, "seed", 0, -(2**63), 2**63)),
         choices=int(parse_number(fields, "n", 1, 1, MAX_CHOICES)),
         max_tokens=parse_max_tokens(fields),
-        prompt_tokens=count_prompt_tokens(messages, pictures),
+        prompt_tokens=count_prompt_tokens(messages, [size for _, size in pictures]),
         digest=hashlib.sha256(body).hexdigest(),
     )
 
@@ -135,10 +151,8 @@ def parse_number(fields: Json, name: str, default: float, low: float, high: floa
 
 def parse_max_tokens(fields: Json) -> int | None:
     """Read the limit on the reply under either of its two names."""
-    name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
-    if fields.get(name) is None:
-        return None
-    return int(parse_number(fields, name, 0, 1, 2**31))
+    given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
+    return int(parse_number(fields, given[0], 0, 1, 2**31)) if given else None
 
 
 def message_text(message: Json) -> str:
@@ -158,15 +172,15 @@ def picture_urls(message: Json) -> Iterator[str]:
             yield str(address.get("url", "") if isinstance(address, dict) else address)
 
 
-def parse_picture(url: str) -> SentPicture:
-    """Decode a data URL far enough to know the picture's size."""
+def parse_picture(url: str) -> tuple[bytes, tuple[int, int]]:
+    """Decode a data URL far enough to know the picture's size: the encoded picture, and width and height."""
     head, _, data = url.partition(",")
     if not head.startswith("data:") or not head.endswith(";base64"):
         raise BadRequest("pictures must be base64 data URLs (data:image/jpeg;base64,…)")
     try:
         encoded = base64.b64decode(data, validate=True)
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "WEBP")) as picture:
-            return SentPicture(encoded, *picture.size)
+            return encoded, picture.size
     except (binascii.Error, OSError, Image.DecompressionBombError) as wrong:
         raise BadRequest(f"a picture cannot be decoded: {wrong}") from wrong
 
@@ -217,42 +231,27 @@ def tool_named_in_order(messages: list[Json], tools: tuple[str, ...]) -> str | N
     return order[1] if order and order[1] in tools else None
 
 
-def question_in(messages: list[Json]) -> ShapeQuestion | None:
-    """Return the question of the first message of the user, if it is one about a shape."""
-    asked = next((message for message in messages if message["role"] == "user"), None)
-    return None if asked is None else read_question(message_text(asked))
+def has_new_picture(messages: list[Json]) -> bool:
+    """Say whether a picture came after the last message of the assistant."""
+    last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+    return any(True for message in messages[last:] for _ in picture_urls(message))
 
 
-def read_situation(messages: list[Json], tools: tuple[str, ...]) -> Situation:
-    """Rebuild what was done so far from the conversation."""
-    calls = [call for message in messages for call in calls_in(message)]
-    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    after = messages[turns[-1] :] if turns else []
-    has_new_picture = any(True for message in after for _ in picture_urls(message))
-    return Situation(
-        can_zoom=ZOOM_TOOL in tools or CODE_TOOL in tools,
-        can_turn=ROTATE_TOOL in tools or CODE_TOOL in tools,
-        calls_made=len(calls),
-        has_flipped=any(is_flip(arguments) for _, arguments in calls),
-        last_call_failed=bool(calls) and not has_new_picture,
-    )
-
-
-def calls_in(message: Json) -> list[tuple[str, Json]]:
-    """List the tool calls of one assistant message, whichever form they have."""
+def calls_in(message: Json) -> list[Json]:
+    """List the arguments of the tool calls in one assistant message, whichever form they have."""
     if message["role"] != "assistant":
         return []
     written = re.findall(r"<tool_call>(.*?)</tool_call>", message_text(message), re.DOTALL)
     native = [call.get("function") for call in message.get("tool_calls") or () if isinstance(call, dict)]
-    return [as_call(call) for call in [*native, *map(parse_or_none, written)] if isinstance(call, dict)]
+    return [arguments_of(call) for call in [*native, *map(parse_or_none, written)] if isinstance(call, dict)]
 
 
-def as_call(call: Json) -> tuple[str, Json]:
-    """Return the name and arguments of a call; arguments may be an object or its JSON text."""
+def arguments_of(call: Json) -> Json:
+    """Return the arguments of a call, which may be an object or its JSON text."""
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         arguments = parse_or_none(arguments)
-    return str(call.get("name")), arguments if isinstance(arguments, dict) else {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def is_flip(arguments: Json) -> bool:
@@ -260,10 +259,10 @@ def is_flip(arguments: Json) -> bool:
     return arguments.get("angle") == 180 or "rotate(180" in str(arguments.get("code", ""))
 
 
-def count_prompt_tokens(messages: list[Json], pictures: list[SentPicture]) -> int:
+def count_prompt_tokens(messages: list[Json], sizes_px: list[tuple[int, int]]) -> int:
     """Count tokens by the rule that the description states."""
     characters = sum(len(message_text(message)) for message in messages)
-    area = sum(picture.width_px * picture.height_px for picture in pictures)
+    area = sum(width * height for width, height in sizes_px)
     return characters // CHARACTERS_PER_TOKEN + area // PIXELS_PER_TOKEN
 
 
@@ -272,14 +271,8 @@ def count_prompt_tokens(messages: list[Json], pictures: list[SentPicture]) -> in
 
 def write_models() -> Json:
     """Write the reply to GET /v1/models."""
-    model = {
-        "id": MODEL_ID,
-        "object": "model",
-        "created": 0,
-        "owned_by": "distil",
-        "description": DESCRIPTION,
-    }
-    return {"object": "list", "data": [model]}
+    model = {"id": MODEL_ID, "object": "model", "created": 0, "owned_by": "distil"}
+    return {"object": "list", "data": [model | {"description": DESCRIPTION}]}
 
 
 def write_error(message: str, kind: str, code: str) -> Json:
@@ -287,7 +280,7 @@ def write_error(message: str, kind: str, code: str) -> Json:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def write_reply(request: Request, decisions: Sequence[Decision]) -> Json:
+def write_reply(request: ChatRequest, decisions: Sequence[Decision]) -> Json:
     """Write the reply to a chat request; the same request gives the same bytes."""
     choices = [write_choice(request, decision, at) for at, decision in enumerate(decisions)]
     completion = sum(count_completion_tokens(choice["message"]) for choice in choices)
@@ -306,7 +299,7 @@ def write_reply(request: Request, decisions: Sequence[Decision]) -> Json:
     }
 
 
-def write_choice(request: Request, decision: Decision, at: int) -> Json:
+def write_choice(request: ChatRequest, decision: Decision, at: int) -> Json:
     """Write one choice, in the call form that the request uses."""
     message, finish_reason = write_message(request, decision, at)
     limit = request.max_tokens
@@ -316,15 +309,11 @@ def write_choice(request: Request, decision: Decision, at: int) -> Json:
     return {"index": at, "message": message, "logprobs": None, "finish_reason": finish_reason}
 
 
-def write_message(request: Request, decision: Decision, at: int) -> tuple[Json, str]:
+def write_message(request: ChatRequest, decision: Decision, at: int) -> tuple[Json, str]:
     """Write the assistant message and how it ended."""
-    action = decision.action
-    if isinstance(action, Answer):
-        content = f"{decision.sentence}\n\\boxed{{{action.lat}, {action.lon}}}"
-        return {"role": "assistant", "content": content}, "stop"
-    if isinstance(action, Say):
-        return {"role": "assistant", "content": f"{decision.sentence}\n\\boxed{{{action.text}}}"}, "stop"
-    name, arguments = write_call(request, action)
+    if decision.boxed is not None:
+        return {"role": "assistant", "content": f"{decision.sentence}\n\\boxed{{{decision.boxed}}}"}, "stop"
+    name, arguments = write_call(request, decision)
     if not request.is_native:
         call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
         content = f"{decision.sentence}\n<tool_call>\n{call}\n</tool_call>"
@@ -334,36 +323,27 @@ def write_message(request: Request, decision: Decision, at: int) -> tuple[Json, 
     return {"role": "assistant", "content": decision.sentence, "tool_calls": [native]}, "tool_calls"
 
 
-def write_call(request: Request, action: Zoom | Rotate) -> tuple[str, Json]:
+def write_call(request: ChatRequest, decision: Decision) -> tuple[str, Json]:
     """Write a step as a call of a tool on offer: zoom and rotate where there are such, else code."""
     if request.told_to_call is not None:
-        return request.told_to_call, ordered_arguments(request)
-    if isinstance(action, Zoom):
+        whole: dict[str, Json] = {
+            ZOOM_TOOL: {"bbox_2d": [0, 0, *request.size_px]},
+            ROTATE_TOOL: {"angle": 90},
+            CODE_TOOL: {"code": "result_image = image"},
+        }
+        return request.told_to_call, whole[request.told_to_call]
+    if decision.zoom_px is not None:
         if ZOOM_TOOL in request.tools:
-            return ZOOM_TOOL, {"bbox_2d": list(action.box_px)}
-        return CODE_TOOL, {"code": crop_code(request, action)}
+            return ZOOM_TOOL, {"bbox_2d": list(decision.zoom_px)}
+        return CODE_TOOL, {"code": crop_code(decision.zoom_px, request.size_px)}
     if ROTATE_TOOL in request.tools:
-        return ROTATE_TOOL, {"angle": action.angle_degrees}
-    return CODE_TOOL, {"code": f"result_image = image.rotate({action.angle_degrees}, expand=True)"}
+        return ROTATE_TOOL, {"angle": decision.turn_degrees}
+    return CODE_TOOL, {"code": f"result_image = image.rotate({decision.turn_degrees}, expand=True)"}
 
 
-def ordered_arguments(request: Request) -> Json:
-    """Return the arguments of a call that was ordered by name: the whole picture."""
-    picture = request.picture
-    size = (picture.width_px, picture.height_px) if picture else (UNKNOWN_SIZE_PX, UNKNOWN_SIZE_PX)
-    whole: dict[str, Json] = {
-        ZOOM_TOOL: {"bbox_2d": [0, 0, *size]},
-        ROTATE_TOOL: {"angle": 90},
-        CODE_TOOL: {"code": "result_image = image"},
-    }
-    return whole[str(request.told_to_call)]
-
-
-def crop_code(request: Request, action: Zoom) -> str:
+def crop_code(box: Box, size_px: tuple[int, int]) -> str:
     """Write a crop as code in shares of the picture: the code may get a larger picture than the one sent."""
-    assert request.picture is not None, "a zoom is decided on a picture"
-    width, height = request.picture.width_px, request.picture.height_px
-    left, top, right, bottom = action.box_px
+    (left, top, right, bottom), (width, height) = box, size_px
     return (
         "width, height = image.size\n"
         f"left, right = int(width * {left / width:.4f}), int(width * {right / width:.4f})\n"

@@ -5,27 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from distil.embedded.eyes import VIEW_LONG_SIDE_PX, Box, Look, TextLine
-from distil.embedded.shapes import PALETTE, SHAPE_NAMES
+from distil.embedded.eyes import VIEW_LONG_SIDE_PX, Look, TextLine
+from distil.embedded.protocol import ChatRequest, Decision
+from distil.embedded.shapes import PALETTE, SHAPE_NAMES, Box
 from distil.embedded.sign_reader import (
-    ANGLE_SPREAD_DEGREES,
     DISCLOSURE,
-    GIVE_UP_SHARE,
     GOOD_HEIGHT_PX,
-    MAX_CALLS,
     MIN_BOX_PX,
     MIN_TURN_DEGREES,
     MIN_ZOOM_GAIN,
     ROOM_SPREAD,
     SURE_READ_SCORE,
-    Decision,
     Mood,
-    Rotate,
-    Say,
-    Situation,
-    Zoom,
+    gives_up,
+    levelling_turn,
     side_within,
+    turn_sentence,
     zoom_box,
+    zoom_gain,
 )
 
 _QUESTION = re.compile(
@@ -35,6 +32,11 @@ _FORMS = {"number": re.compile(r"\d{2,}"), "word": re.compile(r"[^\W\d_]{3,}")}
 ROOM_AROUND_SHAPE = 0.08  # of its side
 MIN_READ_SCORE = 0.5
 NOTHING = "unreadable"
+ZOOM_SENTENCES = (
+    "The print is too small to read. I zoom in on it.",
+    "I have to look closer at this shape.",
+    f"In {VIEW_LONG_SIDE_PX} pixels I cannot read it; zooming in.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,15 @@ def read_question(text: str) -> ShapeQuestion | None:
     return None if match is None else ShapeQuestion(*(part.lower() for part in match.groups()))
 
 
-def decide_scene(look: Look, question: ShapeQuestion, situation: Situation, mood: Mood) -> Decision:
+def decide_scene(look: Look, question: ShapeQuestion, request: ChatRequest, mood: Mood) -> Decision:
     """Choose the next step: answer when it is read, else look closer at the shape, else say what is known."""
-    box = shape_box(look, question, is_first=situation.calls_made == 0)
+    box = shape_box(look, question, is_first=request.calls_made == 0)
     lines = [line for line in look.lines if box is not None and is_within(line.box_px, box)]
     read, line = best_reading(lines, question)
     is_sure = line is not None and line.read_score >= SURE_READ_SCORE and line.height_px >= GOOD_HEIGHT_PX / 2
-    may_call = situation.calls_made < MAX_CALLS and not situation.last_call_failed
-    if box is None or is_sure or not may_call or mood.happens(GIVE_UP_SHARE):
+    if box is None or is_sure or gives_up(request, mood):
         return answer_scene(read, question, mood)
-    return closer_look(look, box, lines, situation, mood) or answer_scene(read, question, mood)
+    return closer_look(look, box, lines, request, mood) or answer_scene(read, question, mood)
 
 
 def shape_box(look: Look, question: ShapeQuestion, *, is_first: bool) -> Box | None:
@@ -69,8 +70,8 @@ def shape_box(look: Look, question: ShapeQuestion, *, is_first: bool) -> Box | N
 
     In a picture that was cut to it or turned, its form tells nothing any more.
     """
-    found = [shape for shape in look.shapes if not is_first or shape.name == question.shape]
-    return found[0].box_px if found else None
+    found = (box for name, box in look.shapes if not is_first or name == question.shape)
+    return next(found, None)
 
 
 def is_within(inner: Box, outer: Box) -> bool:
@@ -93,20 +94,19 @@ def best_reading(lines: list[TextLine], question: ShapeQuestion) -> tuple[str | 
 
 
 def closer_look(
-    look: Look, box: Box, lines: list[TextLine], situation: Situation, mood: Mood
+    look: Look, box: Box, lines: list[TextLine], request: ChatRequest, mood: Mood
 ) -> Decision | None:
     """Choose the step that makes the print readable, or None if no step on offer would."""
     line = max(lines, key=lambda each: each.found_score, default=None)
     target = with_room(look, box, mood) if line is None else zoom_box(look, line, mood)
-    if situation.calls_made == 0:
+    if request.calls_made == 0:
         target = with_room(look, box, mood)  # the shape as a whole first: small print is hardly found
-    gain = max(look.width_px, look.height_px) / max(target[2] - target[0], target[3] - target[1])
     is_large = line is not None and line.height_px >= GOOD_HEIGHT_PX
-    if situation.can_zoom and gain >= MIN_ZOOM_GAIN and not is_large:
-        return Decision(zoom_words(mood), Zoom(target))
-    if situation.can_turn and line is not None and abs(line.tilt_degrees) >= MIN_TURN_DEGREES:
-        angle = round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)
-        return Decision(turn_words(line, mood), Rotate(angle))
+    if request.can_zoom and zoom_gain(look, target) >= MIN_ZOOM_GAIN and not is_large:
+        return Decision(mood.word(ZOOM_SENTENCES), zoom_px=target)
+    if request.can_turn and line is not None and abs(line.tilt_degrees) >= MIN_TURN_DEGREES:
+        turn_degrees = levelling_turn(line, mood)
+        return Decision(turn_sentence("print", line, mood), turn_degrees=turn_degrees)
     return None
 
 
@@ -123,30 +123,8 @@ def answer_scene(read: str | None, question: ShapeQuestion, mood: Mood) -> Decis
     """Answer with what was read, or say that nothing was."""
     where = f"the {question.colour} {question.shape}"
     if read is None:
-        return Decision(f"I could read no {question.kind} in {where}. {DISCLOSURE}", Say(NOTHING))
+        return Decision(f"I could read no {question.kind} in {where}. {DISCLOSURE}", boxed=NOTHING)
     phrase = mood.word(
         (f"In {where} I read", f"The {question.kind} in {where} is", f"{where.capitalize()} says")
     )
-    return Decision(f"{phrase} “{read}”. {DISCLOSURE}", Say(read))
-
-
-def zoom_words(mood: Mood) -> str:
-    """Say that the print is too small."""
-    return mood.word(
-        (
-            "The print is too small to read. I zoom in on it.",
-            "I have to look closer at this shape.",
-            f"In {VIEW_LONG_SIDE_PX} pixels I cannot read it; zooming in.",
-        )
-    )
-
-
-def turn_words(line: TextLine, mood: Mood) -> str:
-    """Say that the print is tilted."""
-    tilt = round(line.tilt_degrees)
-    return mood.word(
-        (
-            f"The print is turned by about {tilt} degrees. I turn the picture to level it.",
-            f"The text runs at {tilt} degrees; levelling it should make it readable.",
-        )
-    )
+    return Decision(f"{phrase} “{read}”. {DISCLOSURE}", boxed=read)

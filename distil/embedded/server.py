@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from distil.embedded.eyes import Eyes, Look
-from distil.embedded.gazetteer import Gazetteer, load_gazetteer
+from distil.embedded.gazetteer import load_gazetteer
 from distil.embedded.protocol import (
     MODEL_ID,
     BadRequest,
+    ChatRequest,
+    Decision,
     Json,
-    Request,
     parse_request,
     write_error,
     write_models,
     write_reply,
 )
-from distil.embedded.scene_reader import decide_scene
-from distil.embedded.sign_reader import Decision, Mood, Rotate, answer, decide
+from distil.embedded.scene_reader import decide_scene, read_question
+from distil.embedded.sign_reader import Mood, answer, decide
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 IDLE_SECONDS = 600.0  # a kept-alive connection that says nothing for this long is let go
 
 
 class SignReaderServer(ThreadingHTTPServer):
-    """The server and what its requests share: the OCR engines and the gazetteer."""
+    """The server and what its requests share: the OCR engines."""
 
     daemon_threads = True
     request_queue_size = 128  # many clients connect at once; the default backlog of 5 drops them
 
-    def __init__(self, port: int, eyes: Eyes, gazetteer: Gazetteer) -> None:
+    def __init__(self, port: int, eyes: Eyes) -> None:
         super().__init__(("127.0.0.1", port), Routes)
         self.eyes = eyes
-        self.gazetteer = gazetteer
 
     def reply(self, body: bytes) -> Json:
         """Answer one chat request."""
         request = parse_request(body)
-        return write_reply(request, list(self._decisions(request)))
+        return write_reply(request, self._decisions(request))
 
-    def _decisions(self, request: Request) -> Iterator[Decision]:
-        moods = [Mood(request.temperature, mood_key(request, at)) for at in range(request.choices)]
+    def _decisions(self, request: ChatRequest) -> list[Decision]:
+        moods = [Mood(request, choice) for choice in range(request.choices)]
         if request.told_to_call is not None:
-            yield from (Decision("Calling the tool as told.", Rotate(90)) for _ in moods)
-        elif request.question is not None and request.picture is not None:
-            question, look = request.question, self._look(request.picture.encoded, request.question.colour)
-            yield from (decide_scene(look, question, request.situation, mood) for mood in moods)
-        elif request.picture is None:
-            yield from (answer(None, mood) for mood in moods)
-        else:
-            look = self._look(request.picture.encoded)
-            yield from (decide(look, request.situation, self.gazetteer, mood) for mood in moods)
+            return [Decision("Calling the tool as told.") for _ in moods]
+        if request.picture is None:
+            return [answer(None, mood) for mood in moods]
+        question = read_question(request.asked)
+        look = self._look(request.picture, None if question is None else question.colour)
+        if question is None:
+            return [decide(look, request, mood) for mood in moods]
+        return [decide_scene(look, question, request, mood) for mood in moods]
 
-    def _look(self, encoded: bytes, colour: str | None = None) -> Look:
+    def _look(self, encoded: bytes, colour: str | None) -> Look:
         try:
             return self.eyes.look(encoded, colour)
         except (OSError, SyntaxError, ValueError) as wrong:  # what Pillow raises for damaged files
@@ -67,13 +64,6 @@ class SignReaderServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay silent about clients that hang up; a real fault was already sent as a 500."""
-
-
-def mood_key(request: Request, choice: int) -> str:
-    """Name the random stream of one choice: it must not depend on the call form, which changes the body."""
-    encoded = request.picture.encoded if request.picture else b""
-    picture = hashlib.sha256(encoded).hexdigest()
-    return f"{picture}/{request.situation.calls_made}/{request.seed}/{request.temperature}/{choice}"
 
 
 class Routes(BaseHTTPRequestHandler):
@@ -138,7 +128,9 @@ class Routes(BaseHTTPRequestHandler):
 
 def serve(port: int, concurrency: int) -> None:
     """Load everything, say that the server is ready, and serve until stdin closes."""
-    server = SignReaderServer(port, Eyes(concurrency), load_gazetteer())
+    eyes = Eyes(concurrency)
+    load_gazetteer()
+    server = SignReaderServer(port, eyes)
     threading.Thread(target=stop_with_parent, args=(server,), daemon=True).start()
     print(json.dumps({"event": "ready", "port": server.server_port, "model": MODEL_ID}), flush=True)
     server.serve_forever(poll_interval=0.1)

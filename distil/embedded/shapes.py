@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,20 +26,10 @@ MIN_CELL_SHARE = 0.5  # of a cell's pixels that have the colour
 SQUARE_SHARE, CIRCLE_SHARE = 0.88, 0.62
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A coloured shape in a view; `box_px` in pixels of the view, the far edge excluded."""
-
-    name: str
-    box_px: Box
-    num_cells: int
-
-
-def find_shapes(view: Pixels, colour: str) -> list[Shape]:
-    """The shapes of one colour in a view, the largest first."""
-    cells = coloured_cells(view, colour)
-    shapes = [measure(part) for part in connected(cells) if len(part) >= MIN_CELLS]
-    return sorted(shapes, key=lambda shape: -shape.num_cells)
+def find_shapes(view: Pixels, colour: str) -> list[tuple[str, Box]]:
+    """The shapes of one colour, the largest first: name, and box in pixels of the view, far edge excluded."""
+    groups = [group for group in connected(coloured_cells(view, colour)) if len(group) >= MIN_CELLS]
+    return [measure(group) for group in sorted(groups, key=len, reverse=True)]
 
 
 def coloured_cells(view: Pixels, colour: str) -> set[tuple[int, int]]:
@@ -72,23 +60,14 @@ def connected(cells: set[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return groups
 
 
-def measure(group: list[tuple[int, int]]) -> Shape:
-    """The shape that a group of cells is; what is written in it is filled in."""
+def measure(group: list[tuple[int, int]]) -> tuple[str, Box]:
+    """The shape that a group of cells is, and its box; what is written in it is filled in."""
     rows, columns = zip(*group, strict=True)
     top, bottom, left, right = min(rows), max(rows) + 1, min(columns), max(columns) + 1
-    filled = sum(_span(cells) for cells in _by_row(group).values())
+    in_row: dict[int, list[int]] = {}
+    for row, column in group:
+        in_row.setdefault(row, []).append(column)
+    filled = sum(max(cells) - min(cells) + 1 for cells in in_row.values())
     share = filled / ((bottom - top) * (right - left))
     name = SQUARE if share >= SQUARE_SHARE else CIRCLE if share >= CIRCLE_SHARE else TRIANGLE
-    box = (left * CELL_PX, top * CELL_PX, right * CELL_PX, bottom * CELL_PX)
-    return Shape(name, box, len(group))
-
-
-def _by_row(group: list[tuple[int, int]]) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
-    for row, column in group:
-        rows.setdefault(row, []).append(column)
-    return rows
-
-
-def _span(columns: list[int]) -> int:
-    return max(columns) - min(columns) + 1
+    return name, (left * CELL_PX, top * CELL_PX, right * CELL_PX, bottom * CELL_PX)

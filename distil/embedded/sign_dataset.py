@@ -8,10 +8,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,55 +43,42 @@ SCENE_FEATURES = Features(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of drawn data: what draws a row of a seed, and what it has."""
-
-    name: str
-    draw_row: Callable[[int, int], dict[str, Any]]
-    features: Features
-    fingerprint: str
-
-
-KINDS = {
-    "signs": Kind("street signs", drawn_signs.draw_row, FEATURES, "drawnsigns"),
-    "scenes": Kind("scenes of coloured shapes", drawn_scenes.draw_row, SCENE_FEATURES, "drawnscenes"),
+# What each kind is called, what draws a row of a seed, and what a row has.
+KINDS: dict[str, tuple[str, Callable[[int, int], dict[str, Any]], Features]] = {
+    "signs": ("street signs", drawn_signs.draw_row, FEATURES),
+    "scenes": ("scenes of coloured shapes", drawn_scenes.draw_row, SCENE_FEATURES),
 }
 
 
-class OutputExists(Exception):
-    """The output folder is already there; the text says so."""
-
-
 def write_dataset(output_dir: Path, num_rows: int, seed: int, workers: int, kind: str = "signs") -> None:
-    """Draw the rows and write them as one dataset folder, whole or not at all."""
+    """Draw the rows and write them as one dataset folder, whole or not at all; raises FileExistsError."""
     if output_dir.exists():
-        raise OutputExists(f"{output_dir} already exists: name another --output_dir, or remove it first")
+        raise FileExistsError(f"{output_dir} already exists: name another --output_dir, or remove it first")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
-        write_rows(scratch, num_rows, seed, workers, KINDS[kind])
+        write_rows(scratch, num_rows, seed, workers, kind)
         (scratch / "dataset").replace(output_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps({"event": "drawn", "output_dir": str(output_dir), "num_rows": num_rows}), flush=True)
 
 
-def write_rows(scratch: Path, num_rows: int, seed: int, workers: int, kind: Kind) -> None:
+def write_rows(scratch: Path, num_rows: int, seed: int, workers: int, kind: str) -> None:
     """Draw into a scratch folder on the same disk, whose `dataset` is then to be moved into place."""
-    print(f"drawing {num_rows} {kind.name} with {workers} workers", file=sys.stderr, flush=True)
+    name, draw_row, features = KINDS[kind]
+    print(f"drawing {num_rows} {name} with {workers} workers", file=sys.stderr, flush=True)
     stream = scratch / "rows.arrow"
-    write_stream(stream, draw_rows(num_rows, seed, workers, kind), kind.features)
+    write_stream(stream, draw_rows(partial(draw_row, seed), num_rows, workers), features)
     # A fixed fingerprint: the default one is made of time stamps and would differ on every run.
-    rows = Dataset.from_file(str(stream), info=DatasetInfo(features=kind.features))
+    rows = Dataset.from_file(str(stream), info=DatasetInfo(features=features))
     disable_progress_bars()
-    fingerprint = f"{kind.fingerprint}{seed:x}n{num_rows:x}"
+    fingerprint = f"drawn{kind}{seed:x}n{num_rows:x}"
     Dataset(rows.data, info=rows.info, fingerprint=fingerprint).save_to_disk(scratch / "dataset")
 
 
-def draw_rows(num_rows: int, seed: int, workers: int, kind: Kind) -> Iterator[dict[str, Any]]:
+def draw_rows(draw: Callable[[int], dict[str, Any]], num_rows: int, workers: int) -> Iterator[dict[str, Any]]:
     """Yield the rows in order; a row is the same whichever process draws it."""
-    draw = partial(kind.draw_row, seed)
     if workers == 1 or num_rows == 1:
         yield from map(draw, range(num_rows))
         return
@@ -115,15 +102,9 @@ def _signal_waits() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def write_stream(path: Path, rows: Iterable[dict[str, Any]], features: Features) -> None:
+def write_stream(path: Path, rows: Iterator[dict[str, Any]], features: Features) -> None:
     """Write rows to an Arrow file a batch at a time, so that memory does not grow with their number."""
     schema = features.arrow_schema
-    batch: list[dict[str, Any]] = []
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for row in rows:
-            batch.append(row)
-            if len(batch) == ROWS_PER_BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                batch = []
-        if batch:
+        while batch := list(islice(rows, ROWS_PER_BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))

@@ -6,10 +6,11 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from distil.embedded.eyes import VIEW_LONG_SIDE_PX, Box, Look, TextLine
-from distil.embedded.gazetteer import STOP_WORDS, Gazetteer, Match, fold
+from distil.embedded.eyes import VIEW_LONG_SIDE_PX, Look, TextLine
+from distil.embedded.gazetteer import STOP_WORDS, PlaceMatch, find_place, fold
+from distil.embedded.protocol import ChatRequest, Decision
+from distil.embedded.shapes import Box
 
 MAX_CALLS = 6
 # A line this high in the view is as readable as it gets; a lower one is worth a zoom if it can grow enough.
@@ -31,64 +32,32 @@ WEAK_READ_SCORE = 0.6
 FLIP_DEGREES = 180
 # How far temperature 1 sways the choices: enough for samples to differ, not to spoil most of them.
 GIVE_UP_SHARE, TARGET_SPREAD, ANGLE_SPREAD_DEGREES, ROOM_SPREAD = 0.02, 0.06, 1.5, 0.2
-PRIOR_GUESS = (20.0, 0.0)
+PRIOR_GUESS = "20.0, 0.0"
 NOTHING_READ = "I could read no place name in this picture, so this is only a fixed guess."
 DISCLOSURE = "(distil-sign-reader: OCR and rules, for trying the pipeline.)"
-
-
-@dataclass(frozen=True, slots=True)
-class Zoom:
-    """Cut the picture to a box, in pixels of the picture as sent."""
-
-    box_px: Box
-
-
-@dataclass(frozen=True, slots=True)
-class Rotate:
-    """Rotate the picture counter-clockwise."""
-
-    angle_degrees: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """End with coordinates."""
-
-    lat: float
-    lon: float
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """End with a text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One reply: what to say and what to do."""
-
-    sentence: str
-    action: Zoom | Rotate | Answer | Say
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """All that a decision may depend on beside the newest picture."""
-
-    can_zoom: bool
-    can_turn: bool
-    calls_made: int
-    has_flipped: bool
-    last_call_failed: bool
+ZOOM_SENTENCES = (
+    "There is writing {where}, too small to read. I zoom in on it.",
+    "I see what looks like a sign {where}; let me look closer.",
+    "The text {where} may name the place. Zooming in.",
+)
+TURN_SENTENCES = (
+    "The {writing} is turned by about {tilt} degrees. I turn the picture to level it.",
+    "The text runs at {tilt} degrees; levelling it should make it readable.",
+)
+FLIP_SENTENCES = (
+    "The writing is level but I cannot make sense of it; it may be upside down. I turn it around.",
+    "This text could be upside down, so I turn the picture by 180 degrees.",
+)
 
 
 class Mood:
     """The seeded wavering that a temperature above 0 brings; at 0 every method returns the plain choice."""
 
-    def __init__(self, temperature: float, key: str) -> None:
-        self._temperature = min(max(temperature, 0.0), 2.0)
+    def __init__(self, request: ChatRequest, choice: int) -> None:
+        self._temperature = min(max(request.temperature, 0.0), 2.0)
+        # Not of the body, which the call form changes.
+        picture = hashlib.sha256(request.picture or b"").hexdigest()
+        key = f"{picture}/{request.calls_made}/{request.seed}/{request.temperature}/{choice}"
         self._random = random.Random(hashlib.sha256(key.encode()).digest())  # noqa: S311  variety, not secrecy
 
     def spread(self, width: float) -> float:
@@ -104,24 +73,28 @@ class Mood:
         return self._random.choice(choices) if self._temperature else choices[0]
 
 
-def decide(look: Look, situation: Situation, gazetteer: Gazetteer, mood: Mood) -> Decision:
+def decide(look: Look, request: ChatRequest, mood: Mood) -> Decision:
     """Choose the next step: answer when sure, else look closer at the writing, else say what is known."""
-    match, is_sure = best_match(look, gazetteer)
-    may_call = situation.calls_made < MAX_CALLS and not situation.last_call_failed
-    if is_sure or not may_call or mood.happens(GIVE_UP_SHARE):
+    match, is_sure = best_match(look)
+    if is_sure or gives_up(request, mood):
         return answer(match, mood)
-    line = worth_a_look(look, gazetteer, mood)
-    step = look_around(look, situation, mood) if line is None else closer_look(look, line, situation, mood)
-    if match is not None and match.is_whole and step is not None and step.action == Rotate(FLIP_DEGREES):
+    line = worth_a_look(look, mood)
+    step = look_around(look, request, mood) if line is None else closer_look(look, line, request, mood)
+    if match is not None and match.is_whole and step is not None and step.turn_degrees == FLIP_DEGREES:
         return answer(match, mood)  # what makes some sense is not upside down
     return step or answer(match, mood)
 
 
-def best_match(look: Look, gazetteer: Gazetteer) -> tuple[Match | None, bool]:
+def gives_up(request: ChatRequest, mood: Mood) -> bool:
+    """Whether to call no more: after many calls, after one that failed, or out of a mood."""
+    return request.calls_made >= MAX_CALLS or request.last_call_failed or mood.happens(GIVE_UP_SHARE)
+
+
+def best_match(look: Look) -> tuple[PlaceMatch | None, bool]:
     """Return the best supported place in view and whether it is sure."""
-    found: list[tuple[bool, float, Match]] = []
+    found: list[tuple[bool, float, PlaceMatch]] = []
     for line in look.lines:
-        match = gazetteer.find(line.text) if line.read_score >= WEAK_READ_SCORE else None
+        match = find_place(line.text) if line.read_score >= WEAK_READ_SCORE else None
         if match is not None:
             found.append((match.is_exact and line.read_score >= SURE_READ_SCORE, line.read_score, match))
     if not found:
@@ -130,46 +103,61 @@ def best_match(look: Look, gazetteer: Gazetteer) -> tuple[Match | None, bool]:
     return match, is_sure
 
 
-def worth_a_look(look: Look, gazetteer: Gazetteer, mood: Mood) -> TextLine | None:
+def worth_a_look(look: Look, mood: Mood) -> TextLine | None:
     """Return the unread line that most looks like writing, or None if all that can be read has been."""
-    unread = [line for line in look.lines if not is_settled(line, gazetteer)]
+    unread = [line for line in look.lines if not is_settled(line)]
     return max(unread, key=lambda line: line.found_score + mood.spread(TARGET_SPREAD), default=None)
 
 
-def is_settled(line: TextLine, gazetteer: Gazetteer) -> bool:
+def is_settled(line: TextLine) -> bool:
     """Say whether a line was read for sure and names no place, like HOTEL or "12 km"."""
     if fold(line.text) in STOP_WORDS or any(letter.isdigit() for letter in line.text):
         return line.read_score >= WEAK_READ_SCORE
-    return line.read_score >= SURE_READ_SCORE and gazetteer.find(line.text) is None and len(line.text) > 1
+    return line.read_score >= SURE_READ_SCORE and find_place(line.text) is None and len(line.text) > 1
 
 
-def closer_look(look: Look, line: TextLine, situation: Situation, mood: Mood) -> Decision | None:
+def closer_look(look: Look, line: TextLine, request: ChatRequest, mood: Mood) -> Decision | None:
     """Choose the step that makes a line readable, or None if no step on offer would."""
     box = zoom_box(look, line, mood)
-    gain = max(look.width_px, look.height_px) / max(box[2] - box[0], box[3] - box[1])
+    gain = zoom_gain(look, box)
     is_tilted = abs(line.tilt_degrees) >= MIN_TURN_DEGREES
-    enough_px = TURN_HEIGHT_PX if is_tilted and situation.can_turn else GOOD_HEIGHT_PX
+    enough_px = TURN_HEIGHT_PX if is_tilted and request.can_turn else GOOD_HEIGHT_PX
     is_small = line.height_px < enough_px and gain >= MIN_ZOOM_GAIN
-    if situation.can_zoom and (is_small or (is_tilted and gain >= MIN_GAIN_BEFORE_TURN)):
-        return Decision(zoom_sentence(look, line, mood), Zoom(box))
-    if situation.can_turn and is_tilted:
-        return Decision(
-            turn_sentence(line, mood),
-            Rotate(round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)),
-        )
-    if situation.can_turn and not situation.has_flipped:
-        return Decision(flip_sentence(mood), Rotate(FLIP_DEGREES))
+    if request.can_zoom and (is_small or (is_tilted and gain >= MIN_GAIN_BEFORE_TURN)):
+        sentence = mood.word(ZOOM_SENTENCES).format(where=position_words(look, line))
+        return Decision(sentence, zoom_px=box)
+    if request.can_turn and is_tilted:
+        sentence = turn_sentence("writing", line, mood)
+        return Decision(sentence, turn_degrees=levelling_turn(line, mood))
+    if request.can_turn and not request.has_flipped:
+        return Decision(mood.word(FLIP_SENTENCES), turn_degrees=FLIP_DEGREES)
     return None
 
 
-def look_around(look: Look, situation: Situation, mood: Mood) -> Decision | None:
+def zoom_gain(look: Look, box: Box) -> float:
+    """How many times larger what is in a box will be seen after a zoom."""
+    left, top, right, bottom = box
+    return max(look.width_px, look.height_px) / max(right - left, bottom - top)
+
+
+def turn_sentence(writing: str, line: TextLine, mood: Mood) -> str:
+    """Say that the writing is tilted."""
+    return mood.word(TURN_SENTENCES).format(writing=writing, tilt=round(line.tilt_degrees))
+
+
+def levelling_turn(line: TextLine, mood: Mood) -> int:
+    """The turn in degrees after which a line is about level."""
+    return round(mood.spread(ANGLE_SPREAD_DEGREES) - line.tilt_degrees)
+
+
+def look_around(look: Look, request: ChatRequest, mood: Mood) -> Decision | None:
     """Zoom into the middle of a large picture in which nothing is left to read, once."""
-    if not situation.can_zoom or situation.calls_made or look.scale > MAX_SCALE_TO_LOOK_AROUND:
+    if not request.can_zoom or request.calls_made or look.scale > MAX_SCALE_TO_LOOK_AROUND:
         return None
     shift = min(max(mood.spread(TARGET_SPREAD), -1 / 6), 1 / 6)
     left, right = round(look.width_px * (1 / 6 + shift)), round(look.width_px * (5 / 6 + shift))
     box = left, look.height_px // 6, right, look.height_px * 5 // 6
-    return Decision("I see no place name yet. I look closer at the middle of the picture.", Zoom(box))
+    return Decision("I see no place name yet. I look closer at the middle of the picture.", zoom_px=box)
 
 
 def zoom_box(look: Look, line: TextLine, mood: Mood) -> Box:
@@ -212,28 +200,15 @@ def is_near(line: TextLine, other: TextLine, reach_px: float) -> bool:
     return is_alike and gap_px < reach_px
 
 
-def answer(match: Match | None, mood: Mood) -> Decision:
+def answer(match: PlaceMatch | None, mood: Mood) -> Decision:
     """Answer with the place that was read, or say that none was and give a fixed guess."""
     if match is None:
-        return Decision(f"{NOTHING_READ} {DISCLOSURE}", Answer(*PRIOR_GUESS))
+        return Decision(f"{NOTHING_READ} {DISCLOSURE}", boxed=PRIOR_GUESS)
     place = match.place
     phrase = mood.word(("The sign reads", "The writing says", "I can read"))
-    doubt = "" if match.is_exact else ", which is closest to the name of"
-    link = doubt or ", the name of"
+    link = ", the name of" if match.is_exact else ", which is closest to the name of"
     sentence = f"{phrase} “{match.written}”{link} {place.name} in {place.country}. {DISCLOSURE}"
-    return Decision(sentence, Answer(place.lat, place.lon))
-
-
-def zoom_sentence(look: Look, line: TextLine, mood: Mood) -> str:
-    """Say where the writing is and that it is too small."""
-    where = position_words(look, line)
-    return mood.word(
-        (
-            f"There is writing {where}, too small to read. I zoom in on it.",
-            f"I see what looks like a sign {where}; let me look closer.",
-            f"The text {where} may name the place. Zooming in.",
-        )
-    )
+    return Decision(sentence, boxed=f"{place.lat}, {place.lon}")
 
 
 def position_words(look: Look, line: TextLine) -> str:
@@ -243,24 +218,3 @@ def position_words(look: Look, line: TextLine) -> str:
     row = min(2, int(1.5 * (top + bottom) / look.height_px))
     across = ("at the left", "in the middle", "at the right")[column]
     return f"{across}, {('near the top', 'half way up', 'near the bottom')[row]}"
-
-
-def turn_sentence(line: TextLine, mood: Mood) -> str:
-    """Say that the writing is tilted."""
-    tilt = round(line.tilt_degrees)
-    return mood.word(
-        (
-            f"The writing is turned by about {tilt} degrees. I turn the picture to level it.",
-            f"The text runs at {tilt} degrees; levelling it should make it readable.",
-        )
-    )
-
-
-def flip_sentence(mood: Mood) -> str:
-    """Say that the writing may be upside down."""
-    return mood.word(
-        (
-            "The writing is level but I cannot make sense of it; it may be upside down. I turn it around.",
-            "This text could be upside down, so I turn the picture by 180 degrees.",
-        )
-    )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datasets
 
-from distil.exports.attribution import is_attribution
+from distil.exports.conversation import is_attribution
 from distil.exports.selection import Selected, indexes
 from distil.index.columns import Column
 from distil.index.query import Query
@@ -49,7 +49,6 @@ _MAX_FIGURE = 1e15  # what is beyond measures nothing, and cannot be drawn
 class Contents:
     """What the exported traces say, column by column."""
 
-    num_traces: int = 0
     figures: dict[str, array[float]] = field(default_factory=dict)
     values: dict[str, Counter[Json]] = field(default_factory=dict)
     attribution: dict[str, Counter[Json]] = field(default_factory=dict)
@@ -92,7 +91,6 @@ def _add(
     figures: Sequence[str],
     listed: Sequence[Column],
 ) -> None:
-    contents.num_traces += 1
     for name in figures:
         value = cells.get(name)
         if value is not None and abs(value) < _MAX_FIGURE:
@@ -180,7 +178,7 @@ def _is_telling(counts: Counter[Json]) -> bool:
 
 def _counts(counts: Counter[Json], most: int) -> list[dict[str, Json]]:
     """Values with how many traces have them, most first; those that are not named are counted together."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], json.dumps(item[0], ensure_ascii=False)))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], _json_text(item[0])))
     named: list[dict[str, Json]] = [{"value": value, "traces": number} for value, number in ordered[:most]]
     rest = ordered[most:]
     if rest:
@@ -201,18 +199,17 @@ def _settings_json(contents: Contents) -> dict[str, Json]:
         values: Counter[str] = Counter()
         for settings, number in found:
             values[json.dumps(_short(settings.get(name)), ensure_ascii=False, sort_keys=True)] += number
-        if len(values) == 1:
-            same[name] = json.loads(next(iter(values)))
+        listed = [{"value": json.loads(text), "traces": number} for text, number in sorted(values.items())]
+        if len(listed) == 1:
+            same[name] = listed[0]["value"]
         else:
-            differing[name] = [
-                {"value": json.loads(text), "traces": number} for text, number in sorted(values.items())
-            ]
+            differing[name] = listed
     return {"same": same, "differing": differing}
 
 
 def _short(value: Json) -> Json:
     """A setting as it is, or by its hash where it is a long text or a list of schemas."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = _json_text(value)
     return value if len(text) <= _MAX_SETTING_CHARS else f"sha256 {json_sha256(value)}"
 
 
@@ -247,13 +244,16 @@ def _filters_text(card: Mapping[str, Json]) -> str:
 
 
 def _figures_text(figures: Mapping[str, Json]) -> str:
+    heads = ("lowest", "median", "mean", "highest")
     rows = [
-        (_code(name), f"{each['traces']:,}", *(f"{each[key]:,.4g}" if abs(each[key]) < 1000
-                                               else f"{each[key]:,.0f}"
-                                               for key in ("lowest", "median", "mean", "highest")))
+        (_code(name), f"{each['traces']:,}", *(_number_text(each[head]) for head in heads))
         for name, each in figures.items()
-    ]  # fmt: skip
-    return _table(("figure", "traces", "lowest", "median", "mean", "highest"), rows)
+    ]
+    return _table(("figure", "traces", *heads), rows)
+
+
+def _number_text(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _all_values_text(values: Mapping[str, Json]) -> Iterator[str]:
@@ -286,14 +286,11 @@ def _attribution_text(found: Mapping[str, Json]) -> Iterator[str]:
 def _settings_text(card: Mapping[str, Json]) -> str:
     settings = card["settings"]
     differing = [
-        (_code(name), _code(json.dumps(each["value"], ensure_ascii=False)), f"{each['traces']:,}")
+        (_code(name), _code(_json_text(each["value"])), f"{each['traces']:,}")
         for name, values in settings["differing"].items()
         for each in values
     ]
-    same = [
-        (_code(name), _code(json.dumps(value, ensure_ascii=False)))
-        for name, value in settings["same"].items()
-    ]
+    same = [(_code(name), _code(_json_text(value))) for name, value in settings["same"].items()]
     parts = []
     if differing:
         parts += ["The traces differ in:", _table(("setting", "value", "traces"), differing)]
@@ -309,6 +306,10 @@ def _value_text(each: Mapping[str, Json]) -> str:
         return f"{each['other_values']:,} others"
     value = each["value"]
     return "nothing" if value is None else _code(value if isinstance(value, str) else json.dumps(value))
+
+
+def _json_text(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _code(value: str) -> str:

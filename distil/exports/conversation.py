@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from distil.commands.flags import FormFlags
 from distil.errors import TraceError
-from distil.exports.attribution import ATTRIBUTION, attribution_of
 from distil.exports.escape import escaped, escaped_json, json_text
-from distil.exports.options import ExportOptions
-from distil.exports.pictures import Shown, ShownCall, box_frame
+from distil.exports.pictures import ShownCall, box_frame, has_box
 from distil.messages.compose import observation_text, size_sentence, system_text
 from distil.messages.tags import split_thinking, tool_call_bodies
 from distil.records import (
@@ -21,46 +21,52 @@ from distil.records import (
     Prompt,
     Reply,
     SentPicture,
-    Size,
     StopReason,
     Thoughts,
     ToolMode,
 )
 from distil.rollout import stop_reason
 from distil.store.trace_file import StoredTrace
-from distil.tools.toolbox import find_tool, success_message
+from distil.tools.toolbox import success_message
 
 Part = str | SentPicture
+ATTRIBUTION = "attribution"  # the column of an export's rows
+_NAMES = re.compile(
+    r"(?<![a-z])(licen[cs]es?|attributions?|authors?|sources?|credits?|copyrights?|photographers?|owners?)(?![a-z])"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call: its name, its arguments as JSON text, and the two as the text within `<tool_call>`."""
+    """A tool call and what came of it: a text and perhaps a picture, which stands before it.
+
+    `arguments` are JSON text, `body` is the call as the text within `<tool_call>`.
+    """
 
     name: str
     arguments: str
     body: str
+    succeeded: bool
+    result: str
+    picture: SentPicture | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a call: a text and perhaps a picture, which stands before it."""
-
-    text: str
-    picture: SentPicture | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """An assistant's turn: text and calls in the order in which they stand, and the results of the calls."""
+class StudentTurn:
+    """An assistant's turn: text and calls in the order in which they stand."""
 
     pieces: tuple[str | Call, ...]
-    results: tuple[Result, ...]
     is_trained: bool
+    is_answered: bool = True  # whether the results of its calls follow
 
     @property
     def calls(self) -> tuple[Call, ...]:
         return tuple(piece for piece in self.pieces if isinstance(piece, Call))
+
+    @property
+    def results(self) -> tuple[Call, ...]:
+        """The calls whose results follow it."""
+        return self.calls if self.is_answered else ()
 
     @property
     def text(self) -> str:
@@ -93,7 +99,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class StudentConversation:
     """What a student learns from one trace; no text in it has special words but those placed here.
 
     It ends with its last turn that is trained. `origin` says which trace it is of.
@@ -104,7 +110,7 @@ class Conversation:
     tools: tuple[Mapping[str, Json], ...]
     question: str
     photo: SentPicture = field(repr=False)
-    turns: tuple[Turn, ...]
+    turns: tuple[StudentTurn, ...]
 
     def messages(self) -> list[Message]:
         """The text call form."""
@@ -123,28 +129,35 @@ class Conversation:
 
     def pictures(self) -> list[SentPicture]:
         """All pictures in their order."""
-        results = [result for turn in self.turns for result in turn.results]
-        return [self.photo, *(result.picture for result in results if result.picture is not None)]
+        answered = [call for turn in self.turns for call in turn.results]
+        return [self.photo, *(call.picture for call in answered if call.picture is not None)]
 
 
-def conversation_of(trace: StoredTrace, shown: Shown, options: ExportOptions) -> Conversation | None:
-    """The conversation of a trace, given its pictures; None where nothing of it is left to train."""
-    turns = _until_trained([turn for turn in _turns(trace, shown, options) if turn is not None])
+def conversation_of(
+    trace: StoredTrace, photo: SentPicture, calls: Sequence[ShownCall], form: FormFlags
+) -> StudentConversation | None:
+    """The conversation of a trace as it is shown; None where nothing of it is left to train.
+
+    Raises TraceError where user and assistant do not take turns.
+    """
+    turns = _until_trained([turn for turn in _turns(trace, calls, form) if turn is not None])
     if not turns:
         return None
-    return Conversation(
-        origin=origin_of(trace, options),
+    conversation = StudentConversation(
+        origin=origin_of(trace, form),
         system=escaped(trace.prompt.system),
-        tools=_tools(trace, options),
-        question=_question(trace, shown, options),
-        photo=shown.photo,
+        tools=_tools(trace, form),
+        question=_question(trace, photo, form),
+        photo=photo,
         turns=turns,
     )
+    _check_roles(conversation.messages())
+    return conversation
 
 
-def origin_of(trace: StoredTrace, options: ExportOptions) -> dict[str, Json]:
+def origin_of(trace: StoredTrace, form: FormFlags) -> dict[str, Json]:
     """What tells an exported row's trace, for whoever wants to look at it or make the row again."""
-    of_owner = {ATTRIBUTION: attribution_of(trace.json["sample_data"])} if options.has_attribution else {}
+    of_owner = {ATTRIBUTION: attribution_of(trace.json["sample_data"])} if form.has_attribution else {}
     return {
         "id": f"{trace.path.absolute().parent.name}/{trace.path.name}",
         "sample_index": trace.sample_id.index,
@@ -154,9 +167,9 @@ def origin_of(trace: StoredTrace, options: ExportOptions) -> dict[str, Json]:
     }
 
 
-def _tools(trace: StoredTrace, options: ExportOptions) -> tuple[Mapping[str, Json], ...]:
+def _tools(trace: StoredTrace, form: FormFlags) -> tuple[Mapping[str, Json], ...]:
     """The schemas that the teacher was offered, with boxes in the student's frame."""
-    settings, boxes = trace.settings, box_frame(trace, options)
+    settings, boxes = trace.settings, box_frame(trace, form)
     if settings.tool_mode is ToolMode.NONE:
         return ()
     is_same = settings.coordinates is boxes.frame
@@ -164,75 +177,61 @@ def _tools(trace: StoredTrace, options: ExportOptions) -> tuple[Mapping[str, Jso
     return tuple(escaped_json(schema) for schema in schemas)
 
 
-def _question(trace: StoredTrace, shown: Shown, options: ExportOptions) -> str:
+def _question(trace: StoredTrace, photo: SentPicture, form: FormFlags) -> str:
     question = escaped(trace.prompt.user)
-    if trace.settings.states_size and options.coordinates is Frame.PIXEL:
-        question += f"\n\n{size_sentence(shown.photo.size)}"
+    if trace.settings.states_size and form.coordinates is Frame.PIXEL:
+        question += f"\n\n{size_sentence(photo.size)}"
     return question
 
 
-def _until_trained(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def _until_trained(turns: Sequence[StudentTurn]) -> tuple[StudentTurn, ...]:
     """The turns up to the last that is trained, whose results nobody reads."""
     trained = [position for position, turn in enumerate(turns) if turn.is_trained]
     if not trained:
         return ()
     last = trained[-1]
-    return (*turns[:last], replace(turns[last], results=()))
+    return (*turns[:last], replace(turns[last], is_answered=False))
 
 
-def _turns(trace: StoredTrace, shown: Shown, options: ExportOptions) -> Iterator[Turn | None]:
+def _turns(trace: StoredTrace, shown: Sequence[ShownCall], form: FormFlags) -> Iterator[StudentTurn | None]:
     for number, reply in enumerate(trace.replies, start=1):
-        calls = [call for call in shown.calls if call.stored.turn == number]
-        turn = _turn(trace, reply, calls, options)
+        calls = [call for call in shown if call.stored.turn == number]
+        turn = _turn(trace, reply, calls, form)
         is_masked = trace.json["conversation_log"][number - 1].get("trained") is False  # of an imported one
         yield replace(turn, is_trained=False) if turn is not None and is_masked else turn
 
 
 def _turn(
-    trace: StoredTrace, reply: Reply, calls: Sequence[ShownCall], options: ExportOptions
-) -> Turn | None:
+    trace: StoredTrace, reply: Reply, calls: Sequence[ShownCall], form: FormFlags
+) -> StudentTurn | None:
     """A turn as the student is shown it; None where nothing of it is left."""
     failed = [call for call in calls if not call.stored.success]
-    drops = options.failed_calls is FailedCalls.DROP
+    drops = form.errors is FailedCalls.DROP
     if drops and failed and len(failed) == len(calls):
         return None
-    thoughts, pieces = _pieces(trace, reply, calls, options)
-    results = [_result(trace, call, options) for call in calls]
+    thoughts, pieces = _pieces(reply, calls, form)
     if drops:
-        pieces = [piece for piece in pieces if not (isinstance(piece, _Placed) and not piece.succeeded)]
-        results = [result for call, result in zip(calls, results, strict=True) if call.stored.success]
-    said = _stripped([piece.call if isinstance(piece, _Placed) else piece for piece in pieces])
-    whole = tuple(_with_thoughts(thoughts, said, options.thoughts))
+        pieces = [piece for piece in pieces if isinstance(piece, str) or piece.succeeded]
+    whole = tuple(_with_thoughts(thoughts, _stripped(pieces), form.reasoning))
     is_whole = stop_reason(reply) not in (StopReason.TRUNCATED, StopReason.REFUSED)
-    is_trained = is_whole and bool(whole) and (drops or not failed or _may_train(trace, failed, options))
-    return Turn(whole, tuple(results), is_trained)
+    is_trained = is_whole and bool(whole) and (drops or not failed or _may_train(trace, failed, form))
+    return StudentTurn(whole, is_trained)
 
 
-def _may_train(trace: StoredTrace, failed: Sequence[ShownCall], options: ExportOptions) -> bool:
+def _may_train(trace: StoredTrace, failed: Sequence[ShownCall], form: FormFlags) -> bool:
     """Whether a turn with failed calls is trained: not where a box of them stands in another frame."""
-    if options.failed_calls is not FailedCalls.TRAIN:
+    if form.errors is not FailedCalls.TRAIN:
         return False
-    return all(_is_in_frame(trace, call, options) for call in failed)
+    return all(_is_in_frame(trace, call, form) for call in failed)
 
 
-def _is_in_frame(trace: StoredTrace, call: ShownCall, options: ExportOptions) -> bool:
-    tool = find_tool(call.stored.raw.name)
-    if call.arguments is not None or tool is None or tool.box_of(call.stored.raw.arguments) is None:
+def _is_in_frame(trace: StoredTrace, call: ShownCall, form: FormFlags) -> bool:
+    if call.arguments is not None or not has_box(call.stored):
         return True
-    return trace.settings.coordinates is options.coordinates is not Frame.PIXEL
+    return trace.settings.coordinates is form.coordinates is not Frame.PIXEL
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A call where it stands in its turn."""
-
-    call: Call
-    succeeded: bool
-
-
-def _pieces(
-    trace: StoredTrace, reply: Reply, calls: Sequence[ShownCall], options: ExportOptions
-) -> tuple[str, list[str | _Placed]]:
+def _pieces(reply: Reply, calls: Sequence[ShownCall], form: FormFlags) -> tuple[str, list[str | Call]]:
     """A turn's thoughts, escaped, and what else it says, which is not, with its calls in place."""
     thoughts, said = split_thinking(reply.content)
     if reply.reasoning and reply.reasoning_field != "content":
@@ -240,19 +239,19 @@ def _pieces(
     bodies = list(tool_call_bodies(said))
     if reply.call_form is ToolMode.NATIVE or len(bodies) != len(calls):
         text = said.strip()
-        placed: list[str | _Placed] = []
+        placed: list[str | Call] = []
         for call in calls:
-            placed += ["\n", _placed(call, None)]
+            placed += ["\n", _call(call, None, form)]
         return escaped(thoughts), [text, *placed[0 if text else 1 :]]
-    pieces: list[str | _Placed] = []
+    pieces: list[str | Call] = []
     position = 0
     for (start, end, body), call in zip(bodies, calls, strict=True):
-        pieces += [said[position:start], _placed(call, body)]
+        pieces += [said[position:start], _call(call, body, form)]
         position = end
     return escaped(thoughts), [*pieces, said[position:]]
 
 
-def _placed(call: ShownCall, written: str | None) -> _Placed:
+def _call(call: ShownCall, written: str | None, form: FormFlags) -> Call:
     """A call with the arguments that the student is to write; `written` is its body by the teacher."""
     raw = call.stored.raw
     name = json_text(raw.name)
@@ -262,22 +261,17 @@ def _placed(call: ShownCall, written: str | None) -> _Placed:
     body = f'{{"name": {name}, "arguments": {arguments}}}'
     if written is not None and (not raw.name or isinstance(raw.arguments, str)):
         body = escaped(written.strip())  # no call that can be read: as it stands
-    return _Placed(Call(json.loads(name), arguments, body), call.stored.success)
+    return Call(
+        json.loads(name), arguments, body, call.stored.success, _result_text(call, form), call.picture
+    )
 
 
-def _result(trace: StoredTrace, call: ShownCall, options: ExportOptions) -> Result:
+def _result_text(call: ShownCall, form: FormFlags) -> str:
+    """What came of a call; a message that is its picture's size says it as exported, where it is of use."""
     stored, message = call.stored, call.stored.message
-    if stored.success and call.sent_size is not None and call.picture is not None:
-        message = _restated_message(message, call.sent_size, call.picture.size, options)
-    observation = Observation(stored.success, message, stdout=stored.stdout)
-    return Result(escaped(observation_text(observation)), call.picture)
-
-
-def _restated_message(message: str, sent: Size, exported: Size, options: ExportOptions) -> str:
-    """The message of a call that worked, with the picture's size as exported where it is of use."""
-    if message != success_message(sent):
-        return message
-    return success_message(exported if options.coordinates is Frame.PIXEL else None)
+    if call.picture is not None and message == success_message(call.sent_size):
+        message = success_message(call.picture.size if form.coordinates is Frame.PIXEL else None)
+    return escaped(observation_text(Observation(stored.success, message, stdout=stored.stdout)))
 
 
 def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:
@@ -305,17 +299,40 @@ def _with_thoughts(thoughts: str, said: Sequence[str | Call], kind: Thoughts) ->
     return [f"{text}\n\n", *said] if said else [text]
 
 
-def _response_parts(results: Sequence[Result]) -> Iterator[Part]:
-    for number, result in enumerate(results):
+def _response_parts(results: Sequence[Call]) -> Iterator[Part]:
+    for number, call in enumerate(results):
         yield "<tool_response>\n" if number == 0 else "\n<tool_response>\n"
-        if result.picture is not None:
-            yield result.picture
+        if call.picture is not None:
+            yield call.picture
             yield "\n"
-        yield f"{result.text}\n</tool_response>"
+        yield f"{call.result}\n</tool_response>"
 
 
-def check_roles(messages: Sequence[Message]) -> None:
+def _check_roles(messages: Sequence[Message]) -> None:
     """Raise TraceError where user and assistant do not take turns, which trainers refuse or join."""
     roles = [message.role for message in messages if message.role != "system"]
     if any(role != ("user", "assistant")[position % 2] for position, role in enumerate(roles)):
         raise TraceError("user and assistant do not take turns in it")
+
+
+# --- whose a row is: the columns of its dataset that name a licence, an author or a source ---
+
+
+def is_attribution(name: str) -> bool:
+    """Whether a column's name, or one of the words in it, says that it is of licence or origin."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return _NAMES.search(words) is not None
+
+
+def attribution_of(row: Mapping[str, Json]) -> str:
+    """What a row of a dataset says of licence and origin, as JSON text, for Arrow has no other free form."""
+    return json.dumps(dict(_stated(row)), ensure_ascii=False, sort_keys=True)
+
+
+def _stated(row: Mapping[str, Json], before: str = "") -> Iterator[tuple[str, Json]]:
+    for key, value in row.items():
+        name = before + key
+        if isinstance(value, dict):
+            yield from _stated(value, f"{name}.")
+        elif is_attribution(name) and value is not None:
+            yield name, value

@@ -55,19 +55,19 @@ class JsonLines:
 
 
 class Tables:
-    """A file `SPLIT.parquet` for each split, which `datasets` loads with these features."""
+    """A file of Parquet for each split, which `datasets` loads with these features."""
 
-    def __init__(self, folder: Path, features: Mapping[str, Any], suffix: str = ".parquet") -> None:
-        self._folder, self._suffix = folder, suffix
+    def __init__(self, folder: Path, features: Mapping[str, Any], file: str) -> None:
+        self._folder, self._file = folder, file
         self._schema = datasets.Features(dict(features)).arrow_schema
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._waiting: dict[str, list[Mapping[str, Json]]] = {}
         self._waiting_bytes: dict[str, int] = {}
 
-    def add(self, row: Mapping[str, Json], num_bytes: int, split: str) -> None:
-        """Add a row with so many bytes of pictures."""
+    def add(self, row: Mapping[str, Json], split: str) -> None:
+        """Add a row."""
         self._waiting.setdefault(split, []).append(row)
-        self._waiting_bytes[split] = self._waiting_bytes.get(split, 0) + num_bytes
+        self._waiting_bytes[split] = self._waiting_bytes.get(split, 0) + _num_bytes(row)
         if len(self._waiting[split]) >= _GROUP_ROWS or self._waiting_bytes[split] >= _GROUP_BYTES:
             self._write(split)
 
@@ -81,21 +81,16 @@ class Tables:
     def _write(self, split: str) -> None:
         rows, self._waiting[split], self._waiting_bytes[split] = self._waiting[split], [], 0
         if split not in self._writers:
-            path = self._folder / f"{split}{self._suffix}"
+            path = self._folder / self._file.format(split=split)
             path.parent.mkdir(exist_ok=True)
             self._writers[split] = pq.ParquetWriter(path, self._schema, compression="zstd")
         if rows:
             self._writers[split].write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
 
-def picture_cell(picture: SentPicture) -> dict[str, Json]:
-    """A picture as a column of pictures holds it."""
-    return {"bytes": picture.data, "path": None}
-
-
-def num_bytes(pictures: list[SentPicture]) -> int:
-    """The size of pictures."""
-    return sum(len(picture.data) for picture in pictures)
+def _num_bytes(row: Mapping[str, Json]) -> int:
+    """The size of a row's pictures."""
+    return sum(len(cell["bytes"]) for cell in row["images"])
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,7 @@ import datasets
 
 from distil.errors import ToolError, TraceError, UsageError
 from distil.exports.written import (
+    RowProblem,
     WrittenCall,
     WrittenMessage,
     WrittenPicture,
@@ -63,30 +65,8 @@ _TOOLS_BLOCK = re.compile(r"\n\n# Tools\n\n.*<tools>\n(?P<schemas>.*)\n</tools>\
 _RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
 _SLOT = "\0"  # where a picture stands in the text of a message
 _ERROR = "Error:"
-
-
-class NotPlain(Exception):
-    """A row that is not imported, and why."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A turn: what the assistant said and called, and what came of each call."""
-
-    message: WrittenMessage
-    results: tuple[tuple[str, SentPicture | None], ...]
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A row as a trace can hold it."""
-
-    system: str
-    schemas: tuple[Mapping[str, Json], ...]
-    tool_mode: ToolMode
-    question: str
-    photo: SentPicture = field(repr=False)
-    turns: tuple[Said, ...]
+_Turn = tuple[WrittenMessage, Sequence[tuple[str, SentPicture | None]]]  # what is said, what its calls gave
+_Plain = tuple[Prompt, SentPicture, Sequence[_Turn]]  # a row as a trace can hold it: with its photo
 
 
 @dataclass
@@ -99,6 +79,13 @@ class Imported:
     num_verified: int = 0  # calls that gave the very picture again
     num_kept: int = 0  # pictures that stand in traces
     refused: Counter[str] = field(default_factory=Counter)  # by reason
+
+    def add(self, calls: Sequence[Mapping[str, Json]]) -> None:
+        """Count a trace with these calls."""
+        self.num_traces += 1
+        self.num_calls += len(calls)
+        self.num_verified += sum(call.get("verified", False) for call in calls)
+        self.num_kept += sum("picture" in call for call in calls)
 
     def as_json(self) -> dict[str, Json]:
         """For a document."""
@@ -127,7 +114,10 @@ def import_rows(
                 raise UsageError("no row can be imported: each was refused, as said above")
             _save_dataset(places, out)
             source = open_source(str((out / PHOTOS).absolute()))
-            _write_traces(files, places, _Into(out, source, frame, done))
+            for sample_id, trace in _traces(files, places, source, frame):
+                write_json(out / trace_name(sample_id), trace)
+                done.add(trace["tool_calls_log"])
+            write_json(out / RUN_RECORD, {"runs": [_run_record(files, source, done)]})
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
@@ -138,35 +128,28 @@ def import_rows(
 _Places = dict[str, int]  # by the hash of a photo its row
 
 
-@dataclass(frozen=True)
-class _Into:
-    """Where traces go, and what they are of."""
-
-    folder: Path
-    source: Source
-    frame: Frame
-    done: Imported
-
-
-def _plain_rows(files: Sequence[Path]) -> Iterator[tuple[WrittenRow, Plain | NotPlain]]:
+def _plain_rows(
+    files: Sequence[Path], refuse: Callable[[WrittenRow, RowProblem], None]
+) -> Iterator[tuple[WrittenRow, _Plain]]:
     for file in files:
-        place = find_row_files(file)
-        for row in read_rows(place, ExportFormat.OPENAI):
+        folder, found = find_row_files(file)
+        for row in read_rows(folder, found, ExportFormat.OPENAI):
             try:
-                yield row, plain_row(row, place.folder)
-            except NotPlain as reason:
-                yield row, reason
+                yield row, _plain(row, folder)
+            except RowProblem as problem:
+                refuse(row, problem)
 
 
 def _write_photos(files: Sequence[Path], out: Path, done: Imported, tell: Callable[[str], None]) -> _Places:
+    def refuse(row: WrittenRow, problem: RowProblem) -> None:
+        done.refused[str(problem)] += 1
+        tell(f"{row.file}, row {row.number}: not imported: {problem}")
+
     places: _Places = {}
-    for row, found in _plain_rows(files):
-        if isinstance(found, NotPlain):
-            done.refused[str(found)] += 1
-            tell(f"{row.file}, row {row.number}: not imported: {found}")
-        elif found.photo.sha256 not in places:
-            places[found.photo.sha256] = len(places)
-            (out / _FILES / found.photo.sha256).write_bytes(found.photo.data)
+    for _, (_, photo, _) in _plain_rows(files, refuse):
+        if photo.sha256 not in places:
+            places[photo.sha256] = len(places)
+            (out / _FILES / photo.sha256).write_bytes(photo.data)
     done.num_photos = len(places)
     return places
 
@@ -178,49 +161,53 @@ def _save_dataset(places: _Places, out: Path) -> None:
     table.save_to_disk(out / PHOTOS)
 
 
-def _write_traces(files: Sequence[Path], places: _Places, into: _Into) -> None:
+def _traces(
+    files: Sequence[Path], places: _Places, source: Source, frame: Frame
+) -> Iterator[tuple[SampleId, dict[str, Json]]]:
     num_of: Counter[int] = Counter()
-    for row, found in _plain_rows(files):
-        if isinstance(found, NotPlain):
-            continue
-        index = places[found.photo.sha256]
+    for row, plain in _plain_rows(files, lambda row, problem: None):
+        index = places[plain[1].sha256]
         sample_id = SampleId(index, num_of[index])
         num_of[index] += 1
-        write_json(into.folder / trace_name(sample_id), _trace(row, found, sample_id, into))
-        into.done.num_traces += 1
-    identity = into.source.identity
-    run: dict[str, Json] = {"imported": [str(file) for file in files], "versions": versions_now()}
-    run |= {"seconds": 0.0, "num_finished": into.done.num_traces}
-    run["dataset"] = {"path": identity.path, **dataset_json(identity)}
-    write_json(into.folder / RUN_RECORD, {"runs": [run]})
+        yield sample_id, _trace(row, plain, source, sample_id, frame)
+
+
+def _run_record(files: Sequence[Path], source: Source, done: Imported) -> dict[str, Json]:
+    return {
+        "imported": [str(file) for file in files],
+        "versions": versions_now(),
+        "seconds": 0.0,
+        "num_finished": done.num_traces,
+        "dataset": {"path": source.identity.path, **dataset_json(source.identity)},
+    }
 
 
 # --- a row as turns
 
 
-def plain_row(row: WrittenRow, folder: Path) -> Plain:
-    """A row of chat messages as turns with results; raises NotPlain where a trace cannot hold it."""
+def _plain(row: WrittenRow, folder: Path) -> _Plain:
+    """A row of chat messages as turns with results; raises RowProblem where a trace cannot hold it."""
     if row.problem is not None:
-        raise NotPlain(f"{row.problem[0] or 'the row'}: {row.problem[1]}")
+        raise RowProblem(f"{row.problem[0] or 'the row'}: {row.problem[1]}")
     pictures = iter([_read(picture, folder) for picture in row.pictures])
     messages = list(row.messages)
     system = ""
     if messages[0].role in ("system", "developer"):
         system = messages.pop(0).text
     if not messages or messages[0].role != "user":
-        raise NotPlain("the user does not speak first")
+        raise RowProblem("the user does not speak first")
     question = messages.pop(0)
     if question.num_pictures != 1:
-        raise NotPlain(f"the question has {question.num_pictures} pictures, and a trace is of one photo")
+        raise RowProblem(f"the question has {question.num_pictures} pictures, and a trace is of one photo")
     photo = next(pictures)
     turns = tuple(_turns(messages, pictures))
     if not turns:
-        raise NotPlain("the assistant says nothing")
-    system, schemas, tool_mode = _tools(system, row.stored.get("tools"))
-    if not schemas and any(turn.message.calls for turn in turns):
-        tool_mode = ToolMode.TEXT
+        raise RowProblem("the assistant says nothing")
     text = "".join(part for part in question.parts if part is not None)
-    return Plain(system, schemas, tool_mode, text, photo, turns)
+    prompt = _prompt(system, text, row.stored.get("tools"))
+    if not prompt.tools and any(message.calls for message, _ in turns):
+        prompt = replace(prompt, tool_mode=ToolMode.TEXT)
+    return prompt, photo, turns
 
 
 def _read(picture: WrittenPicture, folder: Path) -> SentPicture:
@@ -228,41 +215,40 @@ def _read(picture: WrittenPicture, folder: Path) -> SentPicture:
     data = picture.data
     if data is None:
         if not picture.name:
-            raise NotPlain(f"{picture.at}: {picture.problem}")
+            raise RowProblem(f"{picture.at}: {picture.problem}")
         url = urlsplit(picture.name)
         if url.scheme not in ("", "file") or url.netloc:
-            raise NotPlain("a picture lies at a URL: nothing is fetched, store it beside the rows")
+            raise RowProblem("a picture lies at a URL: nothing is fetched, store it beside the rows")
         try:
             data = (folder / unquote(url.path) if url.scheme else folder / picture.name).read_bytes()
         except (OSError, ValueError) as error:
-            raise NotPlain(f"a picture's file cannot be read: {error}") from None
+            raise RowProblem(f"a picture's file cannot be read: {error}") from None
     try:
         return sent_of(data)
     except TraceError as error:
-        raise NotPlain(f"a picture: {error}") from None
+        raise RowProblem(f"a picture: {error}") from None
 
 
-def _tools(system: str, stated: Json) -> tuple[str, tuple[Mapping[str, Json], ...], ToolMode]:
-    """The system text without the description of tools, and their schemas, of the field or of the text."""
+def _prompt(system: str, question: str, stated: Json) -> Prompt:
+    """What is said first, the description of the tools taken out: they are stated, or read of the text."""
     if isinstance(stated, str):
         try:
             stated = json.loads(stated)
         except ValueError:
-            raise NotPlain("tools: it is no JSON") from None
+            raise RowProblem("tools: it is no JSON") from None
     if stated:
         if not isinstance(stated, list) or not all(map(_is_schema, stated)):
-            raise NotPlain("tools: it is no list of function schemas")
-        return system, tuple(stated), ToolMode.NATIVE
-    described = _TOOLS_BLOCK.search(system)
+            raise RowProblem("tools: it is no list of function schemas")
+        return Prompt(system, question, tuple(stated), ToolMode.NATIVE)
+    plain, described = Prompt(system, question, (), ToolMode.NONE), _TOOLS_BLOCK.search(system)
     if described is None:
-        return system, (), ToolMode.NONE
+        return plain
     try:
         schemas = tuple(json.loads(line) for line in described["schemas"].split("\n"))
     except ValueError:
-        return system, (), ToolMode.NONE
-    own = system[: described.start()]
-    is_ours = all(map(_is_schema, schemas)) and system_text(Prompt(own, "", schemas, ToolMode.TEXT)) == system
-    return (own, schemas, ToolMode.TEXT) if is_ours else (system, (), ToolMode.NONE)
+        return plain
+    own = Prompt(system[: described.start()], question, schemas, ToolMode.TEXT)
+    return own if all(map(_is_schema, schemas)) and system_text(own) == system else plain
 
 
 def _is_schema(value: Json) -> bool:
@@ -270,24 +256,20 @@ def _is_schema(value: Json) -> bool:
     return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
-def _turns(messages: Sequence[WrittenMessage], pictures: Iterator[SentPicture]) -> Iterator[Said]:
+def _turns(messages: Sequence[WrittenMessage], pictures: Iterator[SentPicture]) -> Iterator[_Turn]:
     position = 0
     while position < len(messages):
         said = messages[position]
         if said.role != "assistant":
-            raise NotPlain(f"{said.role} speaks where the assistant should")
+            raise RowProblem(f"{said.role} speaks where the assistant should")
         if said.num_pictures:
-            raise NotPlain("the assistant's message has a picture")
-        following = []
-        for message in messages[position + 1 :]:
-            if message.role not in ("user", "tool"):
-                break
-            following.append(message)
+            raise RowProblem("the assistant's message has a picture")
+        following = list(takewhile(lambda each: each.role in ("user", "tool"), messages[position + 1 :]))
         position += 1 + len(following)
         if following and not said.calls:
-            raise NotPlain("the user speaks again where no tool was called")
+            raise RowProblem("the user speaks again where no tool was called")
         shown = [next(pictures) for message in following for _ in range(message.num_pictures)]
-        yield Said(said, tuple(_results(said.calls, following, shown)) if following else ())
+        yield said, _results(said.calls, following, shown) if following else ()
 
 
 def _results(
@@ -296,13 +278,13 @@ def _results(
     """The results of a turn's calls, each with its picture, if it has one."""
     texts = _result_texts(messages)
     if len(texts) != len(calls):
-        raise NotPlain(f"{len(calls)} calls have {len(texts)} results")
+        raise RowProblem(f"{len(calls)} calls have {len(texts)} results")
     if any(text.count(_SLOT) > 1 for text in texts):
-        raise NotPlain("a result has several pictures")
+        raise RowProblem("a result has several pictures")
     if not any(_SLOT in text for text in texts) and pictures:  # they stand in a message behind the results
         shown = [not text.startswith(_ERROR) for text in texts]
         if sum(shown) != len(pictures):
-            raise NotPlain(f"{sum(shown)} results that are no errors have {len(pictures)} pictures")
+            raise RowProblem(f"{sum(shown)} results that are no errors have {len(pictures)} pictures")
     else:
         shown = [_SLOT in text for text in texts]
     left = iter(pictures)
@@ -314,45 +296,47 @@ def _results(
 
 def _result_texts(messages: Sequence[WrittenMessage]) -> list[str]:
     texts = [message for message in messages if message.role == "tool"]
-    users = ["".join(_SLOT if part is None else part for part in message.parts) for message in messages
-             if message.role == "user"]  # fmt: skip
+    users = [
+        "".join(_SLOT if part is None else part for part in message.parts)
+        for message in messages
+        if message.role == "user"
+    ]
     if texts:
         if any(text.replace(_SLOT, "").strip() for text in users):
-            raise NotPlain("the user says something beside the results of calls")
+            raise RowProblem("the user says something beside the results of calls")
         return [message.text for message in texts]
     if len(users) > 1:
-        raise NotPlain("the user speaks twice")
+        raise RowProblem("the user speaks twice")
     blocks = _RESPONSE.findall(users[0])
     if _RESPONSE.sub("", users[0]).strip() and blocks:
-        raise NotPlain("the user says something beside the results of calls")
+        raise RowProblem("the user says something beside the results of calls")
     return blocks or [users[0].strip("\n")]
 
 
 # --- turns as a trace
 
 
-def _trace(row: WrittenRow, plain: Plain, sample_id: SampleId, into: _Into) -> dict[str, Json]:
-    source, frame, done = into.source, into.frame, into.done
+def _trace(
+    row: WrittenRow, plain: _Plain, source: Source, sample_id: SampleId, frame: Frame
+) -> dict[str, Json]:
+    prompt, _, turns = plain
     sample = source.load(sample_id)
     sent = encode_sent(sample.picture.image, AS_IT_IS, sample.picture)
-    settings = _settings(plain, frame)
-    calls = list(_calls(plain, Scene.start(sample.picture.picture), sent, tools_of_ours(frame)))
-    last = plain.turns[-1].message
+    settings = _settings(prompt, len(turns), frame)
+    calls = list(_calls(turns, Scene.start(sample.picture.picture), sent, tools_of_ours(frame)))
+    last, _ = turns[-1]
     stop = StopReason.MAX_TURNS if last.calls else StopReason.ANSWERED
-    done.num_calls += len(calls)
-    done.num_verified += sum(call.get("verified", False) for call in calls)
-    done.num_kept += sum("picture" in call for call in calls)
     trace: dict[str, Json] = {
         "format": IMPORTED,
         "dataset_path": source.identity.path,
         **sample_id.as_json(),
         "sample_data": {**dict(sample.data), **_origin(row)},
-        "conversation_log": [_turn(number, turn, last) for number, turn in enumerate(plain.turns, start=1)],
+        "conversation_log": [_turn(number, said) for number, (said, _) in enumerate(turns, start=1)],
         "tool_calls_log": calls,
         "final_response": last.text,
         "reward_score": {},
         "metadata": {
-            "total_turns": len(plain.turns),
+            "total_turns": len(turns),
             "num_tool_calls": len(calls),
             "parse_success": stop is StopReason.ANSWERED,  # it has an answer; no task reads it
             "stop_reason": stop.value,
@@ -387,54 +371,52 @@ def _origin(row: WrittenRow) -> dict[str, Json]:
     return {"imported_from": row.file, "imported_row": row.number, **others}
 
 
-def _settings(plain: Plain, frame: Frame) -> TraceSettings:
-    names = [find_tool(schema["function"]["name"]) for schema in plain.schemas]
+def _settings(prompt: Prompt, num_turns: int, frame: Frame) -> TraceSettings:
+    names = [find_tool(schema["function"]["name"]) for schema in prompt.tools]
     runs_code = any(tool is not None and tool.runs_code for tool in names)
     return TraceSettings(
         task=IMPORTED_TASK,
         model="",
         profile="",
-        tool_mode=plain.tool_mode,
+        tool_mode=prompt.tool_mode,
         coordinates=frame,
         crop_from=CropFrom.CURRENT,
         temperature=None,
         max_tokens=0,
-        max_turns=len(plain.turns),
+        max_turns=num_turns,
         seed=0,
         sends_seed=False,
         view_rule=AS_IT_IS,
         states_size=False,
-        system_prompt=plain.system,
-        user_prompt=plain.question,
-        tool_schemas=plain.schemas,
+        system_prompt=prompt.system,
+        user_prompt=prompt.user,
+        tool_schemas=prompt.tools,
         keep_pictures=True,
         code=CodeLimits(TIMEOUT_SECONDS, MEMORY_BYTES, unsafe_exec=False) if runs_code else None,
     )
 
 
-def _turn(number: int, turn: Said, last: WrittenMessage) -> dict[str, Json]:
-    native = turn.message.stored.get("tool_calls")
+def _turn(number: int, message: WrittenMessage) -> dict[str, Json]:
+    form = ToolMode.NATIVE if message.stored.get("tool_calls") else ToolMode.TEXT
     entry: dict[str, Json] = {
         "turn": number,
-        "assistant_response": turn.message.text,
+        "assistant_response": message.text,
         "reasoning": None,
         "reasoning_field": None,
         "finish_reason": None,
-        "call_form": (ToolMode.NATIVE.value if native else ToolMode.TEXT.value) if turn.results else None,
+        "call_form": form.value if message.calls else None,
         "usage": None,
     }
-    if turn.message.stored.get("weight") == 0:
-        entry["trained"] = False
-    if turn.message.calls and not turn.results:
-        entry["call_form"] = ToolMode.NATIVE.value if native else ToolMode.TEXT.value
-    return entry
+    return entry | {"trained": False} if message.stored.get("weight") == 0 else entry
 
 
-def _calls(plain: Plain, scene: Scene, photo: SentPicture, toolbox: Toolbox) -> Iterator[dict[str, Json]]:
+def _calls(
+    turns: Sequence[_Turn], scene: Scene, photo: SentPicture, toolbox: Toolbox
+) -> Iterator[dict[str, Json]]:
     current = photo
-    for number, turn in enumerate(plain.turns, start=1):
-        results = turn.results or (("", None),) * len(turn.message.calls)
-        for call, (text, picture) in zip(turn.message.calls, results, strict=True):
+    for number, (message, found) in enumerate(turns, start=1):
+        results = found or (("", None),) * len(message.calls)
+        for call, (text, picture) in zip(message.calls, results, strict=True):
             entry: dict[str, Json] = {
                 "turn": number,
                 "tool_name": call.name,

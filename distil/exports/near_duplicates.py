@@ -77,7 +77,5 @@ def _pairs_within(values: _Hashes, piece: _Hashes, max_bits: int) -> Iterator[tu
 
 def _num_bits(values: _Hashes) -> NDArray[np.uint8]:
     """How many bits of each value are set."""
-    total = np.zeros(values.shape, dtype=np.uint8)
-    for shift in range(0, HASH_BITS, 16):
-        total += _BITS_OF_16[(values >> np.uint64(shift)) & np.uint64(0xFFFF)]
-    return total
+    bits: NDArray[np.uint8] = _BITS_OF_16[values[..., None].view(np.uint16)].sum(axis=-1, dtype=np.uint8)
+    return bits

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from distil.commands.flags import FormFlags
 from distil.errors import ToolError, TraceError
-from distil.exports.options import ExportOptions
 from distil.pictures import ResizeRule, encode_at, encode_sent, sent_size
-from distil.records import Frame, Json, PictureFacts, SentPicture, Size
+from distil.records import Frame, Json, PictureFacts, SentPicture, Size, Student
 from distil.replay.imported import imported_pictures, photo_of
 from distil.source.rows import Source
 from distil.store.trace_file import StoredCall, StoredTrace
@@ -17,6 +17,12 @@ from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool
 
 MAX_STUDENT_RATIO = 200  # of a picture's sides: the processors refuse more
+# How the students' own processors size pictures (`preprocessor_config.json` of the checkpoints): what has
+# such a size already stays as it is.
+_STUDENT_RULES: Mapping[Student, ResizeRule] = {
+    Student.QWEN3_VL: ResizeRule(max_area_px=16_777_216, min_area_px=65_536, min_side_px=0, factor_px=32),
+    Student.QWEN25_VL: ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=0, factor_px=28),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +38,33 @@ class ShownCall:
     sent_size: Size | None = None  # what the teacher saw of the picture
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """All pictures of a trace as the student is shown them, with what its calls say of them."""
-
-    photo: SentPicture = field(repr=False)
-    photo_sent_size: Size
-    calls: tuple[ShownCall, ...]
+def student_rule(form: FormFlags) -> ResizeRule:
+    """How the student's processor sizes a picture."""
+    return _STUDENT_RULES[form.student]
 
 
-def box_frame(trace: StoredTrace, options: ExportOptions) -> BoxFrame:
+def max_student_pixels(form: FormFlags) -> int:
+    """What a picture may have for the student at most: more than that a trainer must not shrink."""
+    limit = student_rule(form).max_area_px
+    assert limit is not None
+    return min(limit, form.image_max_pixels or limit)
+
+
+def box_frame(trace: StoredTrace, form: FormFlags) -> BoxFrame:
     """How the student states boxes: of the same picture as the teacher did."""
-    return BoxFrame(options.coordinates, trace.settings.crop_from)
+    return BoxFrame(form.coordinates, trace.settings.crop_from)
 
 
-def shown(trace: StoredTrace, source: Source, executor: Executor | None, options: ExportOptions) -> Shown:
-    """Replay a trace; raises TraceError where a picture is not the one that the teacher saw.
+def shown_calls(
+    trace: StoredTrace, source: Source, executor: Executor | None, form: FormFlags
+) -> tuple[SentPicture, list[ShownCall]]:
+    """A trace replayed: its photo and its calls as the student is shown them.
 
-    Raises SourceError where the row cannot be read, SandboxUnavailable where there is code but nothing to run
-    it in.
+    Raises TraceError where a picture is not the one that the teacher saw, SourceError where the row cannot be
+    read, SandboxUnavailable where there is code but nothing to run it in.
     """
     if trace.is_imported:
-        return _shown_as_imported(trace, source, options)
+        return _shown_as_imported(trace, source, form)
     sample, toolbox = source.load(trace.sample_id), trace.settings.toolbox(executor)
     if sample.picture.file_sha256 != trace.file_sha256:
         raise TraceError("its row holds another picture file now")
@@ -62,10 +73,10 @@ def shown(trace: StoredTrace, source: Source, executor: Executor | None, options
     sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
     if trace.sent_sha256 not in (sent.sha256, trace.file_sha256):  # once the file went with all its metadata
         raise TraceError("the photo encodes to other bytes than the teacher got")
-    photo = current = _sized(scene, sent, options)
+    photo = current = _sized(scene, sent, form)
     calls = []
     for number, call in enumerate(trace.calls, start=1):
-        boxes, seen = box_frame(trace, options), SeenSizes(scene, photo.size, current.size)
+        boxes, seen = box_frame(trace, form), SeenSizes(scene, photo.size, current.size)
         if not call.success:
             calls.append(ShownCall(call, _restated(call, seen, boxes) if call.arguments else None))
             continue
@@ -77,45 +88,48 @@ def shown(trace: StoredTrace, source: Source, executor: Executor | None, options
         _check_facts(observation.facts, call.facts, f"the picture of call {number}")
         if observation.sent is None or observation.sent.sha256 != call.sent_sha256:
             raise TraceError(f"the picture of call {number} encodes to other bytes than the teacher got")
-        current = _sized(scene, observation.sent, options)
+        current = _sized(scene, observation.sent, form)
         scene.let_go()
         calls.append(ShownCall(call, arguments, current, observation.sent.size))
-    return Shown(photo, sent.size, tuple(calls))
+    return photo, calls
 
 
-def _shown_as_imported(trace: StoredTrace, source: Source, options: ExportOptions) -> Shown:
+def _shown_as_imported(
+    trace: StoredTrace, source: Source, form: FormFlags
+) -> tuple[SentPicture, list[ShownCall]]:
     """An imported trace: calls as they came, but for boxes that are to stand in another frame."""
     sample = source.load(trace.sample_id)
     sent = photo_of(trace, sample)
-    photo = current = _sized(Scene.start(sample.picture.picture), sent, options)
+    photo = current = _sized(Scene.start(sample.picture.picture), sent, form)
     made = {picture.number: picture for picture in imported_pictures(trace, sample)}
     calls, size_before = [], sent.size
     for number, call in enumerate(trace.calls, start=1):
         picture, arguments = made.get(number), None
-        if _has_box(call) and not _box_stays(trace, size_before, current.size, options):
+        if has_box(call) and not _box_stays(trace, size_before, current.size, form):
             if picture is None or not picture.is_verified:
                 raise TraceError(
                     f"the box of call {number} stays in its frame: it is imported, and no picture proves it"
                 )
             seen = SeenSizes(picture.before, photo.size, current.size)
-            arguments = _restated(call, seen, box_frame(trace, options))
+            arguments = _restated(call, seen, box_frame(trace, form))
         if picture is None:
             calls.append(ShownCall(call, arguments))
             continue
-        current, size_before = _sized(picture.scene, picture.sent, options), picture.sent.size
+        current, size_before = _sized(picture.scene, picture.sent, form), picture.sent.size
         calls.append(ShownCall(call, arguments, current, picture.sent.size))
-    return Shown(photo, sent.size, tuple(calls))
+    return photo, calls
 
 
-def _has_box(call: StoredCall) -> bool:
+def has_box(call: StoredCall) -> bool:
+    """Whether a call's arguments hold a box."""
     tool = find_tool(call.raw.name)
     return tool is not None and tool.box_of(call.raw.arguments) is not None
 
 
-def _box_stays(trace: StoredTrace, sent: Size, exported: Size, options: ExportOptions) -> bool:
+def _box_stays(trace: StoredTrace, sent: Size, exported: Size, form: FormFlags) -> bool:
     """Whether a box of a picture means the same in an export as it did where it was written."""
-    is_same_frame = trace.settings.coordinates is options.coordinates
-    return is_same_frame and (options.coordinates is not Frame.PIXEL or sent == exported)
+    is_same_frame = trace.settings.coordinates is form.coordinates
+    return is_same_frame and (form.coordinates is not Frame.PIXEL or sent == exported)
 
 
 def _check_facts(found: PictureFacts | None, stored: PictureFacts | None, what: str) -> None:
@@ -128,9 +142,9 @@ def _restated(call: StoredCall, seen: SeenSizes, boxes: BoxFrame) -> Mapping[str
     return call.arguments if tool is None else tool.restate(call.arguments, seen, boxes)
 
 
-def _sized(scene: Scene, sent: SentPicture, options: ExportOptions) -> SentPicture:
+def _sized(scene: Scene, sent: SentPicture, form: FormFlags) -> SentPicture:
     """The scene's current picture for the student: as sent, where it may stay so."""
-    size = student_size(sent.size, options)
+    size = student_size(sent.size, form)
     if max(size) >= MAX_STUDENT_RATIO * min(size):
         raise TraceError(
             f"a picture of {size[0]}×{size[1]} pixels: the students' processors refuse sides of "
@@ -139,28 +153,28 @@ def _sized(scene: Scene, sent: SentPicture, options: ExportOptions) -> SentPictu
     return sent if size == sent.size else encode_at(scene.current, size, scene.grey_range)
 
 
-def student_size(sent: Size, options: ExportOptions) -> Size:
+def student_size(sent: Size, form: FormFlags) -> Size:
     """The size of an exported picture, given that of the sent one.
 
     Boxes in pixels need the very size that the student's processor would make of it; for boxes in thousandths
     only what is too large is made smaller.
     """
-    limit = options.image_max_pixels
-    if options.coordinates is not Frame.PIXEL and (limit is None or sent[0] * sent[1] <= limit):
+    limit = form.image_max_pixels
+    if form.coordinates is not Frame.PIXEL and (limit is None or sent[0] * sent[1] <= limit):
         return sent
-    size = sent_size(sent, with_limit(options.student_rule, limit))
-    if options.coordinates is Frame.PIXEL:
-        _check_stays(size, options)
+    size = sent_size(sent, with_limit(student_rule(form), limit))
+    if form.coordinates is Frame.PIXEL:
+        _check_stays(size, form)
     return size
 
 
-def _check_stays(size: Size, options: ExportOptions) -> None:
+def _check_stays(size: Size, form: FormFlags) -> None:
     """Raise TraceError for a size that the student would not see as it is, so that pixels mean others."""
-    fits = size[0] * size[1] <= options.max_student_pixels
-    if not fits or sent_size(size, options.student_rule) != size:
+    fits = size[0] * size[1] <= max_student_pixels(form)
+    if not fits or sent_size(size, student_rule(form)) != size:
         raise TraceError(
             f"the student's processor resizes a picture of {size[0]}×{size[1]} pixels, so boxes "
-            f"would be wrong: --image_max_pixels {options.image_max_pixels} is too small for it"
+            f"would be wrong: --image_max_pixels {form.image_max_pixels} is too small for it"
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distil.exports.conversation import Conversation, Message, Part
-from distil.exports.options import ExportOptions
+from distil.commands.flags import ExportFlags, FormFlags
+from distil.exports.conversation import Message, Part, StudentConversation
 from distil.exports.tokens import picture_tokens, row_tokens
 from distil.records import ExportFormat, Json
 
@@ -20,7 +20,7 @@ class Preview:
     id: str
     messages: tuple[Message, ...]
     num_tokens: int  # about
-    options: ExportOptions
+    form: FormFlags
 
     @property
     def num_trained(self) -> int:
@@ -55,28 +55,28 @@ class Preview:
             "media_type": part.media_type,
             "num_bytes": part.num_bytes,
             "sha256": part.sha256,
-            "tokens": picture_tokens(part.size, self.options),
+            "tokens": picture_tokens(part.size, self.form),
         }
 
 
-def previews_of(conversation: Conversation, options: ExportOptions) -> list[Preview]:
+def previews_of(conversation: StudentConversation, asked: ExportFlags) -> list[Preview]:
     """The rows that a conversation becomes: one, or for LLaMA-Factory one for each trained turn.
 
     That is where a turn of it is masked; an export where any is has all of its rows split.
     """
     messages, name = conversation.messages(), str(conversation.origin["id"])
     is_masked = any(message.is_trained is False for message in messages)
-    if options.format is not ExportFormat.LLAMAFACTORY or not is_masked:
-        return [_preview(name, messages, options)]
+    if asked.format is not ExportFormat.LLAMAFACTORY or not is_masked:
+        return [_preview(name, messages, asked.form)]
     rows = []
     number = 0
     for position, message in enumerate(messages, start=1):
         number += message.is_trained is not None
         if message.is_trained:
             before = [Message(each.role, each.parts) for each in messages[: position - 1]]
-            rows.append(_preview(f"{name}#turn{number}", [*before, message], options))
+            rows.append(_preview(f"{name}#turn{number}", [*before, message], asked.form))
     return rows
 
 
-def _preview(name: str, messages: Sequence[Message], options: ExportOptions) -> Preview:
-    return Preview(name, tuple(messages), row_tokens(messages, options), options)
+def _preview(name: str, messages: Sequence[Message], form: FormFlags) -> Preview:
+    return Preview(name, tuple(messages), row_tokens(messages, form), form)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import random
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from distil.commands.flags import ExportFlags, SelectionFlags
 from distil.errors import UsageError
 from distil.exports.filters import (
     Candidate,
     Filter,
-    Reader,
+    Read,
     balanced,
     best,
     first,
@@ -26,13 +30,13 @@ from distil.exports.filters import (
     without_repeats,
 )
 from distil.exports.near_duplicates import check_imagehash
-from distil.exports.splits import Grouped, Splitting, validation_members
 from distil.index.columns import Column
 from distil.index.index import TraceIndex
 from distil.index.query import Query
-from distil.records import Band, Json, NearDuplicates, StopReason
-from distil.store.folder import find_trace_files
+from distil.records import Json, NearDuplicates, StopReason
+from distil.replay.processes import each_trace
 from distil.store.marks import DROP, KEEP
+from distil.store.trace_file import find_trace_files
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_FOLDERS = 10  # of one index
@@ -54,36 +58,6 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """A trace that is to be exported, and the split that its row goes into."""
-
-    path: Path
-    split: str = TRAIN
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which traces are wanted; the filters work in the order in which they stand here."""
-
-    only_kept: bool = False
-    ignores_marks: bool = False
-    takes_all: bool = False  # also traces without an answer
-    where: str | None = None
-    pass_rate: Band | None = None  # of all traces of a row
-    accept: str | None = None  # SQL: which of them pass
-    drops_repeats: bool = False
-    near_duplicates: NearDuplicates | None = None
-    near_bits: int = 4  # bits of a perceptual hash of 64
-    best_of: int | None = None
-    max_per_sample: int | None = None
-    balance: str | None = None  # a column
-    balance_max: int | None = None
-    splitting: Splitting | None = None
-    shuffles: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """A filter and how many traces there were before and after it."""
 
@@ -98,9 +72,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Selected:
-    """The picked traces in their order, and how they were chosen."""
+    """The picked traces in their order, each with the split of its row, and how they were chosen."""
 
-    picks: tuple[Pick, ...]
+    picks: Mapping[Path, str]
     folders: tuple[Path, ...]
     columns: tuple[Column, ...]  # of the index
     num_found: int  # files
@@ -108,66 +82,61 @@ class Selected:
     left_out: Counter[str] = field(default_factory=Counter)  # without an answer, by reason
 
 
-@dataclass
-class _Found:
-    """What there is to choose from."""
-
-    candidates: list[Candidate] = field(default_factory=list)
-    wanted: set[Path] = field(default_factory=set)  # by `where`
-    passed: set[Path] = field(default_factory=set)  # by `accept`
-    unread: list[tuple[int, Path]] = field(default_factory=list)  # not in the index, and where they stand
-    columns: dict[str, Column] = field(default_factory=dict)
-    num_found: int = 0
-
-
-def select_traces(paths: Sequence[Path], selection: Selection, reader: Reader | None = None) -> Selected:
+def select_traces(
+    asked: ExportFlags,
+    tell_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Selected:
     """Choose among the traces of folders and trace files.
 
-    What the index cannot read is picked too, whatever is asked for: it has to be refused in the open. Raises
-    UsageError where there is no trace, none is left, or something that is asked for cannot be.
+    `tell_progress` gets what is read, how much of it is done, and of how much. What the index cannot read is
+    picked too, whatever is asked for: it has to be refused in the open. Raises UsageError where there is no
+    trace, none is left, or something that is asked for cannot be.
     """
-    reader = reader or Reader()
-    _check(selection)
-    found = _find(paths, selection, reader)
-    left, steps = list(found.candidates), []
-    left_out: Counter[str] = Counter()
-    for name, keep in _filters(selection, found, reader, left_out):
+
+    def read(work: Callable[..., Any], paths: Sequence[Path], what: str) -> Iterator[Any]:
+        found = each_trace(work, paths, asked.max_workers, asked.dataset_path, tell)
+        for done, each in enumerate(found, start=1):
+            tell_progress(what, done, len(paths))
+            yield each
+
+    _check(asked.selection)
+    positions = _positions(asked.paths)
+    candidates, columns = _find(asked, positions, partial(tell_progress, "traces"))
+    unread = set(positions) - {each.path for each in candidates}
+    left, steps, left_out = candidates, list[Step](), Counter[str]()
+    for name, keep in _filters(asked, candidates, read, left_out):
         before = len(left)
         left = keep(left)
         steps.append(Step(name, before, len(left)))
-        if before and not left and not found.unread:
-            raise UsageError(_nothing_left(found.num_found, steps, left_out))
-    validation = _validation(left, selection, reader)
-    picks = [
-        (each.position, Pick(each.path, VALIDATION if each.position in validation else TRAIN))
-        for each in left
-    ]
-    picks += [(position, Pick(path)) for position, path in found.unread]
-    picks.sort(key=lambda pick: pick[0])
-    if selection.shuffles:
-        random.Random(selection.seed).shuffle(picks)  # noqa: S311 - it is to be the same each time
+        if before and not left and not unread:
+            raise UsageError(_nothing_left(len(positions), steps, left_out))
+    validating = _validating(left, asked.selection, read)
+    picked = sorted([*unread, *(each.path for each in left)], key=lambda path: positions[path])
+    if asked.selection.shuffle:
+        random.Random(asked.selection.seed).shuffle(picked)  # noqa: S311 - it is to be the same each time
     return Selected(
-        picks=tuple(pick for _, pick in picks),
-        folders=tuple(_files_by_folder(paths)),
-        columns=tuple(found.columns.values()),
-        num_found=found.num_found,
+        picks={path: VALIDATION if path in validating else TRAIN for path in picked},
+        folders=tuple(_files_by_folder(asked.paths)),
+        columns=tuple(columns),
+        num_found=len(positions),
         steps=tuple(steps),
         left_out=left_out,
     )
 
 
-def _check(selection: Selection) -> None:
-    if selection.pass_rate is not None and selection.accept is None:
+def _check(asked: SelectionFlags) -> None:
+    if asked.pass_rate is not None and asked.accept is None:
         raise UsageError('--pass_rate: say what passes, as --accept "score > 0.8"')
-    if selection.accept is not None and selection.pass_rate is None:
+    if asked.accept is not None and asked.pass_rate is None:
         raise UsageError("--accept says what passes for --pass_rate; --where chooses traces")
-    if selection.balance_max is not None and selection.balance is None:
+    if asked.balance_max is not None and asked.balance is None:
         raise UsageError("--balance_max: say which column is balanced, as --balance country")
-    if selection.only_kept and selection.ignores_marks:
+    if asked.only_kept and asked.ignore_marks:
         raise UsageError("--only_kept and --ignore_marks cannot both be")
-    if selection.near_duplicates is NearDuplicates.TOGETHER and selection.splitting is None:
+    if asked.near_duplicates is NearDuplicates.TOGETHER and asked.validation is None:
         raise UsageError("--near_duplicates together: there is nothing to split; give --validation")
-    if selection.near_duplicates is not None:
+    if asked.near_duplicates is not None:
         check_imagehash()
 
 
@@ -189,28 +158,33 @@ def _files_by_folder(paths: Iterable[Path]) -> dict[Path, set[str] | None]:
     return files
 
 
-def _find(paths: Sequence[Path], selection: Selection, reader: Reader) -> _Found:
-    found = _Found()
-    meant = _files_by_folder(paths)
-    files: dict[Path, list[Path]] = {}
-    for folder, names in meant.items():
+def _positions(paths: Iterable[Path]) -> dict[Path, int]:
+    """The trace files and where they stand among all; raises UsageError for a folder without one."""
+    files: list[Path] = []
+    for folder, names in _files_by_folder(paths).items():
         there = find_trace_files(folder) if folder.is_dir() else []
         others = [folder / name for name in sorted(names or ()) if folder / name not in set(there)]
-        files[folder] = [path for path in there if names is None or path.name in names] + others
-        if not files[folder]:
+        found = [path for path in there if names is None or path.name in names] + others
+        if not found:
             raise UsageError(f"{folder} is no trace file and holds no trace_*.json")
-    positions = {path: number for number, path in enumerate(path for each in files.values() for path in each)}
-    found.num_found = len(positions)
-    uses_sql = selection.where is not None or selection.accept is not None
-    at_once = (
-        len(files) if uses_sql else MAX_FOLDERS
-    )  # SQL is about all traces, or says that they are too many
-    for index, folders in indexes(list(files), at_once, partial(reader.tell_progress, "traces")):
+        files += found
+    return {path: number for number, path in enumerate(files)}
+
+
+def _find(
+    asked: ExportFlags, positions: Mapping[Path, int], tell_progress: Callable[[int, int], None]
+) -> tuple[list[Candidate], Collection[Column]]:
+    """The traces that the index can read, and its columns."""
+    folders = list(_files_by_folder(asked.paths))
+    uses_sql = asked.where is not None or asked.selection.accept is not None
+    at_once = len(folders) if uses_sql else MAX_FOLDERS  # SQL is about all, or says that they are too many
+    candidates: list[Candidate] = []
+    columns: dict[str, Column] = {}
+    for index, some in indexes(folders, at_once, tell_progress):
         with closing(index):
-            _take(found, index, folders, positions, selection)
-    read = {each.path for each in found.candidates}
-    found.unread = [(position, path) for path, position in positions.items() if path not in read]
-    return found
+            candidates += _candidates(index, some, positions, asked)
+            columns |= {column.name: column for column in index.columns}
+    return candidates, columns.values()
 
 
 def indexes(
@@ -224,50 +198,43 @@ def indexes(
         yield TraceIndex.open(some, tell_progress), some
 
 
-def _take(
-    found: _Found,
-    index: TraceIndex,
-    folders: Sequence[Path],
-    positions: dict[Path, int],
-    selection: Selection,
-) -> None:
+def _candidates(
+    index: TraceIndex, folders: Sequence[Path], positions: Mapping[Path, int], asked: ExportFlags
+) -> Iterator[Candidate]:
     """The traces of some folders; raises UsageError for a column or SQL that cannot be."""
-    found.columns |= {column.name: column for column in index.columns}
-    splitting = selection.splitting
-    by = [] if splitting is None else list(splitting.columns)
-    balanced = [] if selection.balance is None else [selection.balance]
-    for run, *values in index.rows(Query(), ("run", *_COLUMNS, *balanced, *by)):
+    wanted = _meeting(index, folders, asked.where)
+    passed = _meeting(index, folders, asked.selection.accept)
+    balance = [] if asked.selection.balance is None else [asked.selection.balance]
+    names = ("run", *_COLUMNS, *balance, *_split_columns(asked.selection))
+    for run, *values in index.rows(Query(), names):
         cells = dict(zip(_COLUMNS, values, strict=False))
         path = folders[int(run)] / str(cells["file"])
-        if path in positions:
-            value = values[len(_COLUMNS)] if balanced else None
-            place = tuple(values[len(_COLUMNS) + len(balanced) :])
-            found.candidates.append(_candidate(path, positions[path], cells, value, place))
-    for where, chosen in ((selection.where, found.wanted), (selection.accept, found.passed)):
-        if where is not None:
-            rows = index.rows(Query(where=where), ("run", "file"))
-            chosen |= {folders[int(run)] / str(file) for run, file in rows}
+        if path not in positions:
+            continue
+        index_of_row = cells["sample_index"]
+        dataset = cells["fingerprint"] or cells["dataset_path"] or str(path.parent)
+        row = (cells["task"], dataset, path.name if index_of_row is None else index_of_row)
+        yield Candidate(
+            path=path,
+            position=positions[path],
+            row=row,
+            rollout=int(cells["rollout"] or 0),
+            photo=str(cells["image_sha256"] or row),
+            num_pixels=int(cells["width_px"] or 0) * int(cells["height_px"] or 0),
+            score=cells["score"],
+            reason_out=_reason_out(cells["stop_reason"], cells["parse_success"]),
+            mark=cells["mark"],
+            is_wanted=path in wanted,
+            passes=path in passed,
+            value=values[len(_COLUMNS)] if balance else None,
+            place=tuple(values[len(_COLUMNS) + len(balance) :]),
+        )
 
 
-def _candidate(
-    path: Path, position: int, cells: dict[str, Json], value: Json, place: tuple[Json, ...]
-) -> Candidate:
-    dataset = cells["fingerprint"] or cells["dataset_path"] or str(path.parent)
-    index = cells["sample_index"]
-    row = (cells["task"], dataset, path.name if index is None else index)
-    return Candidate(
-        path=path,
-        position=position,
-        row=row,
-        rollout=int(cells["rollout"] or 0),
-        photo=str(cells["image_sha256"] or row),
-        num_pixels=int(cells["width_px"] or 0) * int(cells["height_px"] or 0),
-        score=cells["score"],
-        reason_out=_reason_out(cells["stop_reason"], cells["parse_success"]),
-        mark=cells["mark"],
-        value=value,
-        place=place,
-    )
+def _meeting(index: TraceIndex, folders: Sequence[Path], condition: str | None) -> set[Path]:
+    """The traces that meet a condition in SQL."""
+    rows = index.rows(Query(where=condition), ("run", "file")) if condition is not None else ()
+    return {folders[int(run)] / str(file) for run, file in rows}
 
 
 def _reason_out(stop_reason: str | None, parse_success: bool | None) -> str | None:
@@ -286,50 +253,127 @@ def _reason_out(stop_reason: str | None, parse_success: bool | None) -> str | No
 
 
 def _filters(
-    selection: Selection, found: _Found, reader: Reader, left_out: Counter[str]
+    asked: ExportFlags, candidates: Sequence[Candidate], read: Read, left_out: Counter[str]
 ) -> Iterator[tuple[str, Filter]]:
     """The filters that are asked for, by what they are called, in their order."""
-    if selection.only_kept:
+    flags = asked.selection
+    if flags.only_kept:
         yield "--only_kept", partial(those, lambda each: each.mark == KEEP)
-    elif not selection.ignores_marks:
+    elif not flags.ignore_marks:
         yield "not marked drop", partial(those, lambda each: each.mark != DROP)
-    if not selection.takes_all:
+    if not asked.all:
         yield "with an answer", partial(with_answer, left_out)
-    if selection.where is not None:
-        yield f"--where {selection.where}", partial(those, lambda each: each.path in found.wanted)
-    if selection.pass_rate is not None:
-        rates = pass_rates(found.candidates, found.passed)
-        band = selection.pass_rate
-        name = f"--pass_rate {band} --accept {selection.accept}"
+    if asked.where is not None:
+        yield f"--where {asked.where}", partial(those, lambda each: each.is_wanted)
+    if flags.pass_rate is not None:
+        rates, band = pass_rates(candidates), flags.pass_rate
+        name = f"--pass_rate {band} --accept {flags.accept}"
         yield name, partial(those, lambda each: band.low <= rates[each.row] <= band.high)
-    if selection.drops_repeats:
-        yield "--drop_repeats", partial(without_repeats, reader)
-    if selection.near_duplicates is NearDuplicates.DROP:
-        name = f"--near_duplicates drop --near_bits {selection.near_bits}"
-        yield name, partial(without_near, selection.near_bits, reader)
-    if selection.best_of is not None:
-        yield f"--best_of {selection.best_of}", partial(best, selection.best_of)
-    if selection.max_per_sample is not None:
-        yield f"--max_per_sample {selection.max_per_sample}", partial(first, selection.max_per_sample)
-    if selection.balance is not None:
-        most = "" if selection.balance_max is None else f" --balance_max {selection.balance_max}"
-        yield f"--balance {selection.balance}{most}", partial(balanced, selection.balance_max, selection.seed)
-
-
-def _validation(candidates: Sequence[Candidate], selection: Selection, reader: Reader) -> Collection[int]:
-    """Those that validate; raises UsageError where that would be all or none."""
-    splitting = selection.splitting
-    if splitting is None or not candidates:
-        return ()
-    pairs: list[tuple[str, str]] = []
-    if selection.near_duplicates is NearDuplicates.TOGETHER:
-        pairs = near_photos(candidates, selection.near_bits, reader)
-    grouped = [Grouped(each.photo, each.place) for each in candidates]
-    numbers = validation_members(grouped, pairs, splitting, selection.seed)
-    return {candidates[number].position for number in numbers}
+    if flags.drop_repeats:
+        yield "--drop_repeats", partial(without_repeats, read)
+    if flags.near_duplicates is NearDuplicates.DROP:
+        name = f"--near_duplicates drop --near_bits {flags.near_bits}"
+        yield name, partial(without_near, flags.near_bits, read)
+    if flags.best_of is not None:
+        yield f"--best_of {flags.best_of}", partial(best, flags.best_of)
+    if flags.max_per_sample is not None:
+        yield f"--max_per_sample {flags.max_per_sample}", partial(first, flags.max_per_sample)
+    if flags.balance is not None:
+        most = "" if flags.balance_max is None else f" --balance_max {flags.balance_max}"
+        yield f"--balance {flags.balance}{most}", partial(balanced, flags.balance_max, flags.seed)
 
 
 def _nothing_left(num_found: int, steps: Sequence[Step], left_out: Counter[str]) -> str:
     told = [f"{step.name}: {step.after:,}" for step in steps]
     reasons = [f"{count:,} left out, {reason}" for reason, count in sorted(left_out.items())]
     return f"no trace is left to export of {num_found:,}: {'; '.join(told + reasons)}"
+
+
+# --- train and validation: the same photo, and whatever belongs together, on one side ---
+
+
+def _validating(candidates: Sequence[Candidate], asked: SelectionFlags, read: Read) -> Collection[Path]:
+    """Those that validate; raises UsageError where that would be all or none."""
+    if asked.validation is None or not candidates:
+        return ()
+    near: list[tuple[str, str]] = []
+    if asked.near_duplicates is NearDuplicates.TOGETHER:
+        near = near_photos(candidates, asked.near_bits, read)
+    return {candidates[number].path for number in validation_members(candidates, near, asked)}
+
+
+def _split_columns(asked: SelectionFlags) -> list[str]:
+    """The columns of which a value is never on both sides."""
+    return [name.strip() for name in (asked.split_by or "").split(",") if name.strip()]
+
+
+def validation_members(
+    members: Sequence[Candidate], near: Iterable[tuple[str, str]], asked: SelectionFlags
+) -> set[int]:
+    """The positions of those that validate: whole groups, as they are drawn, up to the share of all.
+
+    `near` are pairs of photos that belong together. Groups are drawn by their photos' hashes, so that more
+    traces of the same photos are split alike. Raises UsageError where all is one group.
+    """
+    assert asked.validation is not None
+    cells = [_cell(member, asked.split_step) for member in members]
+    names = [
+        member.photo if cell is None else repr(cell) for member, cell in zip(members, cells, strict=True)
+    ]
+    groups = _groups(members, cells, near)
+    if len(groups) < 2:
+        raise UsageError("--validation: all traces belong together, so none can be kept for validation")
+
+    def drawn(group: list[int]) -> str:
+        name = min(names[number] for number in group)
+        return hashlib.sha256(f"{asked.seed} {name}".encode()).hexdigest()
+
+    room = max(1, round(asked.validation * len(members)))
+    chosen: set[int] = set()
+    for group in sorted(groups, key=drawn):
+        if len(chosen) + len(group) <= room and len(chosen) + len(group) < len(members):
+            chosen.update(group)
+    smallest: list[int] = min(groups, key=lambda group: (len(group), drawn(group)))
+    return chosen or set(smallest)
+
+
+_Cell = tuple[Json, ...] | None
+
+
+def _cell(member: Candidate, step: float | None) -> _Cell:
+    """Where a trace belongs by its columns, numbers in steps; None where they say nothing."""
+    if all(value is None for value in member.place):
+        return None
+    return tuple(_stepped(value, step) for value in member.place)
+
+
+def _stepped(value: Json, step: float | None) -> Json:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return math.floor(value / step) if is_number and step is not None else value
+
+
+def _groups(
+    members: Sequence[Candidate], cells: Sequence[_Cell], near: Iterable[tuple[str, str]]
+) -> list[list[int]]:
+    """The positions of what belongs together, directly or by others."""
+    following: dict[Hashable, Hashable] = {}
+
+    def first_of(thing: Hashable) -> Hashable:
+        while (other := following.get(thing, thing)) != thing:
+            following[thing] = following.get(other, other)
+            thing = other
+        return thing
+
+    def join(one: Hashable, other: Hashable) -> None:
+        following[first_of(one)] = first_of(other)
+
+    for number, (member, cell) in enumerate(zip(members, cells, strict=True)):
+        join(number, ("photo", member.photo))
+        if cell is not None:
+            join(number, ("place", cell))
+    for one, other in near:
+        join(("photo", one), ("photo", other))
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for number in range(len(members)):
+        groups[first_of(number)].append(number)
+    return list(groups.values())

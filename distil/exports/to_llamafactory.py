@@ -10,11 +10,18 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from distil.exports.conversation import Conversation, Turn
-from distil.exports.files import JsonLines, write_picture
-from distil.exports.form import Facts, Target
-from distil.exports.options import ExportOptions
-from distil.exports.rows import PLACEHOLDER, call_json, flat_row, joined_results, opening
+from distil.exports.conversation import StudentConversation, StudentTurn
+from distil.exports.form import (
+    PLACEHOLDER,
+    STUDENT_MODELS,
+    ExportReport,
+    Format,
+    Target,
+    call_json,
+    flat_row,
+    joined_results,
+)
+from distil.exports.pictures import max_student_pixels
 from distil.records import Json, Student, ToolMode
 
 _TEMPLATES = {Student.QWEN3_VL: "qwen3_vl_nothink", Student.QWEN25_VL: "qwen2_vl"}
@@ -33,66 +40,56 @@ A turn that is not to be trained cannot be marked, so each row ends with the one
 `mask_history: true` leaves out those before it. Do not mix these rows with others in one training."""
 
 
-class ToLlamaFactory:
-    """Rows for LLaMA-Factory; natively as `function_call` and `observation` where it can read them."""
+def _row(conversation: StudentConversation, target: Target) -> dict[str, Json]:
+    """A row for LLaMA-Factory; natively as `function_call` and `observation` where it can read them."""
+    return flat_row(conversation, target, _native_turn)
 
-    call_forms = frozenset({ToolMode.TEXT, ToolMode.NATIVE})
 
-    def __init__(self, target: Target, options: ExportOptions) -> None:
-        self._target, self._options = target, options
-        self._lines = JsonLines(target.folder)
-
-    def add(self, conversation: Conversation, split: str) -> None:
-        names = [write_picture(self._target.folder, picture) for picture in conversation.pictures()]
-        row = flat_row(conversation, _native if self._options.call_form is ToolMode.NATIVE else None)
-        row["images"] = names
-        self._lines.add(row, split)
-
-    def close(self) -> None:
-        self._lines.close()
-
-    def guide(self, facts: Facts) -> str:
-        for split in facts.num_rows:
-            _finish(self._target.folder / f"{split}.jsonl", is_split=facts.has_masked)
-        native = {"tools": "tools"} if self._options.call_form is ToolMode.NATIVE else {}
-        entries = {
-            f"distil_{split}": {
-                "file_name": f"{split}.jsonl",
-                "formatting": "sharegpt",
-                "columns": {"messages": "messages", "images": "images", **native},
-                "tags": _TAGS,
-            }
-            for split in facts.num_rows
+def _guide(target: Target, report: ExportReport) -> str:
+    splits = sorted(report.num_rows)
+    has_masked = report.num_masked_turns > 0
+    for split in splits:
+        _finish(target.folder / f"{split}.jsonl", is_split=has_masked)
+    native = {"tools": "tools"} if target.form.call_form is ToolMode.NATIVE else {}
+    entries = {
+        f"distil_{split}": {
+            "file_name": f"{split}.jsonl",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images", **native},
+            "tags": _TAGS,
         }
-        text = json.dumps(entries, indent=2) + "\n"
-        (self._target.folder / "dataset_info.json").write_text(text, encoding="utf-8")
-        (self._target.folder / "train.yaml").write_text(self._yaml(facts), encoding="utf-8")
-        split_text = f"\n\n{_SPLIT_TEXT}" if facts.has_masked else ""
-        return f"""\
+        for split in splits
+    }
+    text = json.dumps(entries, indent=2) + "\n"
+    (target.folder / "dataset_info.json").write_text(text, encoding="utf-8")
+    (target.folder / "train.yaml").write_text(_yaml(target, report), encoding="utf-8")
+    split_text = f"\n\n{_SPLIT_TEXT}" if has_masked else ""
+    return f"""\
 ```bash
-llamafactory-cli train {self._target.quoted}/train.yaml
+llamafactory-cli train {target.quoted}/train.yaml
 ```
 
 `dataset_info.json` has the entry of the data, `train.yaml` what they need: `cutoff_len` and
 `image_max_pixels`, whose defaults cut rows and shrink pictures without a word, and a template that adds no
 empty thoughts.{split_text}"""
 
-    def _yaml(self, facts: Facts) -> str:
-        validation = "eval_dataset: distil_validation\n" if "validation" in facts.num_rows else ""
-        out = json.dumps(str(self._target.out), ensure_ascii=False)
-        return f"""\
+
+def _yaml(target: Target, report: ExportReport) -> str:
+    validation = "eval_dataset: distil_validation\n" if "validation" in report.num_rows else ""
+    out = json.dumps(str(target.out), ensure_ascii=False)
+    return f"""\
 # What these data need; choose all else as usual.
-model_name_or_path: {self._options.student_model}
+model_name_or_path: {STUDENT_MODELS[target.form.student]}
 stage: sft
 do_train: true
 finetuning_type: lora
-template: {_TEMPLATES[self._options.student]}
+template: {_TEMPLATES[target.form.student]}
 dataset_dir: {out}
 media_dir: {out}
 dataset: distil_train
-{validation}cutoff_len: {facts.max_length}
-image_max_pixels: {self._options.max_student_pixels}
-mask_history: {"true" if facts.has_masked else "false"}
+{validation}cutoff_len: {report.max_length}
+image_max_pixels: {max_student_pixels(target.form)}
+mask_history: {"true" if report.num_masked_turns else "false"}
 output_dir: llamafactory_output
 """
 
@@ -128,19 +125,18 @@ def _split(row: Mapping[str, Json]) -> Iterator[Mapping[str, Json]]:
             }
 
 
-def _native(conversation: Conversation) -> list[dict[str, Json]]:
-    messages = [*opening(conversation, conversation.system)]
-    for turn in conversation.turns:
-        messages.append(_native_turn(turn) | {"loss": turn.is_trained})
-        if turn.results:
-            messages.append({"role": "observation", "content": joined_results(turn)})
-    return messages
+def _native_turn(turn: StudentTurn) -> list[dict[str, Json]]:
+    said = _native_said(turn) | {"loss": turn.is_trained}
+    return [said, {"role": "observation", "content": joined_results(turn)}] if turn.results else [said]
 
 
-def _native_turn(turn: Turn) -> dict[str, Json]:
+def _native_said(turn: StudentTurn) -> dict[str, Json]:
     """A turn with calls as `function_call` where nothing of it is lost: a text with several calls is not."""
     if not turn.calls or (turn.text and len(turn.calls) > 1):
         return {"role": "assistant", "content": turn.written()}
     if turn.text:
         return {"role": "function_call", "content": turn.written()}
     return {"role": "function_call", "content": json.dumps([*map(call_json, turn.calls)], ensure_ascii=False)}
+
+
+LLAMAFACTORY = Format(_row, _guide)

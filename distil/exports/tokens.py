@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from distil.commands.flags import FormFlags
+from distil.errors import UsageError
 from distil.exports.conversation import Message
-from distil.exports.options import ExportOptions
+from distil.exports.pictures import student_rule
 from distil.pictures import sent_size
-from distil.records import Json, Size
+from distil.records import Size
 
 _CHARS_A_TOKEN = 3  # of a word; English has more, names and other languages have fewer
 _WORD = re.compile(r"[A-Za-z]+")
 TOKENS_A_MESSAGE = 5  # <|im_start|>, role, newline, <|im_end|>, newline
 _TOKENS_A_PICTURE = 2  # its first and its last, beside its patches
-_ROUNDED_TO = 1024
-_MARGIN = 20  # a twentieth more: trainers make small pictures larger, each a little otherwise
+ESTIMATED = "estimated, rather too high"
+NO_LIBRARY = f"{ESTIMATED}: neither tokenizers nor transformers is installed"
+_TOKENIZER_FILE = "tokenizer.json"
 
 
 def text_tokens(text: str) -> int:
@@ -31,43 +34,54 @@ def text_tokens(text: str) -> int:
     return words + signs + foreign + len(re.findall(r"\n+|  +|\t+", text))
 
 
-def picture_tokens(size: Size, options: ExportOptions) -> int:
+def picture_tokens(size: Size, form: FormFlags) -> int:
     """Tokens of a picture for the student: one for each patch of the size that its processor makes of it.
 
     A trainer that is told of `image_max_pixels` may leave small pictures smaller; others do not.
     """
-    rule = options.student_rule
+    rule = student_rule(form)
     width, height = sent_size(size, rule)
     return width * height // rule.factor_px**2 + _TOKENS_A_PICTURE
 
 
-def row_tokens(messages: Sequence[Message], options: ExportOptions) -> int:
+def row_tokens(messages: Sequence[Message], form: FormFlags) -> int:
     """Tokens of a whole row."""
     texts = sum(text_tokens(message.text("")) for message in messages)
-    pictures = sum(picture_tokens(part.size, options) for message in messages for part in message.pictures)
+    pictures = sum(picture_tokens(part.size, form) for message in messages for part in message.pictures)
     return texts + pictures + TOKENS_A_MESSAGE * len(messages)
 
 
-@dataclass
-class Lengths:
-    """The lengths of all rows of an export, in tokens."""
+# --- by a model's own tokenizer, where a library that reads it is installed ---
 
-    counts: list[int] = field(default_factory=list)
 
-    @property
-    def to_set(self) -> int:
-        """The length to set in a trainer so that no row is cut."""
-        longest = max(self.counts, default=0)
-        longest += longest // _MARGIN
-        return -(-longest // _ROUNDED_TO) * _ROUNDED_TO
+def token_counter(folder: Path | None) -> tuple[Callable[[str], int], str]:
+    """What counts tokens, and how it is said; raises UsageError where the folder has no tokenizer."""
+    if folder is None:
+        return text_tokens, ESTIMATED
+    if not folder.is_dir():
+        raise UsageError(f"--tokenizer {folder} is no folder")
+    return _by_tokenizers(folder) or _by_transformers(folder) or (text_tokens, NO_LIBRARY)
 
-    def as_json(self) -> dict[str, Json]:
-        """As the manifest has them."""
-        ordered = sorted(self.counts)
-        middle = ordered[len(ordered) // 2] if ordered else 0
-        return {
-            "shortest": ordered[0] if ordered else 0,
-            "median": middle,
-            "longest": ordered[-1] if ordered else 0,
-            "to_set": self.to_set,
-        }
+
+def _by_tokenizers(folder: Path) -> tuple[Callable[[str], int], str] | None:
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415
+    except ImportError:
+        return None
+    path = folder / _TOKENIZER_FILE
+    if not path.is_file():
+        raise UsageError(f"--tokenizer {folder}: there is no {_TOKENIZER_FILE} in it")
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"counted by {folder}"
+
+
+def _by_transformers(folder: Path) -> tuple[Callable[[str], int], str] | None:
+    try:
+        from transformers import AutoTokenizer  # noqa: PLC0415
+    except ImportError:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--tokenizer {folder}: {error}") from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False)), f"counted by {folder}"

@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distil.errors import UsageError
-from distil.exports.rows import PLACEHOLDER
+from distil.exports.form import PLACEHOLDER
 from distil.exports.to_hf import FOLDER
 from distil.messages.tags import CALL_TAG, tool_call_bodies
-from distil.records import ExportFormat, Json
+from distil.records import ExportFormat, Json, Size
 
 _BATCH_ROWS = 8  # of Parquet: rows bring megabytes of pictures
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -38,6 +38,8 @@ class WrittenPicture:
     name: str = ""  # of the file, as the row has it
     data: bytes | None = field(default=None, repr=False)
     problem: str | None = None  # why there is none
+    size: Size | None = None  # once it is looked at
+    sha256: str = ""  # then too
 
     def read(self, folder: Path) -> bytes:
         """The file; raises OSError."""
@@ -98,32 +100,35 @@ class WrittenRow:
     problem: tuple[str, str] | None = None  # the field, and what is wrong with it
 
 
-@dataclass(frozen=True, slots=True)
-class RowFiles:
-    """Where rows lie: a folder and the files of rows in it."""
+class RowProblem(Exception):
+    """What is wrong with a row, or with a field of it."""
 
-    folder: Path
-    files: tuple[Path, ...]
+    def __init__(self, problem: str, field_name: str = "") -> None:
+        super().__init__(problem)
+        self.field = field_name
 
 
-def find_row_files(path: Path) -> RowFiles:
-    """The files of rows of an export, or the one that is named; raises UsageError where there is none."""
+def find_row_files(path: Path) -> tuple[Path, list[Path]]:
+    """The folder of an export and its files of rows, or of the one that is named.
+
+    Raises UsageError where there is none.
+    """
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"{path} is no file of rows: it must be one of {', '.join(_SUFFIXES)}")
-        return RowFiles(path.parent, (path,))
+        return path.parent, [path]
     if not path.is_dir():
         raise UsageError(f"{path} does not exist")
     found = [*path.glob("*.jsonl"), *path.glob("*.parquet"), *(path / FOLDER).glob("*.parquet")]
     if not found:
         raise UsageError(f"{path} holds no rows: no *.jsonl, no *.parquet, no {FOLDER}/*.parquet")
-    return RowFiles(path, tuple(sorted(found)))
+    return path, sorted(found)
 
 
-def read_rows(place: RowFiles, form: ExportFormat) -> Iterator[WrittenRow]:
-    """All rows of all files, one after another; raises UsageError where a file is none of its kind."""
-    for path in place.files:
-        name = str(path.relative_to(place.folder))
+def read_rows(folder: Path, files: Sequence[Path], form: ExportFormat) -> Iterator[WrittenRow]:
+    """All rows of files in a folder, one after another; raises UsageError where one is none of its kind."""
+    for path in files:
+        name = str(path.relative_to(folder))
         split = re.split(r"[.-]", path.name)[0]
         for number, stored in enumerate(_stored_rows(path), start=1):
             if isinstance(stored, str):
@@ -160,28 +165,20 @@ def _object(value: Json) -> Mapping[str, Json] | str:
     return value if isinstance(value, dict) else "it is no JSON object"
 
 
-class _Unreadable(Exception):
-    """What is wrong with a field of a row."""
-
-    def __init__(self, field_name: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field, self.problem = field_name, problem
-
-
 def _row(row: WrittenRow, form: ExportFormat) -> WrittenRow:
     name = "messages" if "messages" in row.stored else "conversations"
     stored = row.stored.get(name)
     inline: list[WrittenPicture] = []
     try:
         if not isinstance(stored, list) or not stored:
-            raise _Unreadable("messages", "it has no messages")
+            raise RowProblem("it has no messages", "messages")
         messages = tuple(
             _message(each, form, f"{name}[{number}]", inline) for number, each in enumerate(stored)
         )
         pictures = tuple(inline) if form is ExportFormat.OPENAI else tuple(_pictures(row.stored))
-    except _Unreadable as error:
-        return WrittenRow(row.file, row.number, row.split, row.stored, problem=(error.field, error.problem))
-    return WrittenRow(row.file, row.number, row.split, row.stored, messages, pictures)
+    except RowProblem as problem:
+        return replace(row, problem=(problem.field, str(problem)))
+    return replace(row, messages=messages, pictures=pictures)
 
 
 def _pictures(stored: Mapping[str, Json]) -> Iterator[WrittenPicture]:
@@ -189,7 +186,7 @@ def _pictures(stored: Mapping[str, Json]) -> Iterator[WrittenPicture]:
     if found is None:
         found = []
     if not isinstance(found, list):
-        raise _Unreadable("images", "it is no list")
+        raise RowProblem("it is no list", "images")
     for number, each in enumerate(found):
         name = f"images[{number}]"
         if isinstance(each, str):
@@ -204,10 +201,10 @@ def _pictures(stored: Mapping[str, Json]) -> Iterator[WrittenPicture]:
 
 def _message(stored: Json, form: ExportFormat, name: str, inline: list[WrittenPicture]) -> WrittenMessage:
     if not isinstance(stored, dict):
-        raise _Unreadable(name, "it is no object")
+        raise RowProblem("it is no object", name)
     role = stored.get("role", stored.get("from"))
     if not isinstance(role, str):
-        raise _Unreadable(f"{name}.role", "it is no text")
+        raise RowProblem("it is no text", f"{name}.role")
     role = _ROLES.get(role, role)
     content = stored.get("content", stored.get("value"))
     native = stored.get("tool_calls") or []
@@ -218,9 +215,9 @@ def _message(stored: Json, form: ExportFormat, name: str, inline: list[WrittenPi
     elif content is None and native and form in (ExportFormat.OPENAI, ExportFormat.MS_SWIFT):
         parts = ()
     else:
-        raise _Unreadable(f"{name}.content", f"it is {type(content).__name__}, no text and no list of parts")
+        raise RowProblem(f"it is {type(content).__name__}, no text and no list of parts", f"{name}.content")
     if not isinstance(native, list):
-        raise _Unreadable(f"{name}.tool_calls", "it is no list")
+        raise RowProblem("it is no list", f"{name}.tool_calls")
     text = "".join(part for part in parts if part is not None)
     calls = [_native_call(each, f"{name}.tool_calls[{number}]") for number, each in enumerate(native)]
     calls += _text_calls(role, text, f"{name}.content")
@@ -246,7 +243,7 @@ def _parts(content: Sequence[Json], name: str, inline: list[WrittenPicture]) -> 
             inline.append(_inline(part, f"{name}[{number}]"))
             yield None
         else:
-            raise _Unreadable(f"{name}[{number}]", "it is neither a text nor a picture")
+            raise RowProblem("it is neither a text nor a picture", f"{name}[{number}]")
 
 
 def _inline(part: Mapping[str, Json], name: str) -> WrittenPicture:

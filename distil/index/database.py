@@ -15,21 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from distil.errors import FolderError, TraceError, UsageError
 from distil.index.columns import STORED, Column, Kind, Source, dynamic_name, quoted
-from distil.index.trace_row import (
-    MAX_INTEGER,
-    Cell,
-    DynamicCell,
-    TraceRow,
-    cell,
-    kind_of,
-    read_row,
-    score_cells,
-    storable,
-)
+from distil.index.trace_row import MAX_INTEGER, Cell, TraceRow, cell, read_row, score_cells, storable
 from distil.records import Json, SampleId
 from distil.store.folder import TIMINGS, WITHOUT_TOOLS
 from distil.store.json_lines import open_regular, parse_line
@@ -100,12 +89,8 @@ WHERE score_without_tools IS NOT NULL AND sample_index NOT IN (
 """
 
 
-class _Found(NamedTuple):
-    """A trace file as the folder lists it."""
-
-    name: str
-    num_bytes: int
-    mtime_ns: int
+_Found = tuple[str, int, int]  # a trace file as the folder lists it: its name, size in bytes and time in ns
+_File = tuple[str, int, int | None, str | None]  # as it was read: with its time, and what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -158,8 +143,8 @@ class FolderIndex:
                     "SELECT * FROM changed WHERE rowid > ? ORDER BY rowid LIMIT ?", (done, _BATCH_TRACES)
                 )
                 read = []
-                for found in map(_Found._make, batch.fetchall()):
-                    read.append((found, _read(self.folder, found)))
+                for found in batch.fetchall():
+                    read.append(_read(self.folder, *found))
                     done += 1
                     tell_progress(done, num_changed)
                 with _writing(connection):
@@ -178,7 +163,7 @@ class FolderIndex:
         num_read = plain.update(tell_progress, retries_broken)
         connection.execute("ATTACH ? AS plain", (str(plain.path),))
         with _writing(connection):
-            stamp = f"{_num_changes(connection, 'main')} {_num_changes(connection, 'plain')}"
+            stamp = f"{num_changes(connection, 'main')} {num_changes(connection, 'plain')}"
             taken = connection.execute("SELECT value FROM facts WHERE name = 'gains'").fetchone()
             if taken != (stamp,):
                 before = connection.total_changes
@@ -186,7 +171,7 @@ class FolderIndex:
                 connection.execute(_DROP_GAINS)
                 if connection.total_changes > before:
                     _count_change(connection)
-                stamp = f"{_num_changes(connection, 'main')} {_num_changes(connection, 'plain')}"
+                stamp = f"{num_changes(connection, 'main')} {num_changes(connection, 'plain')}"
                 connection.execute("INSERT OR REPLACE INTO facts VALUES ('gains', ?)", (stamp,))
         return num_read
 
@@ -309,17 +294,17 @@ def _listed(folder: Path) -> Iterator[_Found]:
                 except FileNotFoundError:  # gone since, or a link to nothing
                     continue
                 if entry.is_file() and storable(entry.name) == entry.name:
-                    yield _Found(entry.name, facts.st_size, facts.st_mtime_ns)
+                    yield entry.name, facts.st_size, facts.st_mtime_ns
 
 
-def _read(folder: Path, found: _Found) -> tuple[TraceRow | None, str | None, int | None]:
-    """The row of a file or what is wrong with it, and its time; none where it may have the same once more."""
-    is_settled = time.time_ns() - found.mtime_ns > _UNSETTLED_NS
-    mtime_ns = found.mtime_ns if is_settled else None
+def _read(folder: Path, name: str, num_bytes: int, mtime_ns: int) -> tuple[_File, TraceRow | None]:
+    """A file and its row, if it has one; without its time where it may have the same once more."""
+    is_settled = time.time_ns() - mtime_ns > _UNSETTLED_NS
+    kept_ns = mtime_ns if is_settled else None
     try:
-        return read_row(folder / found.name), None, mtime_ns
+        return (name, num_bytes, kept_ns, None), read_row(folder / name)
     except TraceError as error:
-        return None, storable(str(error)), mtime_ns
+        return (name, num_bytes, kept_ns, storable(str(error))), None
 
 
 def _drop(connection: sqlite3.Connection, names: Sequence[tuple[str]]) -> None:
@@ -337,7 +322,8 @@ def _forget_gains(connection: sqlite3.Connection) -> None:
             _count_change(connection)
 
 
-def _num_changes(connection: sqlite3.Connection, schema: str) -> int:
+def num_changes(connection: sqlite3.Connection, schema: str) -> int:
+    """How often what the index of a folder holds has changed."""
     (number,) = connection.execute(f"SELECT value FROM {schema}.facts WHERE name = 'changes'").fetchone()
     return int(number)
 
@@ -346,16 +332,12 @@ def _count_change(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'changes'")
 
 
-def _write(
-    connection: sqlite3.Connection,
-    read: Sequence[tuple[_Found, tuple[TraceRow | None, str | None, int | None]]],
-) -> None:
-    _drop(connection, [(found.name,) for found, _ in read])
+def _write(connection: sqlite3.Connection, read: Sequence[tuple[_File, TraceRow | None]]) -> None:
+    _drop(connection, [(file[0],) for file, _ in read])
     columns = _Columns(connection)
-    for found, (row, problem, mtime_ns) in read:
+    for file, row in read:
         done = connection.execute(
-            "INSERT INTO files (name, num_bytes, mtime_ns, problem) VALUES (?, ?, ?, ?)",
-            (found.name, found.num_bytes, mtime_ns, problem),
+            "INSERT INTO files (name, num_bytes, mtime_ns, problem) VALUES (?, ?, ?, ?)", file
         )
         if row is not None:
             _write_row(connection, columns, done.lastrowid, row)
@@ -363,11 +345,10 @@ def _write(
 
 def _write_row(connection: sqlite3.Connection, columns: _Columns, number: int | None, row: TraceRow) -> None:
     cells: dict[str, Cell] = {"id": number, **row.fixed}
-    for item in row.dynamic:
-        name = columns.name_of(item)
+    for column, value in row.dynamic:
+        name = columns.name_of(column, value)
         if name is not None:
-            is_text = item.value is not None and columns.is_text(name)
-            cells[name] = str(item.value) if is_text else item.value
+            cells[name] = str(value) if value is not None and columns.is_text(name) else value
     sample = (cells["sample_index"], cells["rollout"])
     timing = connection.execute(f"SELECT seconds FROM timings {_OF_SAMPLE}", sample).fetchone()
     mark = connection.execute(f"SELECT mark, note FROM marks {_OF_SAMPLE}", sample).fetchone()
@@ -392,32 +373,31 @@ class _Columns:
     def is_text(self, name: str) -> bool:
         return self._kinds[name] == "text"
 
-    def name_of(self, item: DynamicCell) -> str | None:
-        """The column of a value, made where there is none; None for one too many, or for nothing in it."""
-        name = self._names.get((item.source, item.key))
-        if item.value is None:
+    def name_of(self, column: Column, value: Cell) -> str | None:
+        """The name of a trace's column, made where there is none; None for one too many, or nothing in it."""
+        name = self._names.get((column.source, column.name))
+        if value is None:
             return name
         if name is None:
-            return self._add(item) if len(self._names) < _MAX_COLUMNS else None
-        self._widen(name, item)
+            return self._add(column) if len(self._names) < _MAX_COLUMNS else None
+        self._widen(name, column.kind)
         return name
 
-    def _add(self, item: DynamicCell) -> str:
-        name = dynamic_name(item.source, item.key, self._taken)
-        kind = kind_of(item.value)
+    def _add(self, column: Column) -> str:
+        name = dynamic_name(column.source, column.name, self._taken)
         self._connection.execute(f"ALTER TABLE trace_rows ADD COLUMN {quoted(name)}")
         self._connection.execute(
             "INSERT INTO columns VALUES (?, ?, ?, ?, ?)",
-            (name, kind, item.heading, item.source, item.key),
+            (name, column.kind, column.heading, column.source, column.name),
         )
-        self._names[item.source, item.key] = name
-        self._kinds[name] = kind
+        self._names[column.source, column.name] = name
+        self._kinds[name] = column.kind
         self._taken.add(name.lower())
         return name
 
-    def _widen(self, name: str, item: DynamicCell) -> None:
+    def _widen(self, name: str, kind: Kind) -> None:
         """Make a column of numbers one of texts where one of its values is a text, and so on."""
-        before, kind = self._kinds[name], kind_of(item.value)
+        before = self._kinds[name]
         if before in {kind, "text"} or (before, kind) == ("number", "flag"):
             return
         self._kinds[name] = kind
@@ -485,15 +465,11 @@ def _take_mark(connection: sqlite3.Connection, sample_id: SampleId, line: Mappin
 
 def _take_score(connection: sqlite3.Connection, sample_id: SampleId, line: Mapping[str, Json]) -> None:
     sample, columns = (sample_id.index, sample_id.rollout), _Columns(connection)
-    for item in score_cells(line):
-        name = columns.name_of(item)
+    for column, value in score_cells(line):
+        name = columns.name_of(column, value)
         if name is not None:
-            connection.execute(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", (*sample, name, item.value)
-            )
-            connection.execute(
-                f"UPDATE trace_rows SET {quoted(name)} = ? {_OF_SAMPLE}", (item.value, *sample)
-            )
+            connection.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", (*sample, name, value))
+            connection.execute(f"UPDATE trace_rows SET {quoted(name)} = ? {_OF_SAMPLE}", (value, *sample))
 
 
 def _take_timing(connection: sqlite3.Connection, sample_id: SampleId, line: Mapping[str, Json]) -> None:

@@ -7,10 +7,12 @@ import re
 import sqlite3
 from collections.abc import Collection
 from contextlib import closing
+from functools import partial
 
 from distil.errors import UsageError
 from distil.index.columns import quoted
 from distil.index.trace_row import storable
+from distil.records import Json
 
 TABLE = "traces"
 MAX_CHARS = 10_000
@@ -50,15 +52,33 @@ def check_where(
     looks at other rows than its own where it is to be of one row.
     """
     _check_tokens(expression, columns, table)
-    reading = _Reading(table)
-    with closing(_empty_table(tuple(columns), reading)) as connection:
+    done: list[tuple[int, str | None]] = []  # what the expression does, and with what
+    with closing(_empty_table(tuple(columns), table)) as connection:
+        connection.set_authorizer(partial(_allowed, table, done))
         try:
             connection.execute(f"SELECT 1 FROM {table} WHERE (\n{expression}\n) LIMIT 0").fetchall()
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise where_error(str(error), columns, table) from None
-    if of_one_row and reading.num_selects > 1:
+    if of_one_row and sum(action == sqlite3.SQLITE_SELECT for action, _ in done) > 1:
         raise UsageError("where: it can look at one row at a time, without a SELECT or a table of its own")
-    return frozenset(reading.columns)
+    return frozenset(name for action, name in done if action == sqlite3.SQLITE_READ and name)
+
+
+def _allowed(
+    table: str,
+    done: list[tuple[int, str | None]],
+    action: int,
+    first: str | None,
+    second: str | None,
+    *_: Json,
+) -> int:
+    """Let an expression read one table and compute, and add what it does."""
+    is_read = action == sqlite3.SQLITE_READ and first == table
+    is_known = action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS
+    if action == sqlite3.SQLITE_SELECT or is_read or is_known:
+        done.append((action, second))
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY
 
 
 def where_error(message: str, columns: Collection[str], table: str = TABLE) -> UsageError:
@@ -130,16 +150,15 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if end == "]" else name[1:-1].replace(end * 2, end)
 
 
-def _empty_table(columns: tuple[str, ...], reading: _Reading) -> sqlite3.Connection:
-    """A database with nothing but a table of these columns, in which an expression may only read it."""
+def _empty_table(columns: tuple[str, ...], table: str) -> sqlite3.Connection:
+    """A database with nothing but a table of these columns."""
     connection = sqlite3.connect(":memory:")
     names = ", ".join(map(quoted, columns))
     key = quoted(columns[0])
     connection.execute(  # nor a rowid
-        f"CREATE TABLE {reading.table} ({names}, PRIMARY KEY ({key})) WITHOUT ROWID"
+        f"CREATE TABLE {table} ({names}, PRIMARY KEY ({key})) WITHOUT ROWID"
     )
     limit_values(connection)
-    connection.set_authorizer(reading)
     return connection
 
 
@@ -147,25 +166,3 @@ def limit_values(connection: sqlite3.Connection) -> None:
     """Let no expression on this connection make a large value, nor match a long pattern."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)
-
-
-class _Reading:
-    """Allows an expression to read one table and to compute, and keeps what it reads."""
-
-    def __init__(self, table: str) -> None:
-        self.table = table
-        self.columns: set[str] = set()
-        self.num_selects = 0
-
-    def __call__(
-        self, action: int, first: str | None, second: str | None, _: str | None, __: str | None
-    ) -> int:
-        if action == sqlite3.SQLITE_SELECT:
-            self.num_selects += 1
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_READ and first == self.table:
-            self.columns |= {second} if second else set()
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
-            return sqlite3.SQLITE_OK
-        return sqlite3.SQLITE_DENY

@@ -9,15 +9,14 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from distil.errors import FolderError, UsageError
 from distil.index.columns import FIXED, ROW_ID, STORED, Column, Kind, quoted
-from distil.index.database import FolderIndex, stored_columns
+from distil.index.database import FolderIndex, num_changes, stored_columns
 from distil.index.guard import TABLE, limit_values, unknown_column, where_error
-from distil.index.query import Condition, Query, condition, order_by, select
+from distil.index.query import Query, Sql, condition, order_by, select
 from distil.records import Json
 
 PAGE_SECONDS = 2.0  # an answer that someone waits for
@@ -27,31 +26,10 @@ _FOLDER_BITS = 40  # a trace's number is its folder's position above these and i
 _STEPS_A_LOOK = 5_000  # of SQLite, between two looks at the clock
 _ROWS_AT_ONCE = 500
 _KEPT_ORDERS = 8
+_IS_TRACE = "run = ? AND file = ?"
 
 
-class TraceKey(NamedTuple):
-    """Which trace: the position of its folder among those given, and its file's name."""
-
-    run: int
-    file: str
-
-
-class Neighbours(NamedTuple):
-    """What comes before and after a trace in a list, None where nothing does, and its position, from 0.
-
-    All three are None for a trace that the list does not hold.
-    """
-
-    previous: TraceKey | None
-    next: TraceKey | None
-    position: int | None
-
-
-class Broken(NamedTuple):
-    """A trace file that cannot be read, and why."""
-
-    file: Path
-    message: str
+TraceKey = tuple[int, str]  # which trace: the position of its folder among those given, and its file's name
 
 
 @dataclass(frozen=True)
@@ -63,25 +41,17 @@ class _Shape:
     files: tuple[tuple[int, int] | None, ...]
 
     @property
+    def names(self) -> list[str]:
+        """What the columns are called."""
+        return [column.name for column in self.columns]
+
+    @property
     def by_name(self) -> dict[str, Column]:
         """The columns by their names in lower case, as SQL does not tell them apart."""
         return {column.name.lower(): column for column in self.columns}
 
 
-@dataclass
-class _Reader:
-    """A connection that only reads, with the time that its statement may take."""
-
-    connection: sqlite3.Connection
-    shape: _Shape
-    deadline: float = field(default=0.0)
-
-    def allow(self, seconds: float) -> None:
-        """Let what runs next take so long."""
-        self.deadline = time.monotonic() + seconds
-
-    def is_late(self) -> bool:
-        return time.monotonic() > self.deadline
+_Reader = tuple[sqlite3.Connection, _Shape]  # a connection that only reads, and what it was made for
 
 
 class TraceIndex:
@@ -128,16 +98,14 @@ class TraceIndex:
         return self._shape.columns
 
     @property
-    def broken(self) -> list[Broken]:
-        """The trace files that cannot be read."""
-        with self._reading() as reader:
-            reader.allow(PAGE_SECONDS)
+    def broken(self) -> list[tuple[Path, str]]:
+        """The trace files that cannot be read, each with why."""
+        problems = "SELECT name, problem FROM {}.files WHERE problem IS NOT NULL ORDER BY name"
+        with self._reading() as (connection, _):
             return [
-                Broken(each.folder / name, problem)
+                (each.folder / name, problem)
                 for run, each in enumerate(self._folders)
-                for name, problem in reader.connection.execute(
-                    f"SELECT name, problem FROM f{run}.files WHERE problem IS NOT NULL ORDER BY name"
-                )
+                for name, problem in self._run(connection, (problems.format(f"f{run}"), ()), PAGE_SECONDS)
             ]
 
     def update(self) -> int:
@@ -155,22 +123,25 @@ class TraceIndex:
 
     def count(self, query: Query, seconds: float = PAGE_SECONDS) -> int:
         """How many traces a query gives; raises UsageError for a query that cannot be, or takes too long."""
-        with self._reading() as reader:
-            chosen = self._chosen(query, reader)
-            (number,) = next(self._run(reader, select("count(*)", chosen), chosen, seconds))
+        with self._reading() as (connection, shape):
+            chosen, values = self._chosen(query, shape)
+            counted = (f"SELECT count(*) FROM {TABLE} WHERE {chosen}", values)
+            (number,) = next(self._run(connection, counted, seconds))
             return int(number)
 
     def page(
         self, query: Query, limit: int, offset: int = 0, seconds: float = PAGE_SECONDS
     ) -> list[dict[str, Json]]:
         """Some traces of a query, each as its values by the names of all columns; raises as `count`."""
-        with self._reading() as reader:
-            chosen = self._chosen(query, reader)
-            columns = reader.shape.columns
-            names = ", ".join(quoted(column.name) for column in columns)
-            order = order_by(query, reader.shape.by_name, len(self._folders))
-            statement = select(names, chosen, order, f" LIMIT {int(limit)} OFFSET {int(offset)}")
-            return [_as_json(columns, row) for row in self._run(reader, statement, chosen, seconds)]
+        with self._reading() as (connection, shape):
+            limits = f" LIMIT {int(limit)} OFFSET {int(offset)}"
+            if len(self._folders) == 1:  # numbers are sorted, and whole rows read for this page alone
+                numbers, values = self._listed(query, shape, [ROW_ID], limits)
+                of_page = (f"{ROW_ID} IN ({numbers})", values)
+                statement = select(shape.names, of_page, order_by(query, shape.by_name, 1))
+            else:
+                statement = self._listed(query, shape, shape.names, limits)
+            return [_as_json(shape.columns, row) for row in self._run(connection, statement, seconds)]
 
     def rows(
         self, query: Query, names: Sequence[str], seconds: float = STREAM_SECONDS
@@ -180,93 +151,92 @@ class TraceIndex:
         `seconds` are for the next rows of many, however long their use takes. Raises as `count`, also for
         names that are no column.
         """
-        with self._reading() as reader:
-            chosen = self._chosen(query, reader)
-            by_name = reader.shape.by_name
+        with self._reading() as (connection, shape):
+            by_name = shape.by_name
             for name in names:
                 if name.lower() not in by_name:
-                    raise unknown_column(name, [column.name for column in self.columns])
-            columns = tuple(by_name[name.lower()] for name in names)
-            what = ", ".join(quoted(column.name) for column in columns)
-            statement = select(what, chosen, order_by(query, by_name, len(self._folders)))
-            for row in self._run(reader, statement, chosen, seconds):
+                    raise unknown_column(name, shape.names)
+            columns = [by_name[name.lower()] for name in names]
+            statement = self._listed(query, shape, [column.name for column in columns])
+            for row in self._run(connection, statement, seconds):
                 yield tuple(_as_json(columns, row).values())
 
     def find(self, key: TraceKey) -> dict[str, Json] | None:
         """One trace's values by the names of all columns, None where it is not in the index."""
-        with self._reading() as reader:
-            where = Condition("run = ? AND file = ?", tuple(key))
-            names = ", ".join(quoted(column.name) for column in reader.shape.columns)
-            row = next(self._run(reader, select(names, where), where, PAGE_SECONDS), None)
-            return None if row is None else _as_json(reader.shape.columns, row)
+        with self._reading() as (connection, shape):
+            row = self._one(connection, shape.names, (_IS_TRACE, key))
+            return None if row is None else _as_json(shape.columns, row)
 
-    def neighbours(self, query: Query, key: TraceKey) -> Neighbours:
-        """What comes before and after a trace in a list; raises as `count`.
+    def neighbours(self, query: Query, key: TraceKey) -> tuple[TraceKey | None, TraceKey | None, int | None]:
+        """What comes before and after a trace in a list, None where nothing does, and its position, from 0.
 
-        The list's order is kept, 8 bytes a trace, for the next question about it.
+        All three are None for a trace that the list does not hold. The list's order is kept, 8 bytes a trace,
+        for the next question about it. Raises as `count`.
         """
-        with self._reading() as reader:
-            numbers = self._order(query, reader)
-            where = Condition("run = ? AND file = ?", tuple(key))
-            found = next(self._run(reader, select(ROW_ID, where), where, PAGE_SECONDS), None)
+        with self._reading() as (connection, shape):
+            numbers = self._order(query, connection, shape)
+            found = self._one(connection, [ROW_ID], (_IS_TRACE, key))
             try:
                 position = numbers.index(found[0] if found else -1)
             except ValueError:
-                return Neighbours(None, None, None)
-            before = numbers[position - 1] if position else None
-            after = numbers[position + 1] if position + 1 < len(numbers) else None
-            return Neighbours(self._key(reader, before), self._key(reader, after), position)
+                return None, None, None
+            before, after = numbers[max(0, position - 1) : position], numbers[position + 1 : position + 2]
+            return self._key(connection, before), self._key(connection, after), position
 
     def close(self) -> None:
         """Close what is open and not in use."""
         while self._idle:
-            self._idle.pop().connection.close()
+            self._idle.pop()[0].close()
 
-    def _key(self, reader: _Reader, number: int | None) -> TraceKey | None:
-        if number is None:
-            return None
-        where = Condition(f"{ROW_ID} = ?", (number,))
-        row = next(self._run(reader, select("run, file", where), where, PAGE_SECONDS), None)
-        return None if row is None else TraceKey(*row)
+    def _key(self, connection: sqlite3.Connection, number: Sequence[int]) -> TraceKey | None:
+        """The trace of a number, None for none."""
+        row = self._one(connection, ["run", "file"], (f"{ROW_ID} = ?", tuple(number))) if number else None
+        return None if row is None else (row[0], row[1])
 
-    def _order(self, query: Query, reader: _Reader) -> array[int]:
+    def _order(self, query: Query, connection: sqlite3.Connection, shape: _Shape) -> array[int]:
         """The numbers of a query's traces in its order, as of what the indexes hold now."""
-        stamp = tuple(
-            reader.connection.execute(f"SELECT value FROM f{run}.facts WHERE name = 'changes'").fetchone()[0]
-            for run in range(len(self._folders))
-        )
+        stamp = tuple(num_changes(connection, f"f{run}") for run in range(len(self._folders)))
         key = f"{stamp} {query!r}"  # a filter may hold a list
         with self._lock:
             kept = self._orders.get(key)
         if kept is not None:
             return kept
-        chosen = self._chosen(query, reader)
-        statement = select(ROW_ID, chosen, order_by(query, reader.shape.by_name, len(self._folders)))
-        numbers = array("q", (row[0] for row in self._run(reader, statement, chosen, PAGE_SECONDS)))
+        statement = self._listed(query, shape, [ROW_ID])
+        numbers = array("q", (row[0] for row in self._run(connection, statement, PAGE_SECONDS)))
         with self._lock:
             self._orders[key] = numbers
             while len(self._orders) > _KEPT_ORDERS:
                 self._orders.popitem(last=False)
         return numbers
 
-    def _chosen(self, query: Query, reader: _Reader) -> Condition:
+    def _chosen(self, query: Query, shape: _Shape) -> Sql:
         texts = [(f"f{run}", run << _FOLDER_BITS) for run in range(len(self._folders))]
-        return condition(query, reader.shape.by_name, texts)
+        return condition(query, shape.by_name, texts)
+
+    def _listed(self, query: Query, shape: _Shape, names: Sequence[str], limits: str = "") -> Sql:
+        chosen = self._chosen(query, shape)
+        return select(names, chosen, order_by(query, shape.by_name, len(self._folders)), limits)
+
+    def _one(
+        self, connection: sqlite3.Connection, names: Sequence[str], where: Sql
+    ) -> tuple[Json, ...] | None:
+        return next(self._run(connection, select(names, where), PAGE_SECONDS), None)
 
     def _run(
-        self, reader: _Reader, statement: str, chosen: Condition, seconds: float
+        self, connection: sqlite3.Connection, statement: Sql, seconds: float
     ) -> Iterator[tuple[Json, ...]]:
         """The rows of a statement; `seconds` are for each piece of them."""
-        reader.allow(seconds)
+        until = time.monotonic() + seconds
+        connection.set_progress_handler(lambda: time.monotonic() > until, _STEPS_A_LOOK)
         try:
-            with closing(reader.connection.execute(statement, chosen.values)) as cursor:
+            with closing(connection.execute(*statement)) as cursor:
                 while rows := cursor.fetchmany(_ROWS_AT_ONCE):
                     yield from rows
-                    reader.allow(seconds)
+                    until = time.monotonic() + seconds
         except sqlite3.Error as error:
             if "interrupted" in str(error):
                 raise UsageError(f"the query takes longer than {seconds:g} seconds: ask for less") from None
-            raise where_error(str(error), [column.name for column in self.columns]) from None
+            raise where_error(str(error), self._shape.names) from None
 
     @contextmanager
     def _reading(self) -> Iterator[_Reader]:
@@ -274,14 +244,16 @@ class TraceIndex:
         try:
             reader = self._idle.pop()
         except IndexError:
-            reader = self._opened(self._shape)
-        if reader.shape is not self._shape:
-            reader.connection.close()
-            reader = self._opened(self._shape)
+            reader = self._opened(self._shape), self._shape
+        connection, shape = reader
+        if shape is not self._shape:
+            connection.close()
+            shape = self._shape
+            connection = self._opened(shape)
         try:
-            yield reader
+            yield connection, shape
         finally:
-            self._idle.append(reader)
+            self._idle.append((connection, shape))
 
     def _look(self) -> _Shape:
         """The columns of all folders as they are now."""
@@ -293,9 +265,8 @@ class TraceIndex:
             files.append((facts.st_dev, facts.st_ino))
         return _Shape(_all_columns(of_folders), tuple(of_folders), tuple(files))
 
-    def _opened(self, shape: _Shape) -> _Reader:
+    def _opened(self, shape: _Shape) -> sqlite3.Connection:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None, uri=True)
-        reader = _Reader(connection, shape)
         try:
             for run, each in enumerate(self._folders):
                 connection.execute(f"ATTACH ? AS f{run}", (_address(each),))
@@ -306,8 +277,7 @@ class TraceIndex:
             connection.close()
             raise FolderError(f"the index cannot be read: {error}") from None
         limit_values(connection)
-        connection.set_progress_handler(reader.is_late, _STEPS_A_LOOK)
-        return reader
+        return connection
 
     def _view(self, shape: _Shape) -> str:
         return " UNION ALL ".join(

@@ -16,7 +16,6 @@ from distil.index.trace_row import searchable, storable
 from distil.records import Json
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains", "in", "is null", "is not null"]
-_COMPARISONS = ("<", "<=", ">", ">=")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 TIES = ("run", "sample_index", "rollout", "file")
 _MAX_VALUES = 10_000
@@ -53,15 +52,10 @@ class Query:
     order: tuple[str, ...] = ("run", "sample_index", "rollout")
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """SQL that a row is chosen by, and its values."""
-
-    sql: str
-    values: tuple[str | int | float, ...] = ()
+Sql = tuple[str, tuple[str | int | float, ...]]  # with the values of its question marks
 
 
-def condition(query: Query, columns: Mapping[str, Column], texts: Sequence[tuple[str, int]]) -> Condition:
+def condition(query: Query, columns: Mapping[str, Column], texts: Sequence[tuple[str, int]]) -> Sql:
     """What stands behind WHERE; `texts` are the tables that are searched and what their numbers begin at.
 
     Raises UsageError for a column that there is not, a value that its column cannot have, and a bad `where`.
@@ -71,9 +65,9 @@ def condition(query: Query, columns: Mapping[str, Column], texts: Sequence[tuple
         parts.append(_search(query.search, texts))
     if query.where.strip():
         check_where(query.where, [column.name for column in columns.values()])
-        parts.append(Condition(f"(\n{query.where}\n)"))
-    sql = " AND ".join(part.sql for part in parts)
-    return Condition(sql or "1", tuple(value for part in parts for value in part.values))
+        parts.append((f"(\n{query.where}\n)", ()))
+    sql = " AND ".join(part for part, _ in parts)
+    return sql or "1", tuple(value for _, values in parts for value in values)
 
 
 def order_by(query: Query, columns: Mapping[str, Column], num_folders: int) -> str:
@@ -116,12 +110,12 @@ def _column(name: str, columns: Mapping[str, Column]) -> Column:
     return column
 
 
-def _filter(asked: Filter, columns: Mapping[str, Column]) -> Condition:
+def _filter(asked: Filter, columns: Mapping[str, Column]) -> Sql:
     column = _column(asked.column, columns)
     name = quoted(column.name)
     match asked.operator:
         case "is null" | "is not null":
-            return Condition(f"{name} {asked.operator.upper()}")
+            return f"{name} {asked.operator.upper()}", ()
         case "contains":
             return _contains(name, asked.value)
         case "in":
@@ -129,23 +123,21 @@ def _filter(asked: Filter, columns: Mapping[str, Column]) -> Condition:
             if len(values) > _MAX_VALUES:
                 raise UsageError(f"{column.name}: at most {_MAX_VALUES:,} values")
             found = tuple(_value(each, column) for each in values)
-            return Condition(f"{name} IN ({', '.join('?' * len(found))})", found)
+            return f"{name} IN ({', '.join('?' * len(found))})", found
         case "=" | "!=":
             if asked.value is None:
-                return Condition(f"{name} {'IS NULL' if asked.operator == '=' else 'IS NOT NULL'}")
-            return Condition(
-                f"{name} {'=' if asked.operator == '=' else 'IS NOT'} ?", (_value(asked.value, column),)
-            )
+                return f"{name} {'IS NULL' if asked.operator == '=' else 'IS NOT NULL'}", ()
+            return f"{name} {'=' if asked.operator == '=' else 'IS NOT'} ?", (_value(asked.value, column),)
         case "<" | "<=" | ">" | ">=":
-            return Condition(f"{name} {asked.operator} ?", (_value(asked.value, column),))
+            return f"{name} {asked.operator} ?", (_value(asked.value, column),)
     raise UsageError(f"{column.name}: there is no {asked.operator!r} to compare by")
 
 
-def _contains(name: str, value: Json) -> Condition:
+def _contains(name: str, value: Json) -> Sql:
     pattern = re.sub(r"([%_\\])", r"\\\1", storable(str(value)))
     if len(pattern.encode()) > MAX_PATTERN_BYTES - 2:
         raise UsageError(f"a text that a column is to contain has less than {MAX_PATTERN_BYTES} characters")
-    return Condition(f"{name} LIKE ? ESCAPE '\\'", (f"%{pattern}%",))
+    return f"{name} LIKE ? ESCAPE '\\'", (f"%{pattern}%",)
 
 
 def _value(value: Json, column: Column) -> str | int | float:
@@ -163,18 +155,19 @@ def _value(value: Json, column: Column) -> str | int | float:
     return float(value) if abs(value) >= 2**63 else value
 
 
-def _search(search: str, texts: Iterable[tuple[str, int]]) -> Condition:
+def _search(search: str, texts: Iterable[tuple[str, int]]) -> Sql:
     expression = search_expression(search)
     if not expression:
-        return Condition("1")
+        return "1", ()
     found = [
         f"SELECT {f'{first} + ' if first else ''}rowid FROM {schema}.texts WHERE texts MATCH ?"
         for schema, first in texts
     ]
-    return Condition(f"_id IN ({' UNION ALL '.join(found)})", (expression,) * len(found))
+    return f"_id IN ({' UNION ALL '.join(found)})", (expression,) * len(found)
 
 
-def select(what: str, where: Condition, order: str = "", limits: str = "") -> str:
-    """The SELECT of these parts."""
+def select(names: Iterable[str], where: Sql, order: str = "", limits: str = "") -> Sql:
+    """The SELECT of some columns."""
+    condition, values = where
     ordered = f" ORDER BY {order}" if order else ""
-    return f"SELECT {what} FROM {TABLE} WHERE {where.sql}{ordered}{limits}"
+    return f"SELECT {', '.join(map(quoted, names))} FROM {TABLE} WHERE {condition}{ordered}{limits}", values

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distil.errors import TraceError
-from distil.index.columns import Kind, Source
+from distil.index.columns import Column, Kind, Source
 from distil.messages.tags import split_thinking
 from distil.records import Json, SampleId, ToolMode
 from distil.store.summary import (
@@ -23,7 +23,7 @@ from distil.store.summary import (
     trace_turns,
     turn_text,
 )
-from distil.store.trace_file import load_json
+from distil.store.trace_file import load_json, sample_of_name
 from distil.tasks import task_to_show
 from distil.tasks.base import Task
 from distil.tasks.rewards import Scored
@@ -39,19 +39,12 @@ _UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 _BAD_FORM = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
-class DynamicCell:
-    """A value whose column is there only where a trace has it; `key` is its name in the trace."""
-
-    source: Source
-    key: str
-    heading: str
-    value: Cell
+DynamicCell = tuple[Column, Cell]  # a column by its name in the trace, there only where a trace has it
 
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """What the index holds of one trace."""
+    """What the index holds of one trace: its columns and the text that is searched."""
 
     fixed: Mapping[str, Cell]
     dynamic: tuple[DynamicCell, ...]
@@ -129,17 +122,16 @@ def score_cells(line: Mapping[str, Json]) -> list[DynamicCell]:
     if not isinstance(name, str) or not isinstance(details, dict):
         return []
     fields = Scored(line.get("score"), details).fields(name)
-    numbers = {key: value for key, value in fields.items() if value is None or _is_number(value)}
     return [
-        DynamicCell("metric", storable(key), storable(key), cell(value)) for key, value in numbers.items()
+        _dynamic("metric", storable(key), value)
+        for key, value in fields.items()
+        if value is None or _is_number(value)
     ]
 
 
-def kind_of(value: Cell) -> Kind:
-    """What a value that is not null is."""
-    if isinstance(value, bool):
-        return "flag"
-    return "text" if isinstance(value, str) else "number"
+def _dynamic(source: Source, key: str, value: Json, heading: str | None = None) -> DynamicCell:
+    kind: Kind = "flag" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
+    return Column(key, kind, key if heading is None else heading, source), cell(value)
 
 
 def searchable(text: str) -> str:
@@ -157,7 +149,7 @@ def _sample_of(file_name: str, trace: Mapping[str, Json]) -> SampleId | None:
     try:
         return SampleId.from_json(trace)
     except (KeyError, TypeError):
-        return SampleId.from_file_part(file_name.removeprefix("trace_").removesuffix(".json"))
+        return sample_of_name(file_name)
 
 
 def _without_tools(trace: Mapping[str, Json], settings: Mapping[str, Json]) -> bool | None:
@@ -178,7 +170,7 @@ def _metric_cells(
     }
     for key, value in {**elsewhere, **reward}.items():
         if _is_number(value) and key != "score":
-            yield DynamicCell("metric", storable(key), headings.get(key, storable(key)), cell(value))
+            yield _dynamic("metric", storable(key), value, headings.get(key))
 
 
 def _is_number(value: Json) -> bool:
@@ -194,7 +186,7 @@ def _scalars(
         if isinstance(value, dict):
             yield from _scalars(source, value, separator, key + separator)
         elif not isinstance(value, list):
-            yield DynamicCell(source, key, key, cell(value))
+            yield _dynamic(source, key, value)
 
 
 def cell(value: Json) -> Cell:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -23,19 +22,10 @@ from distil.replay.verify import Verification, verify_trace
 
 _TRACES_A_PROCESS = 25  # fewer are done before another process would be ready for them
 _BATCHES_AHEAD = 4  # a process: so many results may wait for one before them
+_VERDICTS_A_BATCH = 8  # of what others find, one is some megabytes of pictures
 
 FoundT = TypeVar("FoundT")
 _Batch = Sequence[Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many processes share the work at most; `batch_traces` bounds what waits to be taken from each."""
-
-    max_processes: int
-    batch_traces: int = 8
-
-
 _Work = Callable[[Path, Sources, Executors], FoundT]  # on one trace; a function that pickles
 
 
@@ -46,13 +36,13 @@ def verify_traces(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[Verification, None, None]:
     """Verify every trace by at most `max_workers` processes; as `each_trace` does."""
-    return each_trace(verify_trace, paths, Workers(max_workers), dataset_path, tell)
+    return each_trace(verify_trace, paths, max_workers, dataset_path, tell)
 
 
 def each_trace(
     work: _Work[FoundT],
     paths: Sequence[Path],
-    workers: Workers,
+    max_workers: int,
     dataset_path: str | None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[FoundT, None, None]:
@@ -61,8 +51,9 @@ def each_trace(
     `tell` gets a line where a process was ended from outside. Raises DistilError where even one that is alone
     was, SandboxUnavailable where there is code but nothing to run it in.
     """
-    processes, size = min(workers.max_processes, len(paths) // _TRACES_A_PROCESS), workers.batch_traces
+    processes = min(max_workers, len(paths) // _TRACES_A_PROCESS)
     if processes > 1 and _can_fork():
+        size = _VERDICTS_A_BATCH if work is verify_trace else 1
         batches = [paths[start : start + size] for start in range(0, len(paths), size)]
         yield from _by_processes(work, batches, dataset_path, processes, tell)
         return
@@ -89,7 +80,7 @@ def _by_processes(
                     yield from results
             return
         except BrokenProcessPool:
-            what = "a verifying process was ended from outside (is the machine out of memory?)"
+            what = "a worker process was ended from outside (is the machine out of memory?)"
             if processes == 1:
                 raise DistilError(
                     f"{what}, though it was alone: at {batches[done][0]} or soon after"

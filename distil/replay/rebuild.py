@@ -8,7 +8,6 @@ versions that wrote it has to be believed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMo
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
-from distil.store.trace_settings import TraceSettings, settings_sha256
+from distil.store.trace_settings import MAX_SHOWN_CHARS, TraceSettings, settings_sha256, short_json
 from distil.tasks import task_of
 from distil.tasks.rewards import reward_fields, reward_of
 from distil.teacher.profile import UNKNOWN, find_profile, with_frame, with_max_area
@@ -29,7 +28,6 @@ from distil.tools.python_code import Executor
 from distil.tools.toolbox import Toolbox
 
 _FLOAT_TOLERANCE = 1e-9  # relative: the mathematics of two machines differs in the last digits
-_MAX_SHOWN_CHARS = 60
 _DERIVED = ("profile", "view_rule", "states_size", "tool_schemas", "tool_mode")
 
 
@@ -45,11 +43,7 @@ class Difference:
         return f"{self.path}: stored {_shown(self.stored, self.now)}, now {_shown(self.now, self.stored)}"
 
 
-class _Absent:
-    """What stands in a Difference for a field that one of the two traces has not."""
-
-
-ABSENT = _Absent()
+ABSENT: Json = object()  # what stands in a Difference for a field that one of the two traces has not
 
 
 def rebuilt_trace(
@@ -61,7 +55,7 @@ def rebuilt_trace(
     no turn, SandboxUnavailable where there is code but nothing to run it in.
     """
     settings = trace.settings
-    toolbox = settings.toolbox(executor and _StoredFailures(executor, trace))
+    toolbox = settings.toolbox(executor)
     replies = [_reply(trace, number) for number in range(1, len(trace.replies) + 1)]
 
     def ask(messages: Sequence[bytes], seed: int) -> Reply:
@@ -109,10 +103,9 @@ def _shown(value: Json, other: Json) -> str:
     if isinstance(value, str) and isinstance(other, str):
         pairs = enumerate(zip(value, other, strict=False))
         start = next((position for position, (one, two) in pairs if one != two), 0)
-        if start > _MAX_SHOWN_CHARS // 2:
+        if start > MAX_SHOWN_CHARS // 2:
             value = "…" + value[start - 10 :]
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
+    return short_json(value)
 
 
 def _reply(trace: StoredTrace, number: int) -> Reply:
@@ -151,15 +144,16 @@ def _derived_settings(settings: TraceSettings, toolbox: Toolbox) -> dict[str, Js
     return {name: now[name] for name in _DERIVED}
 
 
-class _StoredFailures:
-    """Runs a trace's code, but takes as stored what says more of the machine than of the code.
+class Reruns:
+    """Runs a trace's code again: once for the same picture, though the restore recipe runs it too.
 
-    Whether code runs out of time depends on the machine and its load; code without a sandbox can fail by
-    anything that was there.
+    What says more of the machine than of the code is taken as stored. Whether code runs out of time depends
+    on the machine and its load; code without a sandbox can fail by anything that was there.
     """
 
     def __init__(self, executor: Executor, trace: StoredTrace) -> None:
         self._executor = executor
+        self._runs: list[tuple[str, Image.Image, ExecResult]] = []
         self._calls = [call for call in trace.calls if "code" in call.arguments]
         self._limits = trace.settings.code
 
@@ -170,7 +164,12 @@ class _StoredFailures:
         call = self._calls.pop(0) if self._calls else None
         if call is not None and call.arguments["code"] == code and self._is_taken(call):
             return ExecResult(None, call.message, call.stdout or "", 0.0, "error")
-        return self._executor.run(code, picture)
+        for earlier_code, earlier_picture, result in self._runs:
+            if earlier_picture is picture and earlier_code == code:
+                return result
+        result = self._executor.run(code, picture)
+        self._runs.append((code, picture, result))
+        return result
 
     def _is_taken(self, call: StoredCall) -> bool:
         limits = self._limits

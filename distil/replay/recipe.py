@@ -7,17 +7,16 @@ arguments or code. Code runs in the sandbox instead of by `exec`.
 from __future__ import annotations
 
 import struct
-import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import pyarrow as pa
 from PIL import Image
 
-from distil.errors import DistilError, error_text
+from distil.errors import error_text
 from distil.pictures import picture_facts
-from distil.source.rows import MappingTrimmer
+from distil.source.rows import page_trimmer
 from distil.source.saved import IMAGE_COLUMN
 from distil.store.trace_file import StoredCall, StoredTrace
 from distil.tools.python_code import Executor
@@ -42,67 +41,46 @@ FAILURES = (
 )
 
 
-class RecipeError(DistilError):
-    """The restore recipe does not give what the trace says; the text says where it fails and why."""
+Saved = tuple[
+    Any, Callable[[], None]
+]  # what load_from_disk gives, and what counts rows that are read
 
 
-@dataclass(frozen=True)
-class _Opened:
-    table: Any  # whatever load_from_disk gives
-    trimmer: MappingTrimmer
-
-
-class SavedDatasets:
-    """Datasets by path, each opened once as the recipe opens it; safe to use from many threads."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, _Opened | RecipeError] = {}
-        self._lock = threading.Lock()
-
-    def picture(self, path: str, index: int) -> Image.Image:
-        """The recipe's first picture; raises RecipeError."""
-        opened = self._of(path)
-        if isinstance(opened, RecipeError):
-            raise opened
-        opened.trimmer.count_row()
-        try:
-            picture = opened.table[index][IMAGE_COLUMN]
-        except FAILURES as error:
-            raise RecipeError(f"row {index} of {path} cannot be read: {_one_line(error)}") from None
-        if not isinstance(picture, Image.Image):
-            raise RecipeError(
-                f"the column {IMAGE_COLUMN!r} of row {index} of {path} is no picture but "
-                f"{type(picture).__name__}"
-            )
-        return picture
-
-    def _of(self, path: str) -> _Opened | RecipeError:
-        with self._lock:
-            if path not in self._opened:
-                self._opened[path] = _open(path)
-            return self._opened[path]
-
-
-def _open(path: str) -> _Opened | RecipeError:
+def open_saved(path: str) -> Saved | str:
+    """A dataset as the recipe opens it, or why it cannot be opened."""
     try:
         table = datasets.load_from_disk(path)
         files = [str(file["filename"]) for file in table.cache_files]
     except FAILURES as error:
-        return RecipeError(f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}")
-    return _Opened(table, MappingTrimmer(files))
+        return f"datasets.load_from_disk({path!r}) fails: {_one_line(error)}"
+    return table, page_trimmer(files)
+
+
+def first_picture(saved: Saved, path: str, index: int) -> Image.Image | str:
+    """The recipe's first picture, of a row of the dataset that was opened at `path`, or why there is none."""
+    table, count_row = saved
+    count_row()
+    try:
+        picture = table[index][IMAGE_COLUMN]
+    except FAILURES as error:
+        return f"row {index} of {path} cannot be read: {_one_line(error)}"
+    if isinstance(picture, Image.Image):
+        return picture
+    kind = type(picture).__name__
+    return f"the column {IMAGE_COLUMN!r} of row {index} of {path} is no picture but {kind}"
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error_text(error)}".split())[:300]
 
 
-def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | None) -> None:
-    """Apply the recipe to its first picture; raises RecipeError where its last one is another than stored.
+def recipe_problem(trace: StoredTrace, picture: Image.Image, executor: Executor | None) -> str | None:
+    """Where the recipe fails from its first picture on, and why; None where it gives the stored last one.
 
     Calls that failed are skipped; nothing is promised, or applied, where `recipe_restores` is false.
     """
     if not trace.json["metadata"]["recipe_restores"]:
-        return
+        return None
     facts = trace.facts
     for number, call in enumerate(trace.calls, start=1):
         if not call.success:
@@ -111,9 +89,10 @@ def run_recipe(trace: StoredTrace, picture: Image.Image, executor: Executor | No
         try:
             picture = _next_picture(call, picture, executor)
         except FAILURES as error:
-            raise RecipeError(f"call {number} ({call.raw.name}): {_one_line(error)}") from None
+            return f"call {number} ({call.raw.name}): {_one_line(error)}"
     if facts != trace.facts and picture_facts(picture) != facts:
-        raise RecipeError("its last picture is another than the trace says")
+        return "its last picture is another than the trace says"
+    return None
 
 
 def _next_picture(call: StoredCall, image: Image.Image, executor: Executor | None) -> Image.Image:

@@ -1,32 +1,24 @@
-"""A trace and its dataset row → every picture the teacher saw, checked against the stored hashes.
-
-Replay applies the stored actions with the same function that sampling used, so a trace that verifies
-is a trace from which everything can be recovered.
-"""
+"""What replaying traces takes: the datasets that they came from, and sandboxes for their code."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from distil.errors import SourceError
-from distil.messages.compose import Message, opening_messages, turn_messages
-from distil.pictures import encode_sent
-from distil.records import DatasetIdentity, Json, Observation, Sample, SentPicture, ToolCall, Turn
-from distil.replay.recipe import RecipeError, SavedDatasets
+from distil.records import DatasetIdentity, Json, SentPicture, ToolCall, Turn
+from distil.replay.recipe import Saved, first_picture, open_saved
 from distil.sandbox.sandbox import Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB, IMAGE_COLUMN
 from distil.store.trace_file import StoredTrace
 from distil.tasks import task_of
-from distil.tools.base import Scene
-from distil.tools.python_code import Executor
 
 _MOVED = "; if it has moved, say where it is now: --dataset_path PATH"
 _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not name the split
@@ -34,29 +26,7 @@ _WITH_SPLITS = ("imagefolder", "folder", "hub")  # kinds whose `source` does not
 
 def _is_there(trace: StoredTrace) -> bool:
     """Whether there is something where a trace's dataset was, as far as can be told without a network."""
-    return trace.dataset_kind == "hub" or os.path.exists(trace.source)  # noqa: PTH110 - Path's may raise
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A trace with its pictures: the scene after each call that succeeded, and what was sent."""
-
-    trace: StoredTrace
-    sample: Sample
-    sent: SentPicture
-    observations: tuple[Observation, ...]  # one per stored call; a failed call's has no picture
-    scene: Scene
-
-    def turns(self) -> tuple[Turn, ...]:
-        """The turns as the rollout had them."""
-        return turns_of(self.trace, [observation.sent for observation in self.observations])
-
-    def messages(self) -> list[Message]:
-        """The conversation exactly as the teacher saw it, with its own last turn at the end."""
-        messages = opening_messages(self.trace.prompt, self.sent)
-        for turn in self.turns():
-            messages += turn_messages(turn)
-        return messages
+    return trace.dataset.kind == "hub" or os.path.exists(trace.dataset.source)  # noqa: PTH110 - Path's may raise
 
 
 def turns_of(trace: StoredTrace, pictures: Sequence[SentPicture | None]) -> tuple[Turn, ...]:
@@ -81,7 +51,6 @@ class Executors:
 
     def __init__(self) -> None:
         self._started: dict[tuple[float, int], Sandbox] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Executors:
         return self
@@ -96,27 +65,27 @@ class Executors:
         if code is None:
             return None
         bounds = (code.timeout_seconds, code.memory_bytes)
-        with self._lock:
-            if bounds not in self._started:
-                self._started[bounds] = Sandbox(*bounds, workers=1)
-            return self._started[bounds]
+        if bounds not in self._started:
+            self._started[bounds] = Sandbox(*bounds, workers=1)
+        return self._started[bounds]
 
 
 class Sources:
     """Datasets by path, each opened once; `override` stands in for every path (a dataset that moved)."""
 
     def __init__(self, override: str | None = None) -> None:
-        self._saved = SavedDatasets()
+        self._saved: dict[str, Saved | str] = {}
         self._override = override
         self._opened: dict[tuple[str, Json], Source] = {}
         self._lock = threading.Lock()
 
     def of(self, trace: StoredTrace) -> Source:
         """The dataset that a trace came from; raises SourceError."""
-        path = self._override or trace.source
+        stored = trace.dataset
+        path = self._override or stored.source
         if not self._override:
-            path = f"{HUB}{path}" if trace.dataset_kind == "hub" else path
-            path = f"{path}:{trace.split}" if trace.dataset_kind in _WITH_SPLITS and trace.split else path
+            path = f"{HUB}{path}" if stored.kind == "hub" else path
+            path = f"{path}:{stored.split}" if stored.kind in _WITH_SPLITS and stored.split else path
         columns = trace.settings.columns or {}
         key = (path, tuple(sorted(columns.items())))
         with self._lock:
@@ -145,15 +114,7 @@ class Sources:
         Where rows were added to the dataset since, or it has moved, the row can be the same: then what is
         stored is taken as it is. The path of a view lies in a cache that another machine has elsewhere.
         """
-        now, block = source.identity, trace.json["dataset"]
-        stored = DatasetIdentity(
-            path=trace.json["dataset_path"],
-            source=block["source"],
-            kind=block["kind"],
-            split=block["split"],
-            fingerprint=block["fingerprint"],
-            num_rows=block["num_rows"],
-        )
+        now, stored = source.identity, trace.dataset
         num_rows = now.num_rows if now.fingerprint == stored.fingerprint else stored.num_rows
         if self._override:
             return replace(stored, num_rows=num_rows)
@@ -163,34 +124,16 @@ class Sources:
             split = stored.split
         return replace(stored, path=path, source=now.source, kind=now.kind, split=split, num_rows=num_rows)
 
-    def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | RecipeError | None:
+    def recipe_start(self, trace: StoredTrace, source: Source) -> Image.Image | str | None:
         """The first picture of the restore recipe, or why there is none.
 
         None where the dataset has moved and is no saved folder, as the recipe needs one.
         """
         if self._override and source.identity.kind != "saved":
             return None
-        path = source.identity.path if self._override else str(trace.json["dataset_path"])
-        try:
-            return self._saved.picture(path, trace.sample_id.index)
-        except RecipeError as error:
-            return error
-
-
-def replay(trace: StoredTrace, source: Source, executor: Executor | None = None) -> Replay:
-    """Apply a trace's stored actions to its row; code runs in `executor`.
-
-    Raises SourceError where the row cannot be read, ToolError where an action no longer applies and
-    SandboxUnavailable where there is code but nothing to run it in; compares nothing.
-    """
-    sample = source.load(trace.sample_id)
-    toolbox = trace.settings.toolbox(executor)
-    sent = encode_sent(sample.picture.image, toolbox.rule, sample.picture)
-    scene = Scene.start(sample.picture.picture)
-    observations = []
-    for call in trace.calls:
-        observation = Observation(call.success, call.message, stdout=call.stdout)
-        if call.success:
-            observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
-        observations.append(observation)
-    return Replay(trace, sample, sent, tuple(observations), scene)
+        path = source.identity.path if self._override else str(trace.dataset.path)
+        with self._lock:
+            if path not in self._saved:
+                self._saved[path] = open_saved(path)
+            saved = self._saved[path]
+        return saved if isinstance(saved, str) else first_picture(saved, path, trace.sample_id.index)

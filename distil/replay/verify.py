@@ -16,22 +16,11 @@ from distil.errors import Caught, ContextOverflow, DistilError, SampleError, Sou
 from distil.own_code import other_files
 from distil.records import Json, Sample
 from distil.replay.imported import imported_pictures, photo_of
-from distil.replay.rebuild import (
-    ABSENT,
-    Difference,
-    differences,
-    rebuilt_trace,
-)
-from distil.replay.recipe import RecipeError, run_recipe
+from distil.replay.rebuild import ABSENT, Difference, Reruns, differences, rebuilt_trace
+from distil.replay.recipe import recipe_problem
 from distil.replay.replay import Executors, Sources
-from distil.sandbox.exchange import ExecResult
 from distil.source.rows import Source
-from distil.store.trace_file import (
-    StoredTrace,
-    read_trace,
-    trace_name,
-    versions_now,
-)
+from distil.store.trace_file import StoredTrace, read_trace, trace_name, versions_now
 from distil.store.trace_settings import json_sha256, settings_sha256
 from distil.tasks import task_of
 from distil.tasks.rewards import reward_of
@@ -125,7 +114,7 @@ def _compare_by(trace: StoredTrace, sources: Sources, executors: Executors | Non
 
 def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) -> _Found:
     sandbox = executors.of(trace) if executors is not None else None
-    executor = None if sandbox is None else _RememberedRuns(sandbox)
+    executor = None if sandbox is None else Reruns(sandbox, trace)
     source = sources.of(trace)
     try:
         sample, recipe = _load(trace, source, sources)
@@ -139,7 +128,7 @@ def _compare(trace: StoredTrace, sources: Sources, executors: Executors | None) 
     return _judge(trace, rebuilt) or _judge_recipe(trace, recipe, executor)
 
 
-_RecipeStart = Image.Image | RecipeError | None  # the recipe's first picture, or why there is none
+_RecipeStart = Image.Image | str | None  # the recipe's first picture, or why there is none
 
 
 def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample, _RecipeStart]:
@@ -149,27 +138,8 @@ def _load(trace: StoredTrace, source: Source, sources: Sources) -> tuple[Sample,
         sample = source.load(trace.sample_id, start)
         if sample.picture.facts == trace.facts:
             return sample, start
-        start = RecipeError(f"row {trace.sample_id.index} of dataset_path is another picture")
+        start = f"row {trace.sample_id.index} of dataset_path is another picture"
     return source.load(trace.sample_id), start
-
-
-class _RememberedRuns:
-    """Runs code once for the same picture: a trace's code is run again, and then by the restore recipe."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._runs: list[tuple[str, Image.Image, ExecResult]] = []
-
-    workers = 1  # the calls of one trace
-
-    def run(self, code: str, picture: Image.Image) -> ExecResult:
-        """Run code on a picture, or give what that came to before."""
-        for earlier_code, earlier_picture, result in self._runs:
-            if earlier_picture is picture and earlier_code == code:
-                return result
-        result = self._executor.run(code, picture)
-        self._runs.append((code, picture, result))
-        return result
 
 
 def _changed_row(trace: StoredTrace, sample: Sample) -> str | None:
@@ -266,10 +236,7 @@ def _judge_recipe(trace: StoredTrace, start: _RecipeStart, executor: Executor | 
     notes = [REWARD_NOT_RUN] if name is not None and reward is None else []
     if start is None:
         return Verdict.MATCHED, "; ".join([RECIPE_NOT_RUN, *notes])
-    try:
-        if isinstance(start, RecipeError):
-            raise start
-        run_recipe(trace, start, executor)
-    except RecipeError as error:
-        return Verdict.RECIPE_FAILS, f"the restore recipe fails: {error}"
+    problem = start if isinstance(start, str) else recipe_problem(trace, start, executor)
+    if problem is not None:
+        return Verdict.RECIPE_FAILS, f"the restore recipe fails: {problem}"
     return Verdict.MATCHED, "; ".join(notes)

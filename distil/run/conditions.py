@@ -139,7 +139,7 @@ def accepting(condition: str, facts: RunFacts, dataset: Dataset, rows: Sequence[
 
 
 def _cells(row: TraceRow, fixed: Sequence[str], dynamic: Collection[tuple[Source, str]]) -> list[Cell]:
-    values = {(cell.source, cell.key): cell.value for cell in row.dynamic}
+    values = {(column.source, column.name): value for column, value in row.dynamic}
     return [*map(row.fixed.get, fixed), *map(values.get, dynamic)]
 
 
@@ -147,9 +147,9 @@ def _dynamic_names(row: TraceRow) -> dict[tuple[Source, str], str]:
     """The names of the columns that only some traces have, as the index gives them: by source and key."""
     names: dict[tuple[Source, str], str] = {}
     taken: set[str] = set()
-    for cell in row.dynamic:
-        name = dynamic_name(cell.source, cell.key, taken)
-        names[cell.source, cell.key] = name
+    for column, _ in row.dynamic:
+        name = dynamic_name(column.source, column.name, taken)
+        names[column.source, column.name] = name
         taken.add(name.lower())
     return names
 

@@ -10,7 +10,7 @@ from distil.errors import FolderError, SandboxUnavailable, TeacherRefused
 from distil.process import reuse_memory
 from distil.run.draws import Draws, open_draws
 from distil.run.schedule import Rollouts, WithoutTools
-from distil.run.settle import open_acceptance, settle, what_is_asked
+from distil.run.settle import foresee, open_acceptance, settle, what_is_asked
 from distil.run.solver import RolloutSolver, open_rows, open_sandbox, open_teacher
 from distil.run.threads import run_samples
 from distil.run.work import Work, check_rollouts
@@ -27,30 +27,30 @@ def run_distillation(flags: RunFlags, terminal: Terminal) -> int:
 
     Raises UsageError, SourceError or TeacherRefused where nothing could be run.
     """
-    check_rollouts(flags)
+    check_rollouts(flags.samples, flags.rollouts, flags.tools, flags.estimate_samples is not None)
     _announce(flags.samples.dataset_path, terminal)
-    if flags.output.dry_run:
-        from distil.run.dry_run import show_first_request  # noqa: PLC0415
-
-        show_first_request(flags, terminal.say)
-        return 0
     reuse_memory()
     named = find_teacher(flags.teacher.api_base)  # before anything is opened or drawn
     with ExitStack() as stack:
         asked = stack.enter_context(what_is_asked(flags, terminal.say))
-        sandbox = stack.enter_context(open_sandbox(flags, terminal.say))
-        task = TASKS[asked.task]
+        sandbox = stack.enter_context(open_sandbox(flags.tools, flags.code, terminal.say))
+        task, num_each = TASKS[asked.task], flags.rollouts.rollouts_per_sample
         source, indices = open_rows(flags.samples, task, terminal.say)
-        draws = open_draws(flags, task, source, indices)
+        draws = open_draws(flags.samples, num_each, task, source, indices)
         accept = open_acceptance(flags, asked, source, indices)
+        if flags.dry_run:
+            from distil.run.dry_run import first_drawn, show_first_request  # noqa: PLC0415
+
+            wanted = Rollouts(indices if draws is None else first_drawn(draws, terminal.say), num_each)
+            show_first_request(foresee(flags, asked, source, named), wanted, source, terminal.say)
+            return 0
         address = stack.enter_context(served(named, terminal.say))
         plan, claim = settle(flags, asked, source, address, terminal.say)
         folder = RunFolder(claim, plan.facts(), plan.on_change)
         with open_teacher(plan, plan.teacher(address.api_key), folder.spending) as teacher:
             solver = RolloutSolver(plan, source, folder, teacher, sandbox)
             solver.accept = accept
-            wanted = Rollouts(indices, flags.rollouts.rollouts_per_sample)
-            return _run_samples(solver, wanted, draws, terminal)
+            return _run_samples(solver, Rollouts(indices, num_each), draws, terminal)
 
 
 def _announce(dataset_path: str | None, terminal: Terminal) -> None:
@@ -62,10 +62,9 @@ def _announce(dataset_path: str | None, terminal: Terminal) -> None:
 
 def _run_samples(solver: RolloutSolver, wanted: Rollouts, draws: Draws | None, terminal: Terminal) -> int:
     # What draws is imported here: by now the teacher has been asked, and no sample waits for it later.
-    from distil.terminal.estimate import give_estimate, print_estimate  # noqa: PLC0415
+    from distil.terminal.estimate import show_estimate  # noqa: PLC0415
     from distil.terminal.summary import print_summary  # noqa: PLC0415
 
-    flags = solver.plan.flags
     if wanted.num_each > 1 and solver.plan.settings.temperature == 0:
         terminal.say("Warning: at --temperature 0 the rollouts of a row are likely to be equal")
     work = Work.of(solver, wanted, draws)
@@ -88,15 +87,14 @@ def _run_samples(solver: RolloutSolver, wanted: Rollouts, draws: Draws | None, t
     for part in work.parts:
         part.folder.close()  # not where threads may still write
     print_summary(totals, terminal)
-    if flags.estimate_samples is not None:
-        selection = work.selection()
-        (give_estimate if terminal.gives_json else print_estimate)(totals.measured, selection, terminal)
+    if solver.plan.flags.estimate_samples is not None:
+        show_estimate(totals.measured, work.selection(), terminal)
     return 1 if work.is_lacking else 0
 
 
 def _solve(work: Work, terminal: Terminal) -> None:
     """Solve the samples; what they came to is counted as each ends, whatever ends the run."""
-    from distil.terminal.progress import Progress  # noqa: PLC0415
+    from distil.terminal.bar import Progress  # noqa: PLC0415
 
     solver, num_done = work.main.solver, work.num_done
     with Progress(work.num_samples, num_done, solver.teacher.slots, terminal) as progress:

@@ -10,23 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from distil.commands.flags import RunFlags
+from distil.commands.flags import RolloutFlags, SampleFlags
 from distil.errors import SourceError, UsageError
 from distil.records import Json, SampleId
 from distil.run.aim import Aim, quantile_bins
 from distil.run.schedule import Rollouts, Row
 from distil.source.cells import Cells
 from distil.source.rows import Source
-from distil.store.draws import DrawsFile
+from distil.store.folder import DrawsFile
 from distil.store.run_totals import AimTotals
 from distil.tasks.base import Task
 
 _ROWS_AT_ONCE = 10_000
 
 
-def check_aim(flags: RunFlags) -> None:
+def check_aim(samples: SampleFlags, rollouts: RolloutFlags, is_estimate: bool) -> None:
     """Raise UsageError for flags that say nothing beside `--target_acc`, or without it."""
-    samples, rollouts = flags.samples, flags.rollouts
     if samples.target_acc is None:
         if samples.difficulty_column is not None:
             raise UsageError("--difficulty_column is for --target_acc, which says what to aim at")
@@ -36,7 +35,7 @@ def check_aim(flags: RunFlags) -> None:
         "--accepted_per_sample": rollouts.accepted_per_sample is not None,
         "--target_accepted": rollouts.target_accepted is not None,
         "--also_without_tools": rollouts.also_without_tools,
-        "distil estimate": flags.estimate_samples is not None,
+        "distil estimate": is_estimate,
     }
     for name, is_given in others.items():
         if is_given:
@@ -45,10 +44,11 @@ def check_aim(flags: RunFlags) -> None:
         raise UsageError("--target_acc needs --num_samples N, fewer than there are rows to choose from")
 
 
-def open_draws(flags: RunFlags, task: Task, source: Source, rows: Sequence[int]) -> Draws | None:
+def open_draws(
+    samples: SampleFlags, num_each: int, task: Task, source: Source, rows: Sequence[int]
+) -> Draws | None:
     """What draws the rows by their difficulty, None where no target is aimed at; raises UsageError."""
-    samples, target = flags.samples, flags.samples.target_acc
-    if target is None:
+    if samples.target_acc is None:
         return None
     cells = source.cells
     column = _difficulty_column(samples.difficulty_column, task, cells)
@@ -67,8 +67,8 @@ def open_draws(flags: RunFlags, task: Task, source: Source, rows: Sequence[int])
         "difficulty_column": column,
         "seed": samples.seed,
     }
-    aim = Aim(target, samples.num_samples, bins, samples.seed)
-    return Draws(aim, drawn_from, flags.rollouts.rollouts_per_sample)
+    aim = Aim(samples.target_acc, samples.num_samples, bins, samples.seed)
+    return Draws(aim, drawn_from, num_each)
 
 
 def _difficulty_column(asked: str | None, task: Task, cells: Cells) -> str:

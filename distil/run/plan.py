@@ -10,8 +10,9 @@ from distil.records import DatasetIdentity, Json, OnChange
 from distil.spending.prices import PICTURES_DROPPED
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import CodeLimits, TraceSettings
-from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.availability import Patience
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plan:
     @property
     def on_change(self) -> OnChange:
         """What to do with traces that were made with other settings."""
-        return OnChange(self.flags.samples.on_change)
+        return self.flags.samples.on_change
 
     @property
     def sight_warning(self) -> str | None:
@@ -50,7 +51,7 @@ class Plan:
     @property
     def shown_urls(self) -> str:
         """The servers' addresses as they may be shown."""
-        return urls_text(self.teacher(""), self.api_bases)
+        return urls_text(self.api_bases)
 
     def facts(self) -> RunFacts:
         """What its traces share, with the versions of this process."""
@@ -90,9 +91,11 @@ def teacher_settings(flags: TeacherFlags, api_base: str, api_key: str) -> Teache
         api_key=api_key,
         temperature=flags.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=flags.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=flags.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=flags.turn_timeout_seconds,
+            max_outage_seconds=flags.max_outage_seconds,
+        ),
     )
 
 
@@ -112,6 +115,6 @@ def code_limits(flags: CodeFlags) -> CodeLimits:
     return CodeLimits(flags.code_timeout, flags.code_memory_mb * 2**20, flags.unsafe_exec)
 
 
-def urls_text(teacher: TeacherSettings, api_bases: Sequence[str]) -> str:
+def urls_text(api_bases: Sequence[str]) -> str:
     """The servers' addresses as they may be shown."""
-    return ",".join(base_url_text(replace(teacher, api_base=api_base)) for api_base in api_bases)
+    return ",".join(map(shown_url, api_bases))

@@ -6,18 +6,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from distil.commands.flags import AUTO, RunFlags, ToolFlags
+from distil.commands.flags import AUTO, BudgetFlags, RunFlags, ToolFlags
 from distil.errors import BudgetExceeded, UsageError
 from distil.own_code import own_code
 from distil.pictures import ResizeRule
-from distil.records import CropFrom, Frame, OnChange, Prompt, ToolMode
+from distil.records import Frame, OnChange, Prompt, ToolMode
 from distil.run.plan import Plan, as_traces_say, code_limits, teacher_settings, urls_text
 from distil.run.solver import Accept, dataset_path, open_budget
 from distil.source.rows import Source
 from distil.spending.budget import Budget
-from distil.store.folder import Claim, first_free
+from distil.store.claim import Claim, first_free
 from distil.store.trace_file import RunFacts, versions_now
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
@@ -37,6 +39,7 @@ from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
 
 PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
+_NOT_ASKED = "(the server's only model)"
 
 
 @contextmanager
@@ -53,14 +56,14 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
         if idle:
             tell(f"Not offered to the teacher, as --tools does not name them: {', '.join(idle)}")
         system_prompt = flags.teacher.system_prompt
-        asked = TraceSettings(  # what is the family's says nothing: `settings_for`
+        asked = TraceSettings(
             task=code.task.name,
             model="",
             profile="",
             tool_mode=ToolMode.NONE,
             coordinates=Frame.PIXEL,
-            crop_from=CropFrom(flags.tools.crop_from),
-            temperature=None,
+            crop_from=flags.tools.crop_from,
+            temperature=flags.teacher.temperature,
             max_tokens=flags.teacher.max_tokens,
             max_turns=flags.tools.max_turns,
             seed=flags.samples.seed,
@@ -74,20 +77,19 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
             code=code_limits(flags.code) if any(tool.runs_code for tool in offered) else None,
             own_code=code.as_json(names),
         )
-        yield asked
+        yield settings_for(asked, flags.tools, chosen_profile("", flags.tools))
 
 
-def settings_for(asked: TraceSettings, flags: RunFlags, model: str) -> TraceSettings:
+def settings_for(asked: TraceSettings, flags: ToolFlags, profile: Profile, model: str = "") -> TraceSettings:
     """The settings with what follows from the family of the model that is asked."""
-    profile = chosen_profile(model, flags.tools)
-    offered = load_tools(flags.tools.tools)
+    offered = load_tools(flags.tools)
     boxes = BoxFrame(profile.frame, asked.crop_from)
     return replace(
         asked,
         model=model,
         profile=profile.name,
         coordinates=profile.frame,
-        temperature=flags.teacher.temperature if profile.sends_temperature else None,
+        temperature=asked.temperature if profile.sends_temperature else None,
         view_rule=profile.rule,
         states_size=profile.states_size and bool(offered),
         tool_schemas=tuple(tool.schema(boxes) for tool in offered),
@@ -125,8 +127,7 @@ def open_acceptance(
         return None if flags.samples.target_acc is None else _passing(TASKS[asked.task])
     from distil.run.conditions import accepting  # noqa: PLC0415 - the index, which few runs need
 
-    settings = settings_for(asked, flags, model="")
-    return accepting(condition, RunFacts(source.identity, settings, versions_now()), source, rows)
+    return accepting(condition, RunFacts(source.identity, asked, versions_now()), source, rows)
 
 
 def _passing(task: Task) -> Accept:
@@ -155,30 +156,77 @@ def settle(
     unlisted = unlisted_warning(model, models.names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
-    settings = settings_for(asked, flags, model)
+    settings = settings_for(asked, flags.tools, profile, model)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     teacher = as_traces_say(teacher, settings)
-    fingerprint = source.identity.fingerprint
-    claim = settle_folder(claim, settings, flags, fingerprint, ignored=PROBED)
+    settle_claim = partial(
+        settle_folder, fingerprint=source.identity.fingerprint, on_change=flags.samples.on_change
+    )
+    claim = settle_claim(claim, settings, ignored=PROBED)
     prompt = settings.prompt()
-    with _setup_budget(flags, teacher, claim) as budget:
+    with _setup_budget(flags.budget, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
         probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _tell_choices(probe, urls_text(probe.settings, address.api_bases), profile, tell)
-    claim = settle_folder(claim, settings, flags, fingerprint)
+    _print_choices(probe, urls_text(address.api_bases), profile, tell)
+    claim = settle_claim(claim, settings)
     plan = Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
         dataset=source.identity,
         settings=settings,
         api_bases=address.api_bases,
-        api_base=teacher.api_base or address.api_base,
+        api_base=teacher.api_base,
         output_dir=str(claim.path),
         probe=probe.as_dict(),
     )
     return plan, claim
+
+
+def foresee(flags: RunFlags, asked: TraceSettings, source: Source, address: Address) -> Plan:
+    """The plan where the teacher takes all request fields, in auto mode native calls; nobody is asked.
+
+    Raises UsageError where the folder cannot be used.
+    """
+    claim = _claimed(Path(flags.samples.output_dir))
+    model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
+    settings = settings_for(asked, flags.tools, chosen_profile(model, flags.tools), model)
+    told = told_tool_mode(flags.tools, settings.prompt())
+    tool_mode = ToolMode.NATIVE if told is None else told[0]
+    columns = source.chosen or None
+    settings = replace(settings, tool_mode=tool_mode, teacher_note=address.note, columns=columns)
+    if claim is not None:
+        on_change, fingerprint = flags.samples.on_change, source.identity.fingerprint
+        claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
+    return Plan(
+        flags=flags,
+        dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
+        dataset=source.identity,
+        settings=settings,
+        api_bases=address.api_bases,
+        api_base=address.api_base,
+        output_dir=flags.samples.output_dir if claim is None else str(claim.path),
+        probe={},
+    )
+
+
+def _claimed(path: Path) -> Claim | None:
+    """The folder if it is there; raises UsageError where it is in use, or none could be made."""
+    if path.exists():
+        return Claim(path)
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with TemporaryDirectory(prefix=".distil-", dir=there):
+            return None
+    except OSError as error:
+        raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
+
+
+def _model_before(claim: Claim | None) -> str | None:
+    """The model of the last run into a folder."""
+    runs = claim.earlier_runs[-1:] if claim is not None else []
+    return next((run.get("settings", {}).get("model") for run in runs), None)
 
 
 def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]:
@@ -189,7 +237,7 @@ def _replicas_after(teacher: TeacherSettings, address: Address) -> Sequence[str]
 
 def chosen_profile(model: str, flags: ToolFlags) -> Profile:
     """The profile of a model's family, as the flags change it."""
-    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    frame = None if flags.coordinates == AUTO else flags.coordinates
     return with_max_area(with_frame(find_profile(model), frame), flags.image_max_pixels)
 
 
@@ -206,13 +254,17 @@ def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSetting
 
 
 def settle_folder(
-    claim: Claim, settings: TraceSettings, flags: RunFlags, fingerprint: str, ignored: Sequence[str] = ()
+    claim: Claim,
+    settings: TraceSettings,
+    ignored: Sequence[str] = (),
+    *,
+    fingerprint: str,
+    on_change: OnChange,
 ) -> Claim:
     """The folder to write to: for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
 
     Raises UsageError where what it holds was made with other settings and nothing was said about it.
     """
-    on_change = OnChange(flags.samples.on_change)
     if on_change is OnChange.REFUSE:
         claim.refuse_changes(settings, fingerprint, ignored)
     if on_change is OnChange.NEW:
@@ -221,10 +273,10 @@ def settle_folder(
 
 
 @contextmanager
-def _setup_budget(flags: RunFlags, teacher: TeacherSettings, claim: Claim) -> Iterator[Budget]:
+def _setup_budget(flags: BudgetFlags, teacher: TeacherSettings, claim: Claim) -> Iterator[Budget]:
     """The budget of the requests before the first sample; raises UsageError where they do not fit it."""
     try:
-        yield open_budget(flags.budget, teacher, claim.spending)
+        yield open_budget(flags, teacher, claim.spending)
     except BudgetExceeded as error:
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
     finally:
@@ -250,7 +302,7 @@ def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | N
     if not prompt.tools:
         return ToolMode.NONE, "no tools are offered"
     if flags.tool_mode != AUTO:
-        return ToolMode(flags.tool_mode), "as --tool_mode says"
+        return flags.tool_mode, "as --tool_mode says"
     return None
 
 
@@ -270,14 +322,24 @@ def _earlier_probe(
     return None
 
 
-def _tell_choices(probe: ProbeResult, urls: str, profile: Profile, tell: Callable[[str], None]) -> None:
-    is_known, bound = profile.name != UNKNOWN.name, profile.rule.max_area_px or math.inf
-    sent = "" if is_known else f", pictures of at most {bound:,} pixels: --image_max_pixels"
+def _bound_text(profile: Profile) -> str:
+    """How large pictures are sent to a family that is not known."""
+    if profile.name != UNKNOWN.name:
+        return ""
+    return f", pictures of at most {profile.rule.max_area_px or math.inf:,} pixels: --image_max_pixels"
+
+
+def _print_choices(
+    probe: ProbeResult,
+    urls: str,
+    profile: Profile,
+    tell: Callable[[str], None],
+) -> None:
     tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{sent})"
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{_bound_text(profile)})"
     )
-    if not is_known and probe.tool_mode is not ToolMode.NONE:
+    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
         tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")
     if probe.sight_warning is not None:
         tell(f"Warning: {probe.sight_warning}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from distil.commands.flags import BudgetFlags, RunFlags, SampleFlags
+from distil.commands.flags import BudgetFlags, CodeFlags, SampleFlags, ToolFlags
 from distil.embedded.launch import DEFAULT_KIND, NAMES_OF_DATA, drawn_data
 from distil.errors import RunHalted, UsageError
 from distil.lazy_picture import PIXEL_WORK, memory_bytes
@@ -22,15 +22,14 @@ from distil.source.rows import Source, open_source
 from distil.source.saved import IMAGE_COLUMN
 from distil.spending.budget import Budget, Measure, calls_of, cost_of, tokens_of
 from distil.spending.prices import find_prices
-from distil.store.folder import WITHOUT_TOOLS, Claim, RunFolder
-from distil.store.spending import SpendingFile
+from distil.store.claim import Claim, SpendingFile
+from distil.store.folder import WITHOUT_TOOLS, RunFolder
 from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS
 from distil.tasks.base import Task
 from distil.tasks.rewards import reward_error
-from distil.teacher.attempts import Deadline
-from distil.teacher.client import OPENAI_URL, Teacher, TeacherSettings
+from distil.teacher.client import Teacher, TeacherSettings
 from distil.teacher.models import AnsweredModels
 from distil.teacher.slots import Slots
 from distil.tools.python_code import Executor
@@ -73,9 +72,9 @@ class RolloutSolver:
 
     def _solved(self, sample_id: SampleId) -> TraceSummary:
         started = time.perf_counter()
-        deadline = Deadline.after("sample", self.plan.flags.teacher.sample_timeout_seconds)
+        sample_seconds = self.plan.flags.teacher.sample_timeout_seconds
         offers_tools = bool(self.plan.settings.tool_schemas)
-        with self.teacher.asking(deadline, offers_tools=offers_tools) as teacher:
+        with self.teacher.asking(sample_seconds, offers_tools=offers_tools) as teacher:
             conversation = self._opening(sample_id)
             journal = self.folder.journal.of(sample_id, conversation.sample.picture.file_sha256)
             is_resumed = journal.is_resumed
@@ -144,20 +143,20 @@ class RolloutSolver:
         )
         claim = Claim(self.folder.path / WITHOUT_TOOLS, spending=self.folder.spending)
         # No answer without tools is nothing to stop for: it is what they are asked for.
-        flags = self.plan.flags
-        flags = replace(flags, samples=replace(flags.samples, keep_going=True))
+        samples = replace(self.plan.flags.samples, keep_going=True)
+        flags = replace(self.plan.flags, samples=samples)
         plan = replace(self.plan, flags=flags, settings=settings, output_dir=str(claim.path))
         return RolloutSolver(plan, self.source, RunFolder(claim, plan.facts(), plan.on_change), self.teacher)
 
 
 @contextmanager
-def open_sandbox(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Sandbox | None]:
+def open_sandbox(tools: ToolFlags, code: CodeFlags, tell: Callable[[str], None]) -> Iterator[Sandbox | None]:
     """The started sandbox where the code tool is offered; raises SandboxUnavailable, UsageError."""
-    if not any(tool.runs_code for tool in load_tools(flags.tools.tools)):
+    if not any(tool.runs_code for tool in load_tools(tools.tools)):
         yield None
         return
-    limits = code_limits(flags.code)
-    bounds = (limits.timeout_seconds, limits.memory_bytes, flags.code.sandbox_workers)
+    limits = code_limits(code)
+    bounds = (limits.timeout_seconds, limits.memory_bytes, code.sandbox_workers)
     with Sandbox(*bounds, unsafe=limits.unsafe_exec) as sandbox:
         sandbox.start()
         tell(sandbox.layers.text)
@@ -231,7 +230,7 @@ def _tell_guesses(source: Source, asked: Mapping[str, str], tell: Callable[[str]
 
 def open_budget(flags: BudgetFlags, teacher: TeacherSettings, spending: SpendingFile) -> Budget:
     """The budget of a folder; raises UsageError for a cost limit without prices."""
-    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base or OPENAI_URL)
+    prices = find_prices(flags.price_per_million, teacher.model, teacher.api_base)
     limits: dict[Measure, float | None] = {
         calls_of: flags.max_calls,
         tokens_of: flags.max_total_tokens,

@@ -13,7 +13,6 @@ from distil.errors import (
     ContextOverflow,
     DeadlinePassed,
     FolderError,
-    RunGivenUp,
     RunHalted,
     SampleError,
     SandboxUnavailable,
@@ -124,7 +123,7 @@ def _attempt(sample_id: SampleId, solve: Callable[[SampleId], ResultT]) -> Outco
         raise
     except BudgetExceeded as error:
         return Outcome(sample_id, None, None, f"limit reached, {error}")
-    except (RunHalted, RunGivenUp) as error:
+    except RunHalted as error:
         return Outcome(sample_id, None, None, str(error))
     except BaseException as error:  # noqa: BLE001 - the one place where a sample's failure becomes data
         # Code of the user's own may raise anything: its sys.exit(0) must not end the run as if all were done.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, filterfalse, groupby
 
-from distil.commands.flags import RunFlags, flags_json
+from distil.commands.flags import RolloutFlags, SampleFlags, ToolFlags, flags_json
 from distil.errors import TraceError, UsageError
 from distil.records import Json, Outcome, SampleId
 from distil.run.draws import Draws, check_aim
@@ -19,17 +19,15 @@ from distil.run.schedule import Rollouts, Row, Schedule, WithoutTools, plain, ro
 from distil.run.solver import RolloutSolver
 from distil.spending.budget import Spent
 from distil.spending.estimate import Measured, SampleSelection, choose_samples
-from distil.store.folder import RunFolder
-from distil.store.readme import write_readme
+from distil.store.folder import RunFolder, write_readme
 from distil.store.run_totals import RowTotals, RunTotals
 from distil.store.summary import Totals, TraceSummary, read_summary
 from distil.tools.toolbox import load_tools
 
 
-def check_rollouts(flags: RunFlags) -> None:
+def check_rollouts(samples: SampleFlags, asked: RolloutFlags, tools: ToolFlags, is_estimate: bool) -> None:
     """Raise UsageError for flags that make no sense together, before anything is opened."""
-    check_aim(flags)
-    asked = flags.rollouts
+    check_aim(samples, asked, is_estimate)
     for name, value in (
         ("accepted_per_sample", asked.accepted_per_sample),
         ("target_accepted", asked.target_accepted),
@@ -41,7 +39,7 @@ def check_rollouts(flags: RunFlags) -> None:
             f"--accepted_per_sample {asked.accepted_per_sample} is more than a row has rollouts: "
             f"--rollouts_per_sample {asked.rollouts_per_sample}"
         )
-    if asked.also_without_tools and not load_tools(flags.tools.tools):
+    if asked.also_without_tools and not load_tools(tools.tools):
         raise UsageError("--also_without_tools: this run offers no tools")
 
 
@@ -148,12 +146,12 @@ class Work:
 
         With draws, the rows that are wanted are those that may be drawn.
         """
-        main, without, flags = Part.of(solver, wanted), None, solver.plan.flags
+        main, without, num_few = Part.of(solver, wanted), None, solver.plan.flags.estimate_samples
         if draws is not None:
             return cls._of_draws(main, draws)
-        if flags.estimate_samples is not None:
-            return cls._of_few(main, flags.estimate_samples)
-        if flags.rollouts.also_without_tools:
+        if num_few is not None:
+            return cls._of_few(main, num_few)
+        if solver.plan.flags.rollouts.also_without_tools:
             without = Part.of(solver.without_tools(), Rollouts(wanted.rows), counts_spending=False)
             main.totals.without_tools = without.totals
         schedule = Schedule(_rows(main, without), len(main.accepted), *_enough(main))
@@ -248,13 +246,13 @@ class Work:
 
     def selection(self) -> SampleSelection:
         """What an estimate is for."""
-        flags, wanted, done = self.main.solver.plan.flags, self.main.wanted, self.main.done
+        plan, wanted, done = self.main.solver.plan, self.main.wanted, self.main.done
         num_left = len(wanted) - len(done)
-        if flags.rollouts.stops_early:
+        if plan.flags.rollouts.stops_early:
             num_accepted, (of_row, _) = self.main.num_accepted(), _enough(self.main)
             num_left = sum(each not in done and num_accepted[each.index] < of_row for each in wanted)
         num_left -= self.main.totals.measured.num_finished
-        return SampleSelection(len(wanted), num_left, flags.samples.max_workers, tuple(self._notes()))
+        return SampleSelection(len(wanted), num_left, plan.flags.samples.max_workers, tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
         """What an estimate of several rollouts a row is to be read with."""
@@ -273,8 +271,8 @@ class Work:
 
     def _row_totals(self) -> RowTotals | None:
         """What the rows' rollouts came to; None where each has one and nobody asks which are accepted."""
-        flags, wanted, schedule = self.main.solver.plan.flags, self.main.wanted, self.schedule
-        asked = flags.rollouts
+        plan, wanted, schedule = self.main.solver.plan, self.main.wanted, self.schedule
+        asked = plan.flags.rollouts
         if wanted.num_each == 1 and asked.accept is None:
             return None
         enough = asked.accepted_per_sample or 1
@@ -284,7 +282,7 @@ class Work:
             num_each=wanted.num_each,
             num_done=len(self.main.done) + self.main.totals.traces.num_traces,
             enough=enough,
-            target=None if flags.estimate_samples is not None else asked.target_accepted,
+            target=None if plan.flags.estimate_samples is not None else asked.target_accepted,
             condition=asked.accept,
             num_accepted=schedule.num_accepted,
             num_rows_enough=schedule.num_rows_enough

@@ -14,7 +14,7 @@ the reply (checked, never unpickled or decoded), state between calls.
 Not covered: faults of the kernel behind the few calls that are allowed, and of the processor (side channels).
 Put a container or a virtual machine around the whole program for that: docs/sandbox.md.
 
-Parts: sandbox (the caller's side) with server_process, exchange and canaries; fork_server (forks,
-reaps, kills), jail (the kernel's layers), job (one run),
-preload (what can be imported), frames (and bounds), layers (what was found at start).
+Parts: sandbox (the caller's side) with server_process and exchange; fork_server (forks, reaps, kills),
+jail (the kernel's layers), job (one run), preload (what can be imported), frames and control (what goes
+between them), bounds (time, memory, the layers that were found).
 """

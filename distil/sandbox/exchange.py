@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -13,7 +14,7 @@ from PIL import Image
 
 from distil.records import SUCCESS_MESSAGE
 from distil.sandbox import frames
-from distil.sandbox.server_process import START_SECONDS, ServerProcess, Spare
+from distil.sandbox.server_process import START_SECONDS, ServerProcess
 
 # Everything but tab and newline that a terminal would obey instead of showing.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -35,37 +36,28 @@ class ExecResult:
         return self.picture is not None
 
 
-class SpareDied(Exception):
-    """A child ended before it was ready: nothing was run."""
-
-
 def converse(
-    server: ServerProcess, spare: Spare, parts: Iterator[bytes], timeout_seconds: float
-) -> ExecResult:
-    """Send a job and read its reply; raises SpareDied when the child was dead before it began."""
-    reply = ReplyReader(spare.socket, time.monotonic() + START_SECONDS)
+    server: ServerProcess, job: socket.socket, parts: Iterator[bytes], timeout_seconds: float
+) -> ExecResult | None:
+    """Send a job and read its reply; None when the child was dead before it began: nothing was run."""
+    reply = ReplyReader(job, START_SECONDS)
     try:
         reply.wait_until_ready()
-    except (EOFError, OSError) as error:
-        raise SpareDied from error
-    started = time.monotonic()
-    reply.deadline = started + timeout_seconds
+    except (EOFError, OSError):
+        return None
+    reply.start_clock(timeout_seconds)
     try:
-        for part in parts:
-            reply.send(part)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it may have said why before it ended
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why it ends
+            for part in parts:
+                reply.send(part)
+        return reply.read_result()
     except TimeoutError:
-        return reply.result("timeout", _timeout_text(timeout_seconds), started)
-    try:
-        return reply.read_result(started)
-    except TimeoutError:
-        return reply.result("timeout", _timeout_text(timeout_seconds), started)
+        return reply.result("timeout", _timeout_text(timeout_seconds))
     except (EOFError, ConnectionError):
         ended = server.has_ended(0.05)
-        return reply.result("crashed", SERVER_ENDED if ended else CHILD_ENDED, started)
+        return reply.result("crashed", SERVER_ENDED if ended else CHILD_ENDED)
     except frames.FrameError as error:
-        return reply.result("crashed", f"Error: the code sent a reply that is not valid ({error}).", started)
+        return reply.result("crashed", f"Error: the code sent a reply that is not valid ({error}).")
 
 
 SERVER_ENDED = (
@@ -91,10 +83,15 @@ def is_of_the_machine(message: str, timeout_seconds: float) -> bool:
 class ReplyReader:
     """The client's reading end of one job: every byte counted, every number checked, all under a deadline."""
 
-    def __init__(self, job: socket.socket, deadline: float) -> None:
+    def __init__(self, job: socket.socket, within_seconds: float) -> None:
         self._socket = job
-        self.deadline = deadline
         self._output = bytearray()
+        self.start_clock(within_seconds)
+
+    def start_clock(self, within_seconds: float) -> None:
+        """Count the time from now on, and wait no longer than this for all that follows."""
+        self._started = time.monotonic()
+        self._deadline = self._started + within_seconds
 
     def send(self, data: bytes) -> None:
         """Send all of it before the deadline; raises TimeoutError."""
@@ -104,7 +101,7 @@ class ReplyReader:
             view = view[self._socket.send(view) :]
 
     def _set_timeout(self) -> None:
-        left = self.deadline - time.monotonic()
+        left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self._socket.settimeout(left)
@@ -129,16 +126,16 @@ class ReplyReader:
         if self._read_frame() != (frames.READY, 0):
             raise EOFError
 
-    def read_result(self, started: float) -> ExecResult:
+    def read_result(self) -> ExecResult:
         """Read output until the result is there; raises TimeoutError, EOFError or FrameError."""
         while True:
             kind, length = self._read_frame()
             if kind == frames.OUTPUT:
                 self._read_output(length)
             elif kind == frames.FAILURE:
-                return self._read_failure(length, started)
+                return self._read_failure(length)
             elif kind == frames.PICTURE:
-                return self._read_picture(length, started)
+                return self._read_picture(length)
             else:
                 raise frames.FrameError("unknown frame")
 
@@ -147,18 +144,16 @@ class ReplyReader:
             raise frames.FrameError("output length")
         self._output += self._read(length)
 
-    def _read_failure(self, length: int, started: float) -> ExecResult:
+    def _read_failure(self, length: int) -> ExecResult:
         if not 1 <= length <= frames.MESSAGE_BYTES_MAX + 1:
             raise frames.FrameError("message length")
         data = bytes(self._read(length))
         kind = frames.FAILURE_KINDS.get(data[:1])
         if kind is None:
             raise frames.FrameError("message kind")
-        return self.result(
-            kind, _printable(data[1:], frames.MESSAGE_BYTES_MAX) or "Error: no reason given.", started
-        )
+        return self.result(kind, _printable(data[1:], frames.MESSAGE_BYTES_MAX) or "Error: no reason given.")
 
-    def _read_picture(self, length: int, started: float) -> ExecResult:
+    def _read_picture(self, length: int) -> ExecResult:
         consumed = 0
 
         def read_counted(count: int) -> bytearray:
@@ -176,16 +171,14 @@ class ReplyReader:
             raise frames.FrameError(str(error)) from error
         if consumed != length:
             raise frames.FrameError("picture length")
-        return self.result("ok", SUCCESS_MESSAGE, started, picture)
+        return self.result("ok", SUCCESS_MESSAGE, picture)
 
-    def result(
-        self, kind: str, message: str, started: float, picture: Image.Image | None = None
-    ) -> ExecResult:
-        """An ExecResult with the output so far."""
+    def result(self, kind: str, message: str, picture: Image.Image | None = None) -> ExecResult:
+        """An ExecResult with the output and the time so far."""
         cut = len(self._output) > frames.STDOUT_BYTES_MAX
         kept = bytes(self._output[: frames.STDOUT_BYTES_MAX])
         stdout = _printable(kept, frames.STDOUT_BYTES_MAX) + (frames.CUT_MARK if cut else "")
-        return ExecResult(picture, message, stdout, time.monotonic() - started, kind)
+        return ExecResult(picture, message, stdout, time.monotonic() - self._started, kind)
 
 
 def _printable(data: bytes, bytes_max: int) -> str:

@@ -56,7 +56,7 @@ LINUX = sys.platform == "linux"
 
 
 @dataclass(frozen=True)
-class Setup:
+class Arguments:
     """The command line."""
 
     control_fd: int
@@ -68,33 +68,29 @@ class Setup:
     paths: tuple[str, ...]
 
 
-@dataclass
-class Report:
-    """One line per layer: name, status, detail."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, name: str, status: str, detail: str) -> None:
-        self.lines.append("\t".join((name, status, detail.replace("\t", " ").replace("\n", " "))))
-
-    def attempt(self, name: str, enabled: bool, action: Callable[[], str]) -> bool:
-        """Run a layer's action, which returns its detail; note how it went."""
-        if not enabled:
-            self.add(name, "off", "switched off")
-            return False
-        try:
-            self.add(name, "on", action())
-        except (OSError, LookupError, StopIteration) as error:
-            self.add(name, "off", getattr(error, "strerror", None) or repr(error))
-            return False
-        return True
-
-
-def read_setup(arguments: list[str]) -> Setup:
+def read_arguments(words: list[str]) -> Arguments:
     """The command line as numbers and names."""
-    control_fd, parent_pid, memory_bytes, cpu_seconds, spares = map(int, arguments[:5])
-    disabled = frozenset(filter(None, arguments[5].split(",")))
-    return Setup(control_fd, parent_pid, memory_bytes, cpu_seconds, spares, disabled, tuple(arguments[6:]))
+    control_fd, parent_pid, memory_bytes, cpu_seconds, spares = map(int, words[:5])
+    disabled = frozenset(filter(None, words[5].split(",")))
+    return Arguments(control_fd, parent_pid, memory_bytes, cpu_seconds, spares, disabled, tuple(words[6:]))
+
+
+def attempt(report: list[str], name: str, enabled: bool, action: Callable[[], str]) -> bool:
+    """Run a layer's action, which returns its detail; note how it went."""
+    if not enabled:
+        note(report, name, "off", "switched off")
+        return False
+    try:
+        note(report, name, "on", action())
+    except (OSError, LookupError, StopIteration) as error:
+        note(report, name, "off", getattr(error, "strerror", None) or repr(error))
+        return False
+    return True
+
+
+def note(report: list[str], name: str, status: str, detail: str) -> None:
+    """Add one layer to the report: a line for each."""
+    report.append("\t".join((name, status, detail.replace("\t", " ").replace("\n", " "))))
 
 
 # --- keeper --------------------------------------------------------------------------------------------
@@ -150,21 +146,21 @@ def prefer_our_death() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
 
 
-def leave_namespaces(report: Report, setup: Setup) -> list[str]:
+def leave_namespaces(report: list[str], disabled: frozenset[str]) -> list[str]:
     """Leave the namespaces (before the server is forked: a pid namespace begins with a child)."""
-    if "namespaces" in setup.disabled:
-        report.add("namespaces", "off", "switched off")
+    if "namespaces" in disabled:
+        note(report, "namespaces", "off", "switched off")
         return []
     left, refused = jail.leave_namespaces()
     status = "on" if left and not refused else "partly" if left else "off"
     refusals = f" (refused: {'; '.join(refused)})" if refused else ""
-    report.add("namespaces", status, ", ".join(left) + refusals)
+    note(report, "namespaces", status, ", ".join(left) + refusals)
     return left
 
 
-def close_doors(report: Report, setup: Setup, left: list[str]) -> Layers:
-    """Everything the server itself gives up, and what its children will need; fills the report."""
-    on = {name: name not in setup.disabled for name in ("privileges", "landlock", "seccomp")}
+def close_doors(report: list[str], disabled: frozenset[str], left: list[str]) -> list[Callable[[], None]]:
+    """Everything the server itself gives up, noted in the report; returns what each child puts on itself."""
+    on = {name: name not in disabled for name in ("privileges", "landlock", "seccomp")}
 
     def empty_root() -> str:
         jail.pivot_into_nothing()
@@ -180,24 +176,19 @@ def close_doors(report: Report, setup: Setup, left: list[str]) -> Layers:
     if on["landlock"] or on["seccomp"]:
         jail.prctl(jail.PR_SET_NO_NEW_PRIVS, 1)  # both need it where there is no CAP_SYS_ADMIN
     if "mount" in left:  # never otherwise: it would change the root of everybody
-        report.attempt("empty root", True, empty_root)
+        attempt(report, "empty root", True, empty_root)
     else:
-        report.add("empty root", "off", "needs a mount namespace")
-    report.attempt("privileges", on["privileges"], jail.drop_privileges)
-    landlocked = report.attempt("landlock", on["landlock"], landlock)
-    with_filter = report.attempt("seccomp", on["seccomp"], probe_seccomp)
-    return Layers(
-        jail.landlock_attributes(jail.landlock_version()) if landlocked else None,
-        jail.SeccompFilter(platform.machine()) if with_filter else None,
-    )
-
-
-@dataclass(frozen=True)
-class Layers:
-    """What each child puts on itself."""
-
-    landlock: bytes | None
-    seccomp: jail.SeccompFilter | None
+        note(report, "empty root", "off", "needs a mount namespace")
+    attempt(report, "privileges", on["privileges"], jail.drop_privileges)
+    landlocked = attempt(report, "landlock", on["landlock"], landlock)
+    with_filter = attempt(report, "seccomp", on["seccomp"], probe_seccomp)
+    of_each_child: list[Callable[[], None]] = []
+    if landlocked:
+        attributes = jail.landlock_attributes(jail.landlock_version())
+        of_each_child.append(partial(jail.landlock_nothing, attributes))
+    if with_filter:
+        of_each_child.append(jail.seccomp_filter(platform.machine()))
+    return of_each_child
 
 
 def probe_seccomp() -> str:
@@ -205,11 +196,11 @@ def probe_seccomp() -> str:
     machine = platform.machine()
     if sys.maxsize < 2**32 or machine not in jail.ALLOWED:
         raise LookupError(f"no filter for {machine} with {sys.maxsize.bit_length() + 1}-bit Python")
-    filter_ = jail.SeccompFilter(machine)
+    install_filter = jail.seccomp_filter(machine)
     child = os.fork()
     if child == 0:
         try:
-            filter_.install()
+            install_filter()
             os.close(os.open("/", os.O_RDONLY))
             os._exit(1)
         except PermissionError as error:
@@ -231,17 +222,17 @@ def address_space_bytes() -> int:
         return UNKNOWN_BASE_BYTES
 
 
-def limit_resources(setup: Setup, base_bytes: int) -> None:
+def limit_resources(arguments: Arguments, base_bytes: int) -> None:
     """The child's hard limits; a limit that is already lower stays."""
     wanted = {
-        resource.RLIMIT_DATA: base_bytes + setup.memory_bytes,
-        resource.RLIMIT_CPU: setup.cpu_seconds,
+        resource.RLIMIT_DATA: base_bytes + arguments.memory_bytes,
+        resource.RLIMIT_CPU: arguments.cpu_seconds,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: OPEN_FILES_MAX,
         resource.RLIMIT_CORE: 0,
     }
     if LINUX:
-        wanted |= {resource.RLIMIT_AS: base_bytes + setup.memory_bytes, resource.RLIMIT_NPROC: 0}
+        wanted |= {resource.RLIMIT_AS: base_bytes + arguments.memory_bytes, resource.RLIMIT_NPROC: 0}
         wanted |= {resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_MSGQUEUE: 0, resource.RLIMIT_SIGPENDING: 16}
     for limit, value in wanted.items():
         hard = resource.getrlimit(limit)[1]
@@ -254,8 +245,8 @@ class Pool:
     """The server's children: number → pid, waiting for a job or taken by one."""
 
     control: socket.socket
-    setup: Setup
-    layers: Layers
+    arguments: Arguments
+    layers: list[Callable[[], None]]
     base_bytes: int
     serve_one: Callable[[], None]
     waiting: dict[int, int] = field(default_factory=dict)
@@ -290,11 +281,9 @@ class Pool:
         os.dup2(fd, JOB_FD)
         os.closerange(0, JOB_FD)
         os.closerange(JOB_FD + 1, 4096)
-        limit_resources(self.setup, self.base_bytes)
-        if self.layers.landlock:
-            jail.landlock_nothing(self.layers.landlock)
-        if self.layers.seccomp:
-            self.layers.seccomp.install()
+        limit_resources(self.arguments, self.base_bytes)
+        for put_on in self.layers:  # seccomp is the last
+            put_on()
         self.serve_one()
 
     def reap(self) -> None:
@@ -314,7 +303,7 @@ class Pool:
 
     def refill(self) -> None:
         """Fork until enough spares wait; while a job runs, one is enough: a fork then would slow the job."""
-        enough = 1 if self.taken else self.setup.spares
+        enough = 1 if self.taken else self.arguments.spares
         while len(self.waiting) < enough:
             if self.unused_deaths:
                 time.sleep(0.02 * self.unused_deaths)
@@ -348,26 +337,25 @@ class Pool:
                 self.reap()
 
 
-def serve(control: socket.socket, setup: Setup, report: Report, left: list[str]) -> None:
+def serve(control: socket.socket, arguments: Arguments, report: list[str], left: list[str]) -> None:
     """The server's whole life, in the process that is first in its pid namespace."""
     if LINUX:
         jail.die_with_parent()
-    serve_one = load_libraries(setup)
+    serve_one = load_libraries(arguments.paths)
     base_bytes = address_space_bytes()
     reserve_heap()
     if LINUX:
         prefer_our_death()
-        layers = close_doors(report, setup, left)
+        layers = close_doors(report, arguments.disabled, left)
         jail.die_with_parent()  # changing the user id has cleared it
     else:
-        report.add("seccomp", "off", f"{sys.platform} has no seccomp")
-        layers = Layers(None, None)
-    report.add(
-        "limits", "on", f"{setup.memory_bytes // 2**20} MiB, {OPEN_FILES_MAX} fds, no process, no file"
-    )
-    text = "\n".join(report.lines).encode()
+        note(report, "seccomp", "off", f"{sys.platform} has no seccomp")
+        layers = []
+    memory_mib = arguments.memory_bytes // 2**20
+    note(report, "limits", "on", f"{memory_mib} MiB, {OPEN_FILES_MAX} fds, no process, no file")
+    text = "\n".join(report).encode()
     control.sendall(NUMBER.pack(len(text)) + text)
-    Pool(control, setup, layers, base_bytes, serve_one).run()
+    Pool(control, arguments, layers, base_bytes, serve_one).run()
 
 
 def reserve_heap() -> None:
@@ -399,9 +387,9 @@ def reserve_heap() -> None:
     libc.free(hole)
 
 
-def load_libraries(setup: Setup) -> Callable[[], None]:
+def load_libraries(paths: tuple[str, ...]) -> Callable[[], None]:
     """Import everything that is on offer; returns what a child calls to serve its job."""
-    sys.path.extend(setup.paths)
+    sys.path.extend(paths)
     import_module("preload").load_all()  # here, so that the keeper stays small
     job = import_module("job")
     sys.path_importer_cache.clear()
@@ -410,7 +398,7 @@ def load_libraries(setup: Setup) -> Callable[[], None]:
 
 def main() -> None:
     """Leave the namespaces, fork the server, and keep watch."""
-    setup = read_setup(sys.argv[1:])
+    arguments = read_arguments(sys.argv[1:])
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(
         signal.SIGCHLD, signal.SIG_DFL
@@ -418,22 +406,22 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     os.umask(0o077)
-    control = socket.socket(fileno=setup.control_fd)
-    watch_fd = parent_watch(setup.parent_pid)
-    if os.getppid() != setup.parent_pid:
+    control = socket.socket(fileno=arguments.control_fd)
+    watch_fd = parent_watch(arguments.parent_pid)
+    if os.getppid() != arguments.parent_pid:
         return
-    report = Report()
-    left = leave_namespaces(report, setup) if LINUX else []
+    report: list[str] = []
+    left = leave_namespaces(report, arguments.disabled) if LINUX else []
     server_pid = os.fork()
     if server_pid == 0:
         if watch_fd is not None:
             os.close(watch_fd)
         try:
-            serve(control, setup, report, left)
+            serve(control, arguments, report, left)
         finally:
             os._exit(0)  # without a traceback: what is stderr by now belongs to the jobs
     control.close()
-    keep(server_pid, setup.parent_pid, watch_fd)
+    keep(server_pid, arguments.parent_pid, watch_fd)
 
 
 if __name__ == "__main__":

@@ -131,19 +131,20 @@ def filter_instructions(machine: str) -> list[Instruction]:
     return program + give(RET_ERRNO | errno.EPERM)
 
 
-class SeccompFilter:
-    """A filter packed once and installed in every child."""
+def seccomp_filter(machine: str) -> Callable[[], None]:
+    """Pack the filter, once; what is returned puts it on a process for good.
 
-    def __init__(self, machine: str) -> None:
-        packed = b"".join(struct.pack("<HBBI", *step) for step in filter_instructions(machine))
-        self._code = ctypes.create_string_buffer(packed, len(packed))  # must outlive `_program`
-        header = struct.pack("<H6xQ", len(packed) // 8, ctypes.addressof(self._code))  # struct sock_fprog
-        self._program = ctypes.create_string_buffer(header, len(header))
-        self._call = SECCOMP_CALL[machine]
+    That needs no_new_privs, and raises OSError.
+    """
+    packed = b"".join(struct.pack("<HBBI", *step) for step in filter_instructions(machine))
+    # struct sock_fprog, then what it points to
+    program = ctypes.create_string_buffer(bytes(16) + packed, 16 + len(packed))
+    struct.pack_into("<H6xQ", program, 0, len(packed) // 8, ctypes.addressof(program) + 16)
 
-    def install(self) -> None:
-        """Put the filter on this process for good; needs no_new_privs; raises OSError."""
-        check(LIBC.syscall(self._call, 1, 0, ctypes.byref(self._program)), "seccomp")
+    def install() -> None:
+        check(LIBC.syscall(SECCOMP_CALL[machine], 1, 0, program), "seccomp")
+
+    return install
 
 
 # --- single calls --------------------------------------------------------------------------------

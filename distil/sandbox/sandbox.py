@@ -13,18 +13,16 @@ import weakref
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 from PIL import Image
 
 from distil.errors import SandboxUnavailable
 from distil.sandbox import frames
-from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS
-from distil.sandbox.canaries import CANARIES
-from distil.sandbox.exchange import ExecResult, SpareDied, converse
-from distil.sandbox.layers import Layer, Layers, read_layers
-from distil.sandbox.server_process import SERVER_FILE, START_SECONDS, ServerDied, ServerProcess, library_paths
+from distil.sandbox.bounds import MEMORY_BYTES, TIMEOUT_SECONDS, LayerRow, Layers, read_row
+from distil.sandbox.exchange import ExecResult, converse
+from distil.sandbox.server_process import SERVER_FILE, START_SECONDS, ServerProcess, library_paths
 
 SPARES_MAX = 2
 CANARY_SECONDS = 10.0  # a canary shall fail for what it finds, not for a busy machine
@@ -39,9 +37,24 @@ UNSAFE_WARNING = (
     "UNSAFE: model-written code runs WITHOUT a sandbox; it can read, write and send everything that you can."
 )
 
+# Known attacks that are tried at start, through the path that every code takes.
+_CANARY = """
+try:
+    {attempt}
+    print("escaped")
+except OSError:
+    print("held")
+result_image = image
+"""
+CANARIES = {  # {file}: a file that is there
+    "file": _CANARY.replace("{attempt}", "open('{file}')"),
+    "socket": _CANARY.replace("{attempt}", "import socket; socket.socket()"),
+    "process": _CANARY.replace("{attempt}", "import os; os.fork() or os._exit(0)"),
+}
+
 
 class FairSlots:
-    """A semaphore that serves in order of arrival."""
+    """A semaphore that serves in order of arrival: with a plain one a thread can wait ten times as long."""
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
@@ -118,14 +131,13 @@ class Sandbox:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy in a spawned process has the same bounds and a server of its own.
-        return (_rebuild, (self.timeout_seconds, self.memory_bytes, self.workers, self.unsafe, self._disable))
+        make = partial(Sandbox, unsafe=self.unsafe, _disable=self._disable)
+        return make, (self.timeout_seconds, self.memory_bytes, self.workers)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -176,8 +188,11 @@ class Sandbox:
     def _start_server(self) -> ServerProcess:
         server = ServerProcess(self._command(), START_SECONDS)
         try:
-            layers = read_layers(server.report, self.unsafe)
-            self._layers = layers if self.unsafe else self._with_canaries(server, _required(layers))
+            rows = [read_row(line) for line in server.report.splitlines()]
+            if not self.unsafe:
+                _require_seccomp(rows)
+                rows.append(self._try_canaries(server))
+            self._layers = Layers(tuple(rows), self.unsafe)
         except BaseException:
             server.close()
             raise
@@ -190,25 +205,13 @@ class Sandbox:
             raise SandboxUnavailable(
                 "This program has no Python interpreter to start (sys.executable is empty)."
             )
-        numbers = [
-            os.getpid(),
-            self.memory_bytes,
-            int(self.timeout_seconds) + 2,
-            min(SPARES_MAX, self.workers),
-        ]
+        python = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(SERVER_FILE)]
+        cpu_seconds, spares = int(self.timeout_seconds) + 2, min(SPARES_MAX, self.workers)
+        numbers = map(str, (os.getpid(), self.memory_bytes, cpu_seconds, spares))
         disabled = ",".join(LAYER_NAMES if self.unsafe else self._disable)
-        options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
-        return [
-            sys.executable,
-            *options,
-            str(SERVER_FILE),
-            "{fd}",
-            *map(str, numbers),
-            disabled,
-            *library_paths(),
-        ]
+        return [*python, "{fd}", *numbers, disabled, *library_paths()]
 
-    def _with_canaries(self, server: ServerProcess, layers: Layers) -> Layers:
+    def _try_canaries(self, server: ServerProcess) -> LayerRow:
         """Run known attacks through the real path; raises SandboxUnavailable when one gets through."""
         picture = Image.new("RGB", (2, 2))
         for name, code in CANARIES.items():
@@ -219,8 +222,7 @@ class Sandbox:
                     f"Model-written code cannot be contained here: the {name} canary was not held "
                     f"({result.stdout.strip() or result.message}). {REMEDY}"
                 )
-        canaries = Layer("canaries", "on", ", ".join(f"{name} held" for name in CANARIES))
-        return Layers((*layers.layers, canaries), layers.unsafe)
+        return "canaries", "on", ", ".join(f"{name} held" for name in CANARIES)
 
     def _after_fork(self) -> None:
         """In a forked copy: the server belongs to the parent; start afresh on the next run."""
@@ -256,39 +258,28 @@ class Sandbox:
         start = frames.JOB.pack(frames.JOB_MAGIC, seed, len(code_bytes)) + code_bytes
         for _ in range(UNSTARTED_RETRIES):
             owner = server or self._running_server()
-            try:
-                spare = owner.take()
-            except ServerDied:
-                if server is not None:
+            with owner.spare() as job:
+                if job is None and server is not None:
                     break
-                owner.has_ended(0.2)
-                continue
-            try:
+                if job is None:
+                    owner.has_ended(0.2)
+                    continue
                 parts = itertools.chain([start], frames.picture_parts(picture)[1])
-                return converse(owner, spare, parts, timeout_seconds)
-            except SpareDied:
-                continue
-            finally:
-                owner.end(spare)
+                result = converse(owner, job, parts, timeout_seconds)
+            if result is not None:
+                return result
         raise SandboxUnavailable(
             "The sandbox's server is up, but its children do not live long enough to run code."
         )
 
 
-def _required(layers: Layers) -> Layers:
+def _require_seccomp(rows: list[LayerRow]) -> None:
     """Refuse to go on without the layer that everything rests on; raises SandboxUnavailable."""
-    if layers.status("seccomp") != "on":
-        reason = next((layer.detail for layer in layers.layers if layer.name == "seccomp"), "not reported")
+    _, status, reason = next((row for row in rows if row[0] == "seccomp"), ("", "off", "not reported"))
+    if status != "on":
         raise SandboxUnavailable(
             f"Model-written code cannot be contained here: no seccomp ({reason}). {REMEDY}"
         )
-    return layers
-
-
-def _rebuild(
-    timeout_seconds: float, memory_bytes: int, workers: int, unsafe: bool, disable: tuple[str, ...]
-) -> Sandbox:
-    return Sandbox(timeout_seconds, memory_bytes, workers, unsafe=unsafe, _disable=disable)
 
 
 _LIVE: weakref.WeakSet[Sandbox] = weakref.WeakSet()

@@ -8,7 +8,7 @@ import select
 import socket
 import subprocess
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL
@@ -20,18 +20,6 @@ SERVER_FILE = Path(__file__).with_name("fork_server.py")
 START_SECONDS = 30.0  # the slowest start we wait for: a cold disk and a busy machine
 _CLOSE_SECONDS = 5.0
 _REPORT_BYTES_MAX = 64 * 1024
-
-
-class ServerDied(Exception):
-    """The server closed its control socket."""
-
-
-@dataclass
-class Spare:
-    """A child that is good for one job."""
-
-    number: int
-    socket: socket.socket
 
 
 class ServerProcess:
@@ -60,7 +48,7 @@ class ServerProcess:
         try:
             size = NUMBER.unpack(self._read(NUMBER.size))[0]
             self.report = self._read(min(size, _REPORT_BYTES_MAX)).decode("utf-8", "replace")
-        except (ServerDied, OSError) as error:
+        except OSError as error:
             self.close()
             raise SandboxUnavailable(
                 "The sandbox's server ended while it started. Can this Python import PIL and numpy?"
@@ -71,31 +59,37 @@ class ServerProcess:
         while len(data) < count:
             more = self.control.recv(count - len(data))
             if not more:
-                raise ServerDied
+                raise ConnectionError("the server closed its control socket")
             data += more
         return data
 
-    def take(self) -> Spare:
-        """The next child that waits; raises ServerDied."""
-        try:
-            with self._take_lock:
-                data, fds, _, _ = socket.recv_fds(self.control, NUMBER.size, 1)
-                if len(data) < NUMBER.size or not fds:
-                    raise ServerDied
-                job = socket.socket(fileno=fds[0])
-                number = NUMBER.unpack(data)[0]
-                self.control.sendall(COMMAND.pack(b"T", number))
-        except OSError as error:
-            raise ServerDied from error
-        return Spare(number, job)
+    @contextlib.contextmanager
+    def spare(self) -> Iterator[socket.socket | None]:
+        """The socket of the next child that waits, None where the server has died.
 
-    def end(self, spare: Spare) -> None:
-        """Have a child killed and close its socket; never raises."""
-        spare.socket.close()
-        with contextlib.suppress(OSError):
-            self.control.sendall(
-                COMMAND.pack(b"D", spare.number)
-            )  # so few bytes go out whole, lock or no lock
+        The child is good for one job: in the end it is killed and the socket closed.
+        """
+        try:
+            number, job = self._take()
+        except OSError:
+            yield None
+            return
+        try:
+            yield job
+        finally:
+            job.close()
+            with contextlib.suppress(OSError):
+                self.control.sendall(COMMAND.pack(b"D", number))  # so few bytes go out whole, lock or no lock
+
+    def _take(self) -> tuple[int, socket.socket]:
+        with self._take_lock:
+            data, fds, _, _ = socket.recv_fds(self.control, NUMBER.size, 1)
+            if len(data) < NUMBER.size or not fds:
+                raise ConnectionError("the server closed its control socket")
+            job = socket.socket(fileno=fds[0])
+            number = NUMBER.unpack(data)[0]
+            self.control.sendall(COMMAND.pack(b"T", number))
+        return number, job
 
     def has_ended(self, within_seconds: float = 0.0) -> bool:
         """Whether the server's end of the control socket is closed."""

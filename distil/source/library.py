@@ -19,9 +19,15 @@ import pyarrow as pa
 
 from distil.errors import SourceError
 from distil.records import DatasetIdentity, Json
-from distil.source.image_column import choose_image_column
-from distil.source.reopenable import check_cache, no_room, recipe_path
-from distil.source.saved import HUB, StoredRows, split_path
+from distil.source.picture_paths import TEXT_TYPES
+from distil.source.reopenable import (
+    check_cache,
+    holds_pictures,
+    is_list_of_pictures,
+    no_room,
+    recipe_path,
+)
+from distil.source.saved import HUB, IMAGE_COLUMN, StoredRows, split_path
 
 _BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{}]*,[^{}]*))\}")
 _MAX_SHARDS = 100_000
@@ -40,6 +46,9 @@ _METADATA_NAMES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "config.json"}  # of a dataset, no rows of one
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _NAMES_TOLD = 3
+# Lower case, letters alone. A name of the second kind is believed of a column of text only.
+_PICTURES = re.compile(r"(the)?(image|img|photo|photograph|picture|pic|jpg|jpeg|png|webp)(bytes|base64|b64)?")
+_PATHS = re.compile(r"(image|img|photo|picture|pic)?(path|file|filename|filepath|dataurl|datauri)")
 
 # Else the name of the loader is sent to a server that counts, whatever lies on this disk is opened with it.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -300,7 +309,7 @@ def _choose_split(path: str, splits: Sequence[str], wanted: str | None) -> str:
 
 def _opened(found: _Found, image_column: str | None, tell: Tell) -> Opened:
     table = found.table
-    column = choose_image_column(table, found.source, image_column)
+    column = _choose_image_column(table, found.source, image_column)
     if len(table) == 0:
         raise SourceError(f"{found.source} has no rows")
     saved = Path(found.source) if found.kind == "saved" else None
@@ -323,3 +332,54 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__  # its own text says only that an error occurred
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+# --- which column holds the picture of each row
+
+
+def _choose_image_column(table: datasets.Dataset, source: str, asked: str | None) -> str:
+    """The column that was asked for, `image`, or the only one that is one by name and type.
+
+    Raises SourceError where there is none, or several that may be meant.
+    """
+    names = table.column_names
+    if asked is not None and asked not in names:
+        raise SourceError(f"--image_column {asked!r}: {source} has the columns {', '.join(names)}")
+    if asked is not None or IMAGE_COLUMN in names:
+        return asked or IMAGE_COLUMN
+    fitting = _fitting(table)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise SourceError(
+            f"{source} has no column {IMAGE_COLUMN!r}, and several that may be meant: {', '.join(fitting)}; "
+            "name one by --image_column"
+        )
+    lists = [name for name in names if is_list_of_pictures(_type(table, name))]
+    note = f"; {lists[0]!r} holds a list of pictures, and one picture a row is needed" if lists else ""
+    raise SourceError(
+        f"{source} has no column {IMAGE_COLUMN!r}, name it by --image_column; its columns: "
+        f"{', '.join(names)}{note}"
+    )
+
+
+def _fitting(table: datasets.Dataset) -> list[str]:
+    """The columns that may hold the picture: those of the first rule that fits any."""
+    names = [name for name in table.column_names if holds_pictures(_type(table, name))]
+    images = [name for name in names if isinstance(table.features[name], datasets.Image)]
+    called = [name for name in names if _PICTURES.fullmatch(_letters(name))]
+    paths = [name for name in names if _PATHS.fullmatch(_letters(name)) and _type(table, name) in TEXT_TYPES]
+    rules = (
+        [name for name in images if name in called],
+        called,
+        images + paths,  # an image that is not called so may be a mask of the picture that a path names
+    )
+    return next((fitting for fitting in rules if fitting), [])
+
+
+def _type(table: datasets.Dataset, name: str) -> pa.DataType:
+    return table.data.schema.field(name).type
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())

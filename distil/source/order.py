@@ -23,33 +23,29 @@ from distil.source.saved import IMAGE_COLUMN, StoredRows
 _FEW = 8  # so many times fewer than all are picked out, not sorted
 
 
-def first_among(
-    rows: StoredRows, order: str, num_rows: int, seed: int, among: Sequence[int]
-) -> Sequence[int]:
-    """The same of some rows, whose numbers are given in the dataset's order."""
-    if order in ("dataset", "random"):
-        return first_rows(rows, order, num_rows, seed, among)
-    is_among = bytearray(len(rows))
-    for row in among:
-        is_among[row] = True
-    return array(
-        "q", islice((row for row in first_rows(rows, order, len(rows), seed) if is_among[row]), num_rows)
-    )
-
-
 def first_rows(
-    rows: StoredRows, order: str, num_rows: int, seed: int, numbers: Sequence[int] | None = None
+    rows: StoredRows, order: str, num_rows: int, seed: int, among: Sequence[int] | None = None
 ) -> Sequence[int]:
     """The first `num_rows` row numbers in an order: `dataset`, `random`, `COLUMN` or `COLUMN:desc`.
 
-    Empty values come last; of equal ones the earlier row comes first. Where the order is not by a column,
-    `numbers` are those to choose among, in the dataset's order. Raises SourceError.
+    Empty values come last; of equal ones the earlier row comes first. `among` are the only rows to choose
+    from, in the dataset's order. Raises SourceError.
     """
-    numbers = range(len(rows)) if numbers is None else numbers
+    numbers = range(len(rows)) if among is None else among
     if order == "dataset":
         return numbers[:num_rows]
     if order == "random":
         return _first(numbers, num_rows, _lots(seed))
+    if among is None:
+        return _first_by_column(rows, order, num_rows)
+    is_among = bytearray(len(rows))
+    for row in among:
+        is_among[row] = True
+    ordered = _first_by_column(rows, order, len(rows))
+    return array("q", islice((row for row in ordered if is_among[row]), num_rows))
+
+
+def _first_by_column(rows: StoredRows, order: str, num_rows: int) -> Sequence[int]:
     name, _, direction = order.partition(":")
     if name not in rows.features or name == IMAGE_COLUMN or direction not in ("", "asc", "desc"):
         columns = ", ".join(name for name in rows.features if name != IMAGE_COLUMN)

@@ -6,28 +6,29 @@ The row number is the identity of a sample: an order or a selection is a list of
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from distil.errors import SampleError, error_text
-from distil.pictures import decode_stored
+from distil.pictures import DAMAGED, decode_stored
 from distil.records import DatasetIdentity, Json, Sample, SampleId
 from distil.source.cells import Cells, field_names
-from distil.source.exif import EXIF, gps_degrees, gps_names
 from distil.source.json_values import has_labels, to_json, with_label_names
-from distil.source.order import first_among, first_rows
+from distil.source.order import first_rows
 from distil.source.picture_paths import is_relative
-from distil.source.saved import IMAGE_COLUMN, StoredRows, read_saved
+from distil.source.saved import IMAGE_COLUMN, StoredRows, advise, read_saved
 
 _ROWS_BETWEEN_TRIMS = 32
 _LOOKED_INTO = 20  # pictures of a folder, for what their EXIF says
-_MADV_DONTNEED = 4  # asm-generic/mman-common.h
+EXIF = "exif:"  # begins the name of a tag where a column may be named
+_NEGATIVE, _POSITIVE = ("S", "W"), ("N", "E")
 
 
 class Source:
@@ -41,7 +42,7 @@ class Source:
         self._rows = rows
         self._left_out = (IMAGE_COLUMN, *rows.left_out)
         self._labels = {name: feature for name, feature in rows.features.items() if has_labels(feature)}
-        self._trim = MappingTrimmer(rows.files, rows.trim)
+        self._count_row = page_trimmer(rows.files, rows.trim)
 
     def __len__(self) -> int:
         return self.identity.num_rows
@@ -126,7 +127,7 @@ class Source:
 
     def _row(self, index: int) -> dict[str, Any]:
         row = self._rows.row(index)
-        self._trim.count_row()
+        self._count_row()
         return row
 
     def select(
@@ -137,14 +138,13 @@ class Source:
         `among` are the only rows to choose from, in the dataset's order. A larger `num_samples` keeps the
         shorter selection as its beginning. Empty values come last.
         """
-        if among is None:
-            return first_rows(self._rows, order, min(num_samples, len(self)) or len(self), seed)
-        return first_among(self._rows, order, min(num_samples, len(among)) or len(among), seed, among)
+        num_rows = len(self if among is None else among)
+        return first_rows(self._rows, order, min(num_samples, num_rows) or num_rows, seed, among)
 
     @property
     def cells(self) -> Cells:
         """Its columns to be read on their own, as texts and numbers."""
-        return Cells(self._rows, (IMAGE_COLUMN, self._rows.image_column), self._rows.left_out)
+        return Cells(self._rows)
 
     def _value(self, column: str, value: Any) -> Json:
         labels = self._labels.get(column)
@@ -237,40 +237,77 @@ def _picture_bytes(value: Mapping[str, Json] | None) -> bytes:
         raise SampleError(f"the picture file cannot be read: {error_text(error)}") from None
 
 
-class MappingTrimmer:
-    """Gives pages of the dataset's mapped files back to the kernel every few rows.
+def page_trimmer(files: Sequence[str], trim: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """What is called for each row that is read: every few rows pages of mapped files go back to the kernel.
 
     Arrow files are mapped into memory, and every page that was ever read counts as the process's own
     until it is let go: 2,000 photos would look like, and be limited as, half a gigabyte. Letting go of a
     read-only file mapping loses nothing: the page is read again when needed. Linux only; elsewhere no-op.
+    `files` are mapped by others; `trim` gives back the pages of those that are not.
     """
+    names = {str(Path(file).resolve()) for file in files}
+    numbers = itertools.count(1)
 
-    def __init__(self, files: Sequence[str], trim: Callable[[], object] = lambda: None) -> None:
-        """`files` are mapped by others; `trim` gives back the pages of those that are not."""
-        self._files = {str(Path(file).resolve()) for file in files}
-        self._trim = trim
-        self._rows = 0
-        self._lock = threading.Lock()
+    def count_row() -> None:
+        if next(numbers) % _ROWS_BETWEEN_TRIMS == 0:
+            trim()
+            if names:
+                _trim_files(names)
 
-    def count_row(self) -> None:
-        """Count one read row, and trim when it is time."""
-        with self._lock:
-            self._rows += 1
-            due = self._rows % _ROWS_BETWEEN_TRIMS == 0
-        if due:
-            self._trim()
-            if self._files:
-                self._trim_files()
+    return count_row
 
-    def _trim_files(self) -> None:
-        try:
-            maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for line in maps.splitlines():
-            fields = line.split(maxsplit=5)  # address range, permissions, offset, device, inode, path
-            if len(fields) == 6 and fields[1].startswith("r--") and fields[5] in self._files:
-                start, stop = (int(address, 16) for address in fields[0].split("-"))
-                madvise(start, stop - start, _MADV_DONTNEED)
+
+def _trim_files(names: Collection[str]) -> None:
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in maps.splitlines():
+        fields = line.split(maxsplit=5)  # address range, permissions, offset, device, inode, path
+        if len(fields) == 6 and fields[1].startswith("r--") and fields[5] in names:
+            start, stop = (int(address, 16) for address in fields[0].split("-"))
+            advise(start, stop - start, "MADV_DONTNEED")
+
+
+# --- what the EXIF of a picture file says of its place
+
+
+def gps_names(file: bytes) -> Sequence[str]:
+    """The tags of the GPS block that are angles, as `exif:NAME`; none where the file cannot be read."""
+    tags = _gps_tags(file)
+    return [f"{EXIF}{name}" for name in tags if _signed_degrees(tags, name) is not None]
+
+
+def gps_degrees(file: bytes, column: str) -> float:
+    """An angle of the GPS block in decimal degrees, negative in the south and west; raises SampleError."""
+    name = column.removeprefix(EXIF)
+    degrees = _signed_degrees(_gps_tags(file), name)
+    if degrees is None:
+        raise SampleError(f"the picture's EXIF has no {name}")
+    return degrees
+
+
+def _signed_degrees(tags: Mapping[str, Any], name: str) -> float | None:
+    degrees, hemisphere = _degrees(tags.get(name)), str(tags.get(f"{name}Ref", "")).strip("\0 ").upper()
+    if degrees is None or hemisphere not in (*_NEGATIVE, *_POSITIVE):
+        return None
+    return -degrees if hemisphere in _NEGATIVE else degrees
+
+
+def _gps_tags(file: bytes) -> Mapping[str, Any]:
+    try:
+        with Image.open(io.BytesIO(file)) as picture:
+            block = picture.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    except (*DAMAGED, Image.DecompressionBombError):
+        return {}
+    return {ExifTags.GPSTAGS[tag]: value for tag, value in block.items() if tag in ExifTags.GPSTAGS}
+
+
+def _degrees(value: Any) -> float | None:
+    """Degrees, minutes and seconds as one number; None for what is none."""
+    try:
+        degrees, minutes, seconds = map(float, value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    total = degrees + minutes / 60 + seconds / 3600
+    return total if math.isfinite(total) else None

@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import pickle
 import re
 import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from typing import Any
 import pyarrow as pa
 
 from distil.records import DatasetIdentity, Json
-from distil.source.fingerprint import loaded_fingerprint
 from distil.source.picture_paths import check_paths
 
 IMAGE_COLUMN = "image"
@@ -41,6 +42,10 @@ _PLAIN_TYPE = re.compile(
     r"|time(32|64)\[(s|ms|us|ns)\]|duration\[(s|ms|us|ns)\]|timestamp\[(s|ms|us|ns)(, tz=[\w/+:-]+)?\]"
     r"|decimal(128|256)\(\d+, \d+\)"
 )
+# The versions of `datasets`, first and last, that hash and store as is said here.
+_KNOWN_VERSIONS = ((4, 0), (5, 2))
+_TRANSFORM = "datasets.arrow_dataset.Dataset.set_format"
+_MAX_COLUMNS, _MAX_TEXT_BYTES = 200, 255  # beyond these a pickle has other forms
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _BATCHES_BETWEEN_TRIMS = 64
 _PLAIN_STATE: Mapping[str, Json] = {  # what a dataset without a format of its own has
@@ -118,7 +123,7 @@ class StoredRows:
     def trim(self) -> None:
         """Give the pages of the files that were mapped here back to the kernel."""
         for mapping in self._mappings:
-            advise(mapping, "MADV_DONTNEED")
+            advise(mapping.address, mapping.size, "MADV_DONTNEED")
 
 
 def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
@@ -133,7 +138,7 @@ def read_saved(dataset_path: str) -> tuple[StoredRows, DatasetIdentity] | None:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         if not (_is_local(dataset_path) and _is_local(str(folder)) and _is_plain(state, info)):
             return None
-        fingerprint = loaded_fingerprint(state["_fingerprint"], state["_format_columns"])
+        fingerprint = _loaded_fingerprint(state["_fingerprint"], state["_format_columns"])
         files = [folder / file["filename"] for file in state["_data_files"]]
         rows = _mapped_rows(files, info["features"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException):
@@ -215,21 +220,22 @@ def _mapped_rows(files: Sequence[Path], features: Mapping[str, Json]) -> StoredR
 
 def _trimmed(batches: Iterable[pa.RecordBatch], mapping: pa.Buffer) -> Iterator[pa.RecordBatch]:
     """The batches; what was read of their file to find them does not stay in memory."""
-    advise(mapping, "MADV_RANDOM")  # else a part of every batch's pictures is read ahead from the disk
+    # Else a part of every batch's pictures is read ahead from the disk.
+    advise(mapping.address, mapping.size, "MADV_RANDOM")
     for number, batch in enumerate(batches):
         yield batch
         if number % _BATCHES_BETWEEN_TRIMS == 0:
-            advise(mapping, "MADV_DONTNEED")
-    advise(mapping, "MADV_DONTNEED")
-    advise(mapping, "MADV_NORMAL")
+            advise(mapping.address, mapping.size, "MADV_DONTNEED")
+    advise(mapping.address, mapping.size, "MADV_DONTNEED")
+    advise(mapping.address, mapping.size, "MADV_NORMAL")
 
 
-def advise(mapping: pa.Buffer, advice: str) -> None:
-    """Advise the kernel on a mapped file, on Linux."""
+def advise(address: int, num_bytes: int, advice: str) -> None:
+    """Advise the kernel on a part of a mapped file, on Linux."""
     if sys.platform == "linux":
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        madvise(mapping.address, mapping.size, getattr(mmap, advice))
+        madvise(address, num_bytes, getattr(mmap, advice))
 
 
 def _is_stored_as(feature: Json, kind: pa.DataType) -> bool:  # noqa: PLR0911 - a line for each kind
@@ -280,3 +286,56 @@ def _is_field_of(feature: Json, field: pa.Field) -> bool:
 def _has_only(feature: Mapping[str, Json], *names: str) -> bool:
     """Whether all else that a feature states is nothing."""
     return all(value is None for name, value in feature.items() if name not in ("_type", *names))
+
+
+# --- the fingerprint that `datasets.load_from_disk` gives
+
+
+def _loaded_fingerprint(saved: str, columns: Sequence[str] | None) -> str | None:
+    """The fingerprint after loading of a dataset saved with this one; None where only `datasets` can tell.
+
+    Loading sets the dataset's format, and that counts as a change: its fingerprint is hashed anew. Traces and
+    run records hold the result, so it must not depend on how a dataset was read. `columns` are those that the
+    saved format states.
+    """
+    texts = [saved, *(columns or ())]
+    is_plain = len(texts) <= _MAX_COLUMNS and all(len(text.encode()) <= _MAX_TEXT_BYTES for text in texts)
+    if not (saved and is_plain and _is_known(version("datasets"))):
+        return None
+    try:
+        from xxhash import xxh64  # noqa: PLC0415 - `datasets` brings it along
+    except ImportError:
+        return None
+    parts = [("str", _pickled(_pickled_text(saved))), ("str", _pickled(_pickled_text(_TRANSFORM)))]
+    if columns is not None:
+        parts += [("str", _pickled(_pickled_text("columns"))), ("list", _pickled(_pickled_list(columns)))]
+    parts += [("str", _pickled(_pickled_text("format_kwargs"))), ("dict", _pickled(b"}\x94"))]
+    hashed = [f"==<class '{kind}'>=={xxh64(data).hexdigest()}" for kind, data in parts]
+    return str(xxh64("".join(hashed).encode()).hexdigest())
+
+
+def _is_known(version_text: str) -> bool:
+    match = re.match(r"(\d+)\.(\d+)", version_text)
+    first, last = _KNOWN_VERSIONS
+    return match is not None and first <= (int(match[1]), int(match[2])) <= last
+
+
+# --- pickles as `datasets` makes them: no text is remembered, so that one that comes twice is written twice
+
+
+def _pickled(body: bytes) -> bytes:
+    head, body = b"\x80" + bytes([pickle.DEFAULT_PROTOCOL]), body + b"."
+    is_framed = len(body) >= 4
+    return head + (b"\x95" + len(body).to_bytes(8, "little") if is_framed else b"") + body
+
+
+def _pickled_text(text: str) -> bytes:
+    data = text.encode()
+    return b"\x8c" + bytes([len(data)]) + data
+
+
+def _pickled_list(texts: Sequence[str]) -> bytes:
+    items = b"".join(map(_pickled_text, texts))
+    if not texts:
+        return b"]\x94"
+    return b"]\x94" + (items + b"a" if len(texts) == 1 else b"(" + items + b"e")

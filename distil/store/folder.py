@@ -3,115 +3,55 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 
 from distil.errors import TraceError, UsageError
 from distil.records import Failure, FailureKind, Json, OnChange, Rollout, SampleId
 from distil.store.atomic import folder_errors, replace_file, sync_files, write_bytes, write_json
-from distil.store.claim import RUN_RECORD, lock_folder, read_runs, remove_leftovers
-from distil.store.journal import Journal, unfinished_samples
+from distil.store.claim import RUN_RECORD, Claim, is_made, made_with, other_settings, stated_id
+from distil.store.journal import Journal
 from distil.store.json_lines import LineFile, line_bytes, read_lines
-from distil.store.spending import SpendingFile
-from distil.store.trace_file import RunFacts, load_json, readable_bytes, trace_json, trace_name
-from distil.store.trace_settings import TraceSettings, short_json
+from distil.store.summary import mapping_of
+from distil.store.trace_file import (
+    TRACE_FILES,
+    RunFacts,
+    load_json,
+    readable_bytes,
+    sample_of_name,
+    trace_json,
+    trace_name,
+)
+from distil.store.trace_settings import short_json
 
 FAILED_SAMPLES = "failed_samples.jsonl"
 TIMINGS = "timings.jsonl"
 WITHOUT_TOOLS = "without_tools"  # a folder in the run's: its rows asked once more, without tools
-_TRACE_FILES = "trace_*.json"
+DRAWS = "draws.jsonl"
 _TRACES_A_SYNC = 32  # one sync of the folder for all of them
+README = "README.txt"
+_README_TEXT = """\
+This folder was written by distil. Its files:
 
+trace_*.json          a solved sample each: the teacher's turns, its tool calls, the answer and the reward.
+                      A number is a row of the dataset, _r1 and so on are further rollouts of it.
+                      `distil view .` shows them.
+run_record.json       each run into this folder: options, settings, versions, counts, spending, warnings.
+failed_samples.jsonl  a line for each sample that failed, and why; gone where none did.
+spending.jsonl        two lines for each request: that it was sent, and what it came to.
+draws.jsonl           the rows that --target_acc has drawn, in their order: needed to go on.
+timings.jsonl         the seconds that each sample took.
+marks.jsonl           what a person decided about samples: keep, drop, notes; no run changes it.
+scores.jsonl          what `distil score` found, a line for each trace and reward; it can be written again.
+index.sqlite          made of the files above, to find traces fast: may be removed at any time.
+journal/              replies that were paid for, of samples without a trace; gone where there is none.
+without_tools/        the rows asked without tools too, for comparison: such a folder as this one.
+.lock                 held by the run that writes here; `distil clean .` removes it and other leftovers.
 
-def find_trace_files(folder: Path) -> list[Path]:
-    """The trace files of a folder in the order of their samples; those with other names come last."""
-
-    def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
-        sample_id = _sample_of(path)
-        return sample_id is None, sample_id, len(path.name), path.name
-
-    return sorted(folder.glob(_TRACE_FILES), key=place_of)
-
-
-def _sample_of(path: Path) -> SampleId | None:
-    """The sample that a trace's name is of."""
-    return SampleId.from_file_part(path.stem.removeprefix("trace_"))
-
-
-class Claim:
-    """A folder that this process alone writes to, with what earlier runs left in it.
-
-    Raises UsageError where it cannot be written or another run writes to it, or its record cannot be read.
-    """
-
-    def __init__(self, path: Path, number: int = 1, spending: SpendingFile | None = None) -> None:
-        """`number` is from 2 for the folders beside it, `PATH-2`, `PATH-3` …
-
-        `spending` is where what it takes is counted, where that is not in the folder itself.
-        """
-        self._first_path, self._number = path, number
-        self.path = path = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(path)
-            self.num_leftovers = remove_leftovers(path)
-        except OSError as error:
-            raise UsageError(f"--output_dir {path}: {error.strerror or error}") from None
-        self.spending = spending or SpendingFile(path)
-        self.earlier_runs = read_runs(path)
-
-    @property
-    def holds_samples(self) -> bool:
-        """Whether there are traces, or turns that were paid for."""
-        return any(self.path.glob(_TRACE_FILES)) or bool(unfinished_samples(self.path))
-
-    def refuse_changes(
-        self, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
-    ) -> None:
-        """Raise UsageError, with the difference, where what it holds was made with other settings."""
-        if not self.holds_samples or not self.earlier_runs:
-            return
-        texts = _change_texts(self.earlier_runs[-1], settings, fingerprint, ignored)
-        if texts:
-            raise _other_settings(str(self.path), "; ".join(texts))
-
-    def is_free_for(self, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()) -> bool:
-        """Whether it holds nothing that was made with other settings."""
-        return not any(_change_texts(made, settings, fingerprint, ignored) for made in self._makers)
-
-    def following(self) -> Claim:
-        """The next of `PATH`, `PATH-2`, `PATH-3` …"""
-        return Claim(self._first_path, self._number + 1)
-
-    @cached_property
-    def _makers(self) -> list[Mapping[str, Json]]:
-        """A trace or run record for each way in which what it holds was made; an empty one if not known."""
-        recorded = {record.get("settings_sha256"): record for record in self.earlier_runs}
-        unfinished = unfinished_samples(self.path)
-        makers: dict[Json, Mapping[str, Json]] = {
-            sha256: recorded.get(sha256, {}) for sha256 in unfinished.values()
-        }
-        for path in find_trace_files(self.path):
-            try:
-                trace = load_json(path)
-            except TraceError:
-                if _sample_of(path) in unfinished:
-                    continue  # torn when the machine went down: it is made again from those turns
-                trace = {}
-            makers[_mapping(trace.get("metadata")).get("settings_sha256")] = trace
-        return list(makers.values())
-
-
-def first_free(
-    claim: Claim, settings: TraceSettings, fingerprint: str, ignored: Collection[str] = ()
-) -> Claim:
-    """`claim`, or the first folder after it that holds nothing made with other settings."""
-    while not claim.is_free_for(settings, fingerprint, ignored):
-        claim = claim.following()
-    return claim
+Keep trace_*.json for training. To go on or to retry failed samples, keep all and run the same command.
+"""
 
 
 class RunFolder:
@@ -130,7 +70,7 @@ class RunFolder:
         self.journal = Journal(self.path, run.settings_sha256, self.spending.flush)
         unfinished = self.journal.unfinished()
         # Killed before their traces were durable, and perhaps in the kernel's hands alone until now.
-        self._written = deque(each for each, made in unfinished.items() if self._is_made(each, made))
+        self._written = deque(each for each, made in unfinished.items() if self._has_trace(each, made))
         self.sync_traces()
 
     def trace_path(self, sample_id: SampleId) -> Path:
@@ -149,8 +89,8 @@ class RunFolder:
         A trace made with other settings is kept, made again, or refused by UsageError: mixing them
         unasked would spoil the data.
         """
-        names = (path.stem.removeprefix("trace_") for path in self.path.glob(_TRACE_FILES))
-        there = set(map(SampleId.from_file_part, names))  # one listing: a look for each sample takes seconds
+        names = (path.name for path in self.path.glob(TRACE_FILES))
+        there = set(map(sample_of_name, names))  # one listing: a look for each sample takes seconds
         if not there:
             return set()
         kept = {each for each in sample_ids if each in there and self._is_kept(each, show)}
@@ -184,7 +124,7 @@ class RunFolder:
 
     def _versions_notes(self) -> list[str]:
         """A line where other versions, which may encode pictures otherwise, made the kept turns."""
-        before = _mapping(self._claim.earlier_runs[-1].get("versions")) if self._claim.earlier_runs else {}
+        before = mapping_of(self._claim.earlier_runs[-1].get("versions")) if self._claim.earlier_runs else {}
         now = self._run.versions
         if not before or all(before.get(name) == now[name] for name in ("distil", "pillow")):
             return []
@@ -236,7 +176,7 @@ class RunFolder:
     def write_failures(self) -> None:
         """Write a line for each sample that failed, now or before, and has no trace."""
         path = self.path / FAILED_SAMPLES
-        kept = [self._failures[each] for each in sorted(self._failures) if not self._is_made(each)]
+        kept = [self._failures[each] for each in sorted(self._failures) if not self._has_trace(each)]
         self._failure_lines.close()  # it is another file from here on
         if kept:
             write_bytes(path, b"".join(line_bytes(_failure_json(failure)) for failure in kept))
@@ -260,15 +200,9 @@ class RunFolder:
             file.close()
         self.journal.close()
 
-    def _is_made(self, sample_id: SampleId, *settings_sha256: str) -> bool:
+    def _has_trace(self, sample_id: SampleId, *settings_sha256: str) -> bool:
         """Whether a sample has a whole trace that was made with this run's settings, or with these."""
-        path = self.trace_path(sample_id)
-        try:
-            trace = load_json(path)
-        except TraceError:
-            return False
-        made_with = _mapping(trace.get("metadata")).get("settings_sha256")
-        return made_with in (self._run.settings_sha256, *settings_sha256) and _is_of(trace, sample_id)
+        return is_made(self.trace_path(sample_id), sample_id, self._run.settings_sha256, *settings_sha256)
 
     def _is_kept(self, sample_id: SampleId, show: Callable[[Mapping[str, Json]], object]) -> bool:
         path = self.trace_path(sample_id)
@@ -278,31 +212,21 @@ class RunFolder:
             if self.journal.num_turns(sample_id):
                 return False  # torn when the machine went down: it is made again from those turns
             raise UsageError(f"{error}; move it away, or choose another --output_dir") from None
-        if not _is_of(trace, sample_id):
+        if stated_id(trace, sample_id) != sample_id:
             raise UsageError(
-                f"{path} holds the trace of row {_stated_id(trace, sample_id)}, not of row {sample_id}; "
+                f"{path} holds the trace of row {stated_id(trace, sample_id)}, not of row {sample_id}; "
                 "move it away, or choose another --output_dir"
             )
-        made_with = (trace.get("metadata") or {}).get("settings_sha256")
-        if self._on_change is OnChange.KEEP or made_with == self._run.settings_sha256:
+        if self._on_change is OnChange.KEEP or made_with(trace) == self._run.settings_sha256:
             show(trace)
             return True
         if self._on_change is OnChange.REDO:
             return False
         theirs = trace.get("settings")
         if not isinstance(theirs, dict):
-            raise _other_settings(str(path), "by another program")
+            raise other_settings(str(path), "by another program")
         texts = self._run.settings.changes_from(theirs)
-        raise _other_settings(str(path), "; ".join(texts) or "another dataset")
-
-
-def _is_of(trace: Mapping[str, Json], sample_id: SampleId) -> bool:
-    """Whether a trace is of this sample, as far as it says: a copy under another's name is not."""
-    return _stated_id(trace, sample_id) == sample_id
-
-
-def _stated_id(trace: Mapping[str, Json], otherwise: SampleId) -> SampleId:
-    return SampleId(trace.get("sample_index", otherwise.index), trace.get("rollout", 0))
+        raise other_settings(str(path), "; ".join(texts) or "another dataset")
 
 
 def _failure_json(failure: Failure) -> dict[str, Json]:
@@ -334,23 +258,46 @@ def read_failures(path: Path) -> tuple[dict[SampleId, Failure], int]:
     return failures, sum(failure is None for failure in read)
 
 
-def _change_texts(
-    made: Mapping[str, Json], settings: TraceSettings, fingerprint: str, ignored: Collection[str]
-) -> list[str]:
-    """What differs from the settings and dataset of a trace or run record, for a message."""
-    texts = settings.changes_from(_mapping(made.get("settings")), ignored)
-    theirs = _mapping(made.get("dataset")).get("fingerprint")
-    if theirs != fingerprint:
-        texts.append(f"dataset: fingerprint {short_json(theirs)} then, {short_json(fingerprint)} now")
-    return texts
+class DrawsFile:
+    """The rows that a run has drawn, in their order, so that it is decided once.
+
+    The first line of the file says what they are drawn from.
+    """
+
+    def __init__(self, folder: Path, drawn_from: Mapping[str, Json]) -> None:
+        """Read those that there are; raises UsageError where they are drawn from something else."""
+        self._path = folder / DRAWS
+        lines = [line for line, _ in read_lines(self._path) if line is not None]
+        stated = next(
+            (line["drawn_from"] for line in lines if isinstance(line.get("drawn_from"), dict)), None
+        )
+        if stated is not None and stated != drawn_from:
+            texts = [
+                f"{name}: {short_json(stated.get(name))} then, {short_json(value)} now"
+                for name, value in drawn_from.items()
+                if stated.get(name) != value
+            ]
+            raise UsageError(
+                f"{self._path} was drawn from other rows ({'; '.join(texts) or 'by another version'}); "
+                "choose another --output_dir"
+            )
+        found = [line["sample_index"] for line in lines if type(line.get("sample_index")) is int]
+        self.rows: list[int] = list(dict.fromkeys(found))
+        self._file = LineFile(self._path)
+        self._first = [] if stated is not None else [{"drawn_from": dict(drawn_from)}]
+
+    def add(self, row: int) -> None:
+        """Add a row that is drawn, before it is asked; raises FolderError."""
+        self._file.append(*self._first, {"sample_index": row})
+        self._first = []
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
-def _mapping(value: Json) -> Mapping[str, Json]:
-    return value if isinstance(value, dict) else {}
-
-
-def _other_settings(what: str, difference: str) -> UsageError:
-    return UsageError(
-        f"{what} was made with other settings ({difference}); "
-        "choose another --output_dir, or say --on_change new, keep or redo"
-    )
+def write_readme(folder: Path) -> None:
+    """Say what each file is for who finds the folder later; a person's own stays. Raises FolderError."""
+    path = folder / README
+    if not path.exists():
+        write_bytes(path, _README_TEXT.encode())

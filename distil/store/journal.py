@@ -47,24 +47,25 @@ _SYNCED = getattr(os, "O_DSYNC", 0)  # a write that returns when it is on disk: 
 Ask = Callable[[Sequence[bytes], int], Reply]  # encoded messages and a seed to a reply
 
 
-class _MadeWith(NamedTuple):
-    """What a turn was made with, and must be again to be used."""
-
-    settings_sha256: str
-    file_sha256: str
+_MadeWith = tuple[str, str]  # the hashes of settings and picture file, which must be the same to use a turn
 
 
 class _Turn(NamedTuple):
     """A turn of a sample, its line and where that stands; turns count from 1."""
 
     sample_id: SampleId
-    made_with: _MadeWith
+    settings_sha256: str
+    file_sha256: str
     number: int
     request_sha256: str
     line: bytes = b""  # where it has to be written
     path: Path = Path()
     start: int = 0
     num_bytes: int = 0
+
+    @property
+    def made_with(self) -> _MadeWith:
+        return self.settings_sha256, self.file_sha256
 
 
 @dataclass(slots=True)
@@ -110,7 +111,7 @@ class _Index:
     def move(self, turn: _Turn) -> None:
         """Take in where a turn was written anew, if it still counts."""
         now = self.samples.get(turn.sample_id, [])[turn.number - 1 : turn.number]
-        if [(each.made_with, each.request_sha256) for each in now] == [turn[1:2] + turn[3:4]]:
+        if [(each.made_with, each.request_sha256) for each in now] == [(turn.made_with, turn.request_sha256)]:
             self.take(turn)
 
     def drop(self, sample_id: SampleId) -> None:
@@ -168,11 +169,11 @@ class Journal:
     def unfinished(self) -> dict[SampleId, str]:
         """The samples that have turns, with the hash of the settings that made them."""
         with self._lock:
-            return {each: turns[0].made_with.settings_sha256 for each, turns in self._index.samples.items()}
+            return {each: turns[0].settings_sha256 for each, turns in self._index.samples.items()}
 
     def num_turns(self, sample_id: SampleId) -> int:
         """How many turns this run's settings made of a sample."""
-        return sum(each.made_with.settings_sha256 == self._settings_sha256 for each in self._turns(sample_id))
+        return sum(each.settings_sha256 == self._settings_sha256 for each in self._turns(sample_id))
 
     def num_other_turns(self, sample_id: SampleId) -> int:
         """How many turns other settings made of it."""
@@ -180,7 +181,7 @@ class Journal:
 
     def of(self, sample_id: SampleId, file_sha256: str) -> SampleJournal:
         """A sample's turns; those that were made with other settings or another picture are not used."""
-        return SampleJournal(self, sample_id, _MadeWith(self._settings_sha256, file_sha256))
+        return SampleJournal(self, sample_id, (self._settings_sha256, file_sha256))
 
     def drop(self, sample_ids: Collection[SampleId]) -> None:
         """Forget the turns of samples whose traces are on disk for good."""
@@ -360,7 +361,7 @@ class SampleJournal:
                 self._journal.note_forgotten(len(self._stored))
                 self._stored = []
             reply = ask(messages, seed)
-            turn = _Turn(self._sample_id, self._made_with, self._num_turns, request_sha256)
+            turn = _Turn(self._sample_id, *self._made_with, self._num_turns, request_sha256)
             self._journal.add(_with_line(turn, _reply_json(reply)))
             return reply
 
@@ -383,7 +384,7 @@ class SampleJournal:
 def unfinished_samples(run_folder: Path) -> dict[SampleId, str]:
     """The samples of a run's folder that have turns in its journal, with the hash of their settings."""
     turns = _Index.read(run_folder / FOLDER).samples
-    return {sample_id: turns[sample_id][0].made_with.settings_sha256 for sample_id in sorted(turns)}
+    return {sample_id: turns[sample_id][0].settings_sha256 for sample_id in sorted(turns)}
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -423,7 +424,8 @@ def _with_line(turn: _Turn, reply: Json) -> _Turn:
     """The turn with the line that it is to be written as."""
     line = {
         **turn.sample_id.as_json(),
-        **turn.made_with._asdict(),
+        "settings_sha256": turn.settings_sha256,
+        "file_sha256": turn.file_sha256,
         "turn": turn.number,
         "request_sha256": turn.request_sha256,
         "reply": reply,
@@ -435,7 +437,7 @@ def _turns_of_many(path: Path) -> Iterator[_Turn | None]:
     """The turns of a file, None for a line that is none."""
     start = 0
     for line, end in read_lines(path):
-        yield _turn_of(line, line, path, start, end)
+        yield _turn_of(line, path, start, end)
         start = end
 
 
@@ -450,23 +452,21 @@ def _turns_of_one(path: Path) -> Iterator[_Turn | None]:
         if number == 0:
             header = line
         else:
-            yield _turn_of(header, {**line, "turn": number}, path, start, end)
+            yield _turn_of({**header, **line, "turn": number}, path, start, end)
         start = end
 
 
-def _turn_of(
-    header: Mapping[str, Json] | None, line: Mapping[str, Json] | None, path: Path, start: int, end: int
-) -> _Turn | None:
-    """The turn of a line, made as `header` says; None where it is none."""
+def _turn_of(line: Mapping[str, Json] | None, path: Path, start: int, end: int) -> _Turn | None:
+    """The turn of a line, None where it is none."""
     try:
-        if header is None or line is None or _reply(line) is None:
+        if line is None or _reply(line) is None:
             return None
-        sample_id = SampleId.from_json(header)
-        made_with = _MadeWith(str(header["settings_sha256"]), str(header["file_sha256"]))
+        sample_id = SampleId.from_json(line)
+        made_with = str(line["settings_sha256"]), str(line["file_sha256"])
         number, sha256 = int(line["turn"]), str(line["request_sha256"])
     except (KeyError, TypeError, ValueError):
         return None
-    return _Turn(sample_id, made_with, number, sha256, path=path, start=start, num_bytes=end - start)
+    return _Turn(sample_id, *made_with, number, sha256, path=path, start=start, num_bytes=end - start)
 
 
 _REPLY_FIELDS = tuple(item.name for item in fields(Reply))

@@ -10,8 +10,8 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
+from types import EllipsisType
 
 from distil.errors import UsageError
 from distil.records import Json, SampleId
@@ -23,15 +23,7 @@ KEEP, DROP = "keep", "drop"
 MAX_NOTE_CHARS = 10_000
 # No link is followed: a folder that somebody else made could have any file of this user's written to.
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-
-
-class Unchanged(Enum):
-    """What stands for a field that a line says nothing about."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
+UNCHANGED = ...  # of a field that a line says nothing about
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +63,8 @@ def marked_sample(line: Mapping[str, Json] | None) -> SampleId | None:
 def append_mark(
     folder: Path,
     sample_id: SampleId,
-    mark: str | Unchanged | None = UNCHANGED,
-    note: str | Unchanged | None = UNCHANGED,
+    mark: str | EllipsisType | None = UNCHANGED,
+    note: str | EllipsisType | None = UNCHANGED,
 ) -> None:
     """Change a sample's mark, its note or both; None takes one away.
 

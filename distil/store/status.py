@@ -14,10 +14,10 @@ from distil.errors import UsageError
 from distil.records import Json, SampleId
 from distil.spending.budget import RequestState, Spent
 from distil.spending.prices import Tokens, stored_tokens
-from distil.store.claim import LOCK, RUN_RECORD, read_runs
+from distil.store.claim import LOCK, RUN_RECORD, SPENDING, SpendingFile, read_runs
 from distil.store.folder import FAILED_SAMPLES, TIMINGS, WITHOUT_TOOLS, read_failures
 from distil.store.journal import unfinished_samples
-from distil.store.spending import SPENDING, SpendingFile
+from distil.store.trace_file import sample_of_name
 
 _TRIES = 5  # files are replaced and removed while a run goes on
 _LOCKS = Path("/proc/locks")  # of Linux: who holds which, without taking one
@@ -113,7 +113,7 @@ def _made_at(folder: Path) -> dict[SampleId, float]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("trace_") and entry.name.endswith(".json"):
-                sample_id = SampleId.from_file_part(entry.name[len("trace_") : -len(".json")])
+                sample_id = sample_of_name(entry.name)
                 if sample_id is not None:
                     made[sample_id] = entry.stat().st_mtime
     return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +42,9 @@ from distil.tasks.rewards import reward_of
 from distil.tools.toolbox import find_tool
 
 FORMAT = "distil-trace/1"
+TRACE_FILES = "trace_*.json"
 IMPORTED = "distil-import/1"  # of a conversation that another program had
+_OF_DATASET = ("source", "kind", "split", "fingerprint", "num_rows")  # in the order of DatasetIdentity
 # What a trace of ours or of the earlier system has; other JSON files have none of them.
 _MARKS = ("sample_index", "conversation_log", "conversation_history")
 
@@ -69,6 +71,21 @@ class RunFacts:
 def trace_name(sample_id: SampleId) -> str:
     """The file name of a sample's trace."""
     return f"trace_{sample_id.file_part}.json"
+
+
+def sample_of_name(file_name: str) -> SampleId | None:
+    """The sample that a trace of this file name is of, None for another name."""
+    return SampleId.from_file_part(file_name.removeprefix("trace_").removesuffix(".json"))
+
+
+def find_trace_files(folder: Path) -> list[Path]:
+    """The trace files of a folder in the order of their samples; those with other names come last."""
+
+    def place_of(path: Path) -> tuple[bool, SampleId | None, int, str]:
+        sample_id = sample_of_name(path.name)
+        return sample_id is None, sample_id, len(path.name), path.name
+
+    return sorted(folder.glob(TRACE_FILES), key=place_of)
 
 
 def versions_now() -> dict[str, str]:
@@ -185,12 +202,7 @@ def _call_json(turn: int, call: ToolCall, keeps_pictures: bool) -> Json:
 
 def facts_json(facts: PictureFacts) -> dict[str, Json]:
     """As a trace has them."""
-    return {
-        "width_px": facts.width_px,
-        "height_px": facts.height_px,
-        "mode": facts.mode,
-        "pixel_sha256": facts.pixel_sha256,
-    }
+    return asdict(facts)
 
 
 def sent_json(sent: SentPicture) -> Json:
@@ -252,13 +264,7 @@ def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
 
 def dataset_json(identity: DatasetIdentity) -> Json:
     """As a trace has it, but for its path."""
-    return {
-        "source": identity.source,
-        "kind": identity.kind,
-        "split": identity.split,
-        "fingerprint": identity.fingerprint,
-        "num_rows": identity.num_rows,
-    }
+    return {name: getattr(identity, name) for name in _OF_DATASET}
 
 
 @dataclass(frozen=True)
@@ -287,9 +293,7 @@ class StoredTrace:
 
     path: Path
     json: Mapping[str, Json] = field(repr=False)
-    source: str
-    dataset_kind: str
-    split: str | None
+    dataset: DatasetIdentity
     sample_id: SampleId
     file_sha256: str
     facts: PictureFacts
@@ -367,9 +371,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     return StoredTrace(
         path=path,
         json=value,
-        source=value["dataset"]["source"],
-        dataset_kind=value["dataset"]["kind"],
-        split=value["dataset"]["split"],
+        dataset=DatasetIdentity(value["dataset_path"], *(value["dataset"][name] for name in _OF_DATASET)),
         sample_id=SampleId.from_json(value),
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),

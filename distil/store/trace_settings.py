@@ -21,7 +21,9 @@ _UNSAID: Mapping[str, Json] = {
     "columns": None,
     "own_code": None,
 }
-_MAX_SHOWN_CHARS = 60
+# Earlier versions did not write these, for what they stand for here.
+_OFTEN_LACKING = {**_UNSAID, "profile": "", "temperature": None, "max_tokens": 0, "sends_seed": True}
+MAX_SHOWN_CHARS = 60
 # One for all: `json.dumps` makes an encoder for each value.
 _encode_canonically = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -101,29 +103,19 @@ class TraceSettings:
         offered = [find_tool(schema["function"]["name"]) for schema in schemas]
         runs_code = any(tool is not None and tool.runs_code for tool in offered)
         _check_options(value, runs_code)
+        names = [name for name in cls.__dataclass_fields__ if name in value or name not in _OFTEN_LACKING]
         return cls(
-            task=value["task"],
-            model=value["model"],
-            profile=value.get("profile", ""),
-            tool_mode=ToolMode(value["tool_mode"]),
-            coordinates=Frame(value["coordinates"]),
-            crop_from=CropFrom(value["crop_from"]),
-            temperature=value.get("temperature"),
-            max_tokens=value.get("max_tokens", 0),
-            max_turns=value["max_turns"],
-            seed=value["seed"],
-            sends_seed=value.get("sends_seed", True),
-            view_rule=ResizeRule(**value["view_rule"]),
-            states_size=bool(value["states_size"]),
-            system_prompt=value["system_prompt"],
-            user_prompt=value["user_prompt"],
-            tool_schemas=schemas,
-            keep_pictures=value["keep_pictures"],
-            token_field=value.get("token_field", _UNSAID["token_field"]),
-            code=_code_limits(value["code"]) if runs_code else None,
-            teacher_note=value.get("teacher_note"),
-            columns=value.get("columns"),
-            own_code=value.get("own_code"),
+            **_OFTEN_LACKING
+            | {name: value[name] for name in names}
+            | {
+                "tool_mode": ToolMode(value["tool_mode"]),
+                "coordinates": Frame(value["coordinates"]),
+                "crop_from": CropFrom(value["crop_from"]),
+                "view_rule": ResizeRule(**value["view_rule"]),
+                "states_size": bool(value["states_size"]),
+                "tool_schemas": schemas,
+                "code": _code_limits(value["code"]) if runs_code else None,
+            }
         )
 
     def sha256(self, fingerprint: str) -> str:
@@ -204,4 +196,4 @@ def json_sha256(value: Json) -> str:
 def short_json(value: Json) -> str:
     """A value for a message."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"

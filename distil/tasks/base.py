@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from distil.errors import SourceError
 from distil.records import Json, Score
 
+# The usual names of a field's column, what the last name of another may be, letters alone, and what is said
+# to be missing where there is none.
+ColumnNames = tuple[Sequence[str], re.Pattern[str], str]
 Rows = Mapping[str, str]  # what a table says, by the name of the row
 
 
@@ -111,3 +116,44 @@ class Task(Protocol):
     def reward_text(self, value: float) -> str:
         """One trace's reward for a person to read."""
         return f"{value:.4f}"
+
+
+def choose_columns(
+    guessed: Mapping[str, ColumnNames],
+    columns: Collection[str],
+    asked: Mapping[str, str],
+    otherwise: Mapping[str, str] | None = None,
+) -> Mapping[str, str]:
+    """The columns of these fields: that which was asked for, one of a usual name, or the only one that fits.
+
+    One of a usual name is left out where that is the one that `truth` reads without being told. `otherwise`
+    are columns for fields that no other fits. Raises SourceError where there is none, or several are meant.
+    """
+    chosen: dict[str, str] = {}
+    for field, (names, pattern, missing) in guessed.items():
+        usual = next((name for name in names if name in columns), None)
+        column = asked[field] if field in asked else usual or _only_fitting(field, columns, pattern)
+        if column is None and otherwise is not None:
+            column = otherwise[field]
+        if column is None or column not in columns:
+            raise SourceError(_no_column_text(field, asked.get(field), missing, columns))
+        if column != usual:
+            chosen[field] = column
+    return chosen
+
+
+def _only_fitting(field: str, columns: Collection[str], pattern: re.Pattern[str]) -> str | None:
+    letters = {column: re.sub("[^a-z]", "", column.rpartition(".")[2].lower()) for column in columns}
+    fitting = [column for column in columns if pattern.fullmatch(letters[column])]
+    if len(fitting) > 1:
+        raise SourceError(
+            f"several columns may be {field!r}: {', '.join(fitting)}; name one by --{field}_column"
+        )
+    return fitting[0] if fitting else None
+
+
+def _no_column_text(field: str, asked: str | None, missing: str, columns: Collection[str]) -> str:
+    there = ", ".join(columns)
+    if asked is not None:
+        return f"--{field}_column {asked!r}: there is no such column; the dataset's columns: {there}"
+    return f"the dataset has no column {missing}, name it by --{field}_column; its columns: {there}"

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 
+from distil.messages.tags import text_outside
+
 MAX_ANSWER_CHARS = 300  # an answer is short; a longer box is prose
 _BRACE = re.compile(r"[{}]")
 
 
-def boxed_bodies(text: str) -> list[str]:
+def stated_answers(response: str) -> tuple[list[str], list[str]]:
+    """What stands in the boxes of a reply, and in its tags; thinking and tool calls are not looked at."""
+    text = text_outside(response, thinking=True, tool_calls=True)
+    return _boxed_bodies(text), _answer_bodies(text)
+
+
+def _boxed_bodies(text: str) -> list[str]:
     """What stands in each innermost `\\boxed{…}`, braces matched; one longer than an answer is left out."""
     bodies = []
     for start in re.finditer(r"\\boxed[ \t]{0,4}\{", text):
@@ -27,7 +35,7 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-def answer_bodies(text: str) -> list[str]:
+def _answer_bodies(text: str) -> list[str]:
     """What stands in each `<answer>…</answer>`; one longer than an answer is left out."""
     bodies = []
     position = text.find("<answer>")

@@ -6,13 +6,12 @@ import math
 import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from distil.errors import SampleError, SourceError
-from distil.messages.tags import text_outside
+from distil.errors import SampleError
 from distil.records import Json, Score
-from distil.tasks.base import Metric, Rows, Task
-from distil.tasks.boxed import answer_bodies, boxed_bodies
+from distil.tasks.base import ColumnNames, Metric, Rows, Task, choose_columns
+from distil.tasks.boxed import stated_answers
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = """\
@@ -39,18 +38,22 @@ ACCURACY_RADII_KM = (1, 25, 200, 750, 2500)
 PASS_RADIUS_KM = 25  # one of these: a photo is placed right
 LAT_COLUMNS = ("lat", "latitude")
 LON_COLUMNS = ("lon", "longitude", "lng")
-_GUESSED = {  # the last name of a column, letters alone; and where the picture's EXIF has it
-    "lat": (LAT_COLUMNS, re.compile(r"(gps|geo)?(lat|latitude)(deg|degrees)?"), "exif:GPSLatitude"),
-    "lon": (LON_COLUMNS, re.compile(r"(gps|geo)?(lo?ng?|longitude)(deg|degrees)?"), "exif:GPSLongitude"),
+_GUESSED: Mapping[str, ColumnNames] = {
+    "lat": (
+        LAT_COLUMNS,
+        re.compile(r"(gps|geo)?(lat|latitude)(deg|degrees)?"),
+        "'lat' or 'latitude' (degrees)",
+    ),
+    "lon": (
+        LON_COLUMNS,
+        re.compile(r"(gps|geo)?(lo?ng?|longitude)(deg|degrees)?"),
+        "'lon' or 'longitude' or 'lng' (degrees)",
+    ),
 }
+_IN_EXIF = {"lat": "exif:GPSLatitude", "lon": "exif:GPSLongitude"}
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A point on the globe in decimal degrees, latitude -90..90 and longitude -180..180."""
-
-    lat: float
-    lon: float
+# A point on the globe: `lat` -90..90 and `lon` -180..180 decimal degrees.
+Place = Mapping[str, float]
 
 
 def _distance_rows(distances_km: Sequence[float], num_traces: int) -> Rows:
@@ -95,21 +98,18 @@ class Geolocation(Task):
 
         Raises SourceError where there are none, or several that may be meant.
         """
-        chosen = {field: _column_of(field, columns, asked.get(field)) for field in self.fields}
-        usual = {field: _usual(columns, _GUESSED[field][0]) for field in self.fields}
-        return {field: column for field, column in chosen.items() if column != usual[field]}
+        return choose_columns(_GUESSED, columns, asked, _IN_EXIF)
 
     def truth(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
         """Read the row's true place; raises SampleError naming the field that is missing or bad."""
         lat = _coordinate(row, LAT_COLUMNS, limit_degrees=90)
-        return asdict(Place(lat, _coordinate(row, LON_COLUMNS, limit_degrees=180)))
+        return {"lat": lat, "lon": _coordinate(row, LON_COLUMNS, limit_degrees=180)}
 
-    def parse_answer(self, response: str) -> Mapping[str, Json] | None:
-        place = parse_answer(response)
-        return None if place is None else asdict(place)
+    def parse_answer(self, response: str) -> Place | None:
+        return parse_answer(response)
 
-    def score(self, answer: Mapping[str, Json] | None, truth: Mapping[str, Json]) -> Score:
-        return score(None if answer is None else Place(**answer), Place(**truth))
+    def score(self, answer: Place | None, truth: Place) -> Score:
+        return score(answer, truth)
 
     def text(self, value: Mapping[str, Json]) -> str:
         lat, lon = value.get("lat"), value.get("lon")
@@ -131,8 +131,7 @@ def parse_answer(response: str) -> Place | None:
     a confidence in a box of its own takes nothing away. Thinking and tool calls are not looked at. One
     number, four numbers or a value out of range is no place. Linear in the length of the reply.
     """
-    text = text_outside(response, thinking=True, tool_calls=True)
-    for bodies in (boxed_bodies(text), answer_bodies(text)):
+    for bodies in stated_answers(response):
         places = (_place(plain) for body in reversed(bodies) if _has_digit(plain := body.translate(_NARROW)))
         answer = next((place for place in places if place is not None), None)
         if answer is not None:
@@ -155,43 +154,10 @@ def score(answer: Place | None, truth: Place) -> Score:
 
 def haversine_km(a: Place, b: Place) -> float:
     """Great-circle distance in km on a sphere of R = 6371 km, by the haversine formula."""
-    lat_a, lat_b = math.radians(a.lat), math.radians(b.lat)
-    half_lat, half_lon = (lat_b - lat_a) / 2, math.radians(b.lon - a.lon) / 2
+    lat_a, lat_b = math.radians(a["lat"]), math.radians(b["lat"])
+    half_lat, half_lon = (lat_b - lat_a) / 2, math.radians(b["lon"] - a["lon"]) / 2
     chord = math.sin(half_lat) ** 2 + math.cos(lat_a) * math.cos(lat_b) * math.sin(half_lon) ** 2
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, chord)))
-
-
-def _column_of(field: str, columns: Collection[str], asked: str | None) -> str:
-    names, pattern, in_exif = _GUESSED[field]
-    if asked is not None:
-        if asked not in columns and asked != in_exif:
-            raise SourceError(
-                f"--{field}_column {asked!r}: there is no such column; the dataset's columns: "
-                f"{', '.join(columns)}"
-            )
-        return asked
-    usual = _usual(columns, names)
-    if usual is not None:
-        return usual
-    fitting = [column for column in columns if pattern.fullmatch(_letters(column))]
-    if len(fitting) > 1:
-        raise SourceError(
-            f"several columns may be {names[0]!r}: {', '.join(fitting)}; name one by --{field}_column"
-        )
-    if not fitting and in_exif not in columns:
-        raise SourceError(
-            f"the dataset has no column {' or '.join(map(repr, names))} (degrees), name it by "
-            f"--{field}_column; its columns: {', '.join(columns)}"
-        )
-    return fitting[0] if fitting else in_exif
-
-
-def _usual(columns: Collection[str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in columns), None)
-
-
-def _letters(column: str) -> str:
-    return re.sub("[^a-z]", "", column.rpartition(".")[2].lower())
 
 
 def _coordinate(row: Mapping[str, Json], columns: tuple[str, ...], limit_degrees: int) -> float:
@@ -258,7 +224,7 @@ def _place(body: str) -> Place | None:
     if first[1] == "lon" or second[1] == "lat":
         return None
     lat, lon = first[0], second[0]
-    return Place(lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
+    return {"lat": lat, "lon": lon} if abs(lat) <= 90 and abs(lon) <= 180 else None
 
 
 def _halves(text: str) -> list[str]:

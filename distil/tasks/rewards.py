@@ -10,8 +10,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,19 +65,6 @@ class Reward:
         return Scored(None, error=caught.text(self.file))
 
 
-@contextmanager
-def with_reward(reward: Reward | None) -> Iterator[None]:
-    """Have a reward at hand."""
-    if reward is None:
-        yield
-        return
-    REWARDS[reward.name] = reward
-    try:
-        yield
-    finally:
-        del REWARDS[reward.name]
-
-
 def reward_of(trace: Mapping[str, Json]) -> tuple[str | None, Reward | None]:
     """The name of the reward that a trace's run had, and that reward where it is at hand."""
     settings = trace.get("settings")
@@ -128,19 +114,14 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 def _scored(value: Any) -> Scored:
-    if not isinstance(value, Mapping):
-        return _with_score(value, {})
-    if "score" not in value:
+    given = value if isinstance(value, Mapping) else {"score": value}
+    if "score" not in given:
         return Scored(None, error="it gave an object without 'score'")
-    details = {clean_text(str(key)): _plain(each) for key, each in value.items() if key != "score"}
-    return _with_score(value["score"], {key: each for key, each in details.items() if each is not _NOT_PLAIN})
-
-
-def _with_score(value: Any, details: Mapping[str, Json]) -> Scored:
-    value = _plain(value)
-    if not isinstance(value, int | float):
+    score = _plain(given["score"])
+    if not isinstance(score, int | float):
         return Scored(None, error="it gave a score that is no finite number")
-    return Scored(float(value), details)
+    details = {clean_text(str(key)): _plain(each) for key, each in given.items() if key != "score"}
+    return Scored(float(score), {key: each for key, each in details.items() if each is not _NOT_PLAIN})
 
 
 _NOT_PLAIN = object()

@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from distil.errors import SampleError, SourceError
-from distil.messages.tags import text_outside
+from distil.errors import SampleError
 from distil.records import Json, Score
-from distil.tasks.base import Metric, Rows, Task
-from distil.tasks.boxed import answer_bodies, boxed_bodies
+from distil.tasks.base import ColumnNames, Metric, Rows, Task, choose_columns
+from distil.tasks.boxed import stated_answers
 
 USER_PROMPT = """\
 {question}
@@ -21,9 +20,13 @@ Look closely: what matters may be small, or turned.
 Give your final answer, as short as it can be, in this form:
 \\boxed{answer}"""
 
-_GUESSED = {  # the usual names of a field's column, and what the last name of another may be, letters alone
-    "question": (("question",), re.compile(r"question|query|problem|instruction|prompt|user")),
-    "answer": (("answer", "answers"), re.compile(r"answers?|groundtruth|solution|target")),
+_GUESSED: Mapping[str, ColumnNames] = {
+    "question": (
+        ("question",),
+        re.compile(r"question|query|problem|instruction|prompt|user"),
+        "'question'",
+    ),
+    "answer": (("answer", "answers"), re.compile(r"answers?|groundtruth|solution|target"), "'answer'"),
 }
 _TEX_WORD = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|rm|bf)\b")
 _TEX_SIGN = re.compile(r"\\([%#&_])|\\?[${}]|\\[,;:! ]")
@@ -63,9 +66,7 @@ class VisualQuestions(Task):
 
     def choose_columns(self, columns: Collection[str], asked: Mapping[str, str]) -> Mapping[str, str]:
         """The columns of question and answer, but for those that are read without being told."""
-        chosen = {field: _column_of(field, columns, asked.get(field)) for field in self.fields}
-        usual = {field: _usual(columns, _GUESSED[field][0]) for field in self.fields}
-        return {field: column for field, column in chosen.items() if column != usual[field]}
+        return choose_columns(_GUESSED, columns, asked)
 
     def prompt_fields(self, row: Mapping[str, Json]) -> Mapping[str, str]:
         """The row's question; raises SampleError."""
@@ -88,8 +89,7 @@ class VisualQuestions(Task):
 
     def parse_answer(self, response: str) -> Mapping[str, Json] | None:
         r"""The last `\boxed{…}` that is not empty, else the last `<answer>…</answer>`."""
-        text = text_outside(response, thinking=True, tool_calls=True)
-        for bodies in (boxed_bodies(text), answer_bodies(text)):
+        for bodies in stated_answers(response):
             filled = [body.strip() for body in bodies if body.strip()]
             if filled:
                 return {"answer": filled[-1]}
@@ -144,36 +144,3 @@ def _plain_text(value: Json) -> str | None:
         return None
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text.strip() or None
-
-
-def _column_of(field: str, columns: Collection[str], asked: str | None) -> str:
-    if asked is not None:
-        if asked not in columns:
-            raise SourceError(
-                f"--{field}_column {asked!r}: there is no such column; the dataset's columns: "
-                f"{', '.join(columns)}"
-            )
-        return asked
-    names, pattern = _GUESSED[field]
-    usual = _usual(columns, names)
-    if usual is not None:
-        return usual
-    fitting = [column for column in columns if pattern.fullmatch(_letters(column))]
-    if len(fitting) > 1:
-        raise SourceError(
-            f"several columns may be {field!r}: {', '.join(fitting)}; name one by --{field}_column"
-        )
-    if not fitting:
-        raise SourceError(
-            f"the dataset has no column {field!r}, name it by --{field}_column; its columns: "
-            f"{', '.join(columns)}"
-        )
-    return fitting[0]
-
-
-def _usual(columns: Collection[str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in columns), None)
-
-
-def _letters(column: str) -> str:
-    return re.sub("[^a-z]", "", column.rpartition(".")[2].lower())

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from distil.embedded.launch import TEACHER_NOTE, check_installed, embedded_teacher
 from distil.errors import UsageError
-from distil.teacher.client import NO_KEY, OPENAI_URL
+from distil.teacher.client import NO_KEY
 
 EMBEDDED = "embedded"
+_OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def find_teacher(api_base: str | None) -> Address:
     it is the embedded teacher.
     """
     api_key = _read_key()
-    named = api_base or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if api_key else EMBEDDED)
+    named = api_base or os.environ.get("OPENAI_BASE_URL") or (_OPENAI_URL if api_key else EMBEDDED)
     if named == EMBEDDED:
         check_installed()
         return Address((EMBEDDED,), NO_KEY, TEACHER_NOTE)

@@ -5,53 +5,15 @@ Pure: the clock, the sleep and the chance are given, so that tests need no time.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distil.errors import ContextOverflow, DeadlinePassed, TeacherError
-from distil.teacher.availability import Availability, Sign
+from distil.teacher.availability import Availability, Patience, Sign
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.replicas import SampleReplica
-from distil.teacher.statuses import Means, meaning
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how soon a failed attempt is repeated."""
-
-    max_retries: int = 12  # of one turn; attempts during an outage are not counted
-    first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
-    max_pause_seconds: float = 60.0
-    max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
-    max_unreachable_retries: float = math.inf  # of them, where no replica gave a reply
-
-    def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
-        """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
-
-        `chance` is from 0 to 1. The jitter comes on top of the advice, or all threads come back at once.
-        """
-        ceiling = min(self.max_pause_seconds, self.first_pause_seconds * 2.0 ** min(num_retries, 30))
-        return (advised_seconds or 0.0) + chance * ceiling
-
-
-@dataclass(slots=True)
-class Deadline:
-    """The moment by which a turn or a sample must be done, on the monotonic clock."""
-
-    name: str
-    seconds: float
-    at: float
-
-    @classmethod
-    def after(cls, name: str, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
-        """A deadline so many seconds from now."""
-        return cls(name, seconds, clock() + seconds)
-
-    def extend(self, seconds: float) -> None:
-        """Move it on by time that was not spent on this turn or sample: an outage, a pause as advised."""
-        self.at += seconds
 
 
 class AttemptFailed(Exception):
@@ -70,18 +32,17 @@ class AttemptFailed(Exception):
 
 @dataclass(eq=False)
 class Attempts:
-    """The attempts of one turn, up to the first that succeeds, each at the sample's replica of then.
+    """The attempts for one sample, each at its replica of then: in a turn up to the first that succeeds.
 
-    In a loop, `with attempts as seconds:` is one attempt, which may take so long. A failure that another one
-    may mend is swallowed, after the pause that is due. Raises TeacherError, with the number of attempts,
-    where there is no other one, and DeadlinePassed where the time is over.
+    In a loop after `begin_turn`, `with attempts as seconds:` is one attempt, which may take so long. A
+    failure that another one may mend is swallowed, after the pause that is due. Raises TeacherError, with the
+    number of attempts, where there is no other one, and DeadlinePassed where the time is over.
     """
 
-    policy: RetryPolicy
-    max_seconds: float  # of one attempt
+    patience: Patience
     availability: Availability
     replica: SampleReplica
-    deadlines: tuple[Deadline, ...]
+    sample_seconds: float  # for all turns, those left out that are not the teacher's
     sleep: Callable[[float], None]
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random  # the jitter reaches no trace
@@ -89,10 +50,19 @@ class Attempts:
     retries: int = field(default=0, init=False)  # at this replica
     rounds: int = field(default=0, init=False)  # in which no replica replied
 
+    def __post_init__(self) -> None:
+        self._sample_ends_at = self.clock() + self.sample_seconds
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        """Count anew, and give the turn its time."""
+        self.count = self.retries = self.rounds = 0
+        self._turn_ends_at = self.clock() + self.patience.turn_timeout_seconds
+
     def __enter__(self) -> float:
         self.extend(self.availability.wait_until_up(self))
         try:
-            seconds = min(self.max_seconds, self._seconds_left())
+            seconds = min(self.patience.timeout_seconds, self._seconds_left())
         except DeadlinePassed:
             self.availability.note(self, Sign.NOTHING)  # it may be the one that tries
             raise
@@ -112,9 +82,9 @@ class Attempts:
         return True
 
     def extend(self, seconds: float) -> None:
-        """Move the deadlines on by time that is not the teacher's."""
-        for deadline in self.deadlines:
-            deadline.extend(seconds)
+        """Leave out time that is not the teacher's: an outage, a pause as advised."""
+        self._turn_ends_at += seconds
+        self._sample_ends_at += seconds
 
     def _sign(self, failed: AttemptFailed | None) -> Sign:
         """What the end of an attempt tells about all replicas together."""
@@ -122,9 +92,9 @@ class Attempts:
             return Sign.NOTHING
         if failed.sign is Sign.ALIVE:
             return Sign.ALIVE
-        if self.clock() >= self._soonest().at:
+        if self.clock() >= self._ends_at:
             return Sign.NOTHING  # cut short by the turn's end
-        is_advised = failed.advised_seconds is not None and self.retries < self.policy.max_retries
+        is_advised = failed.advised_seconds is not None and self.retries < self.patience.max_retries
         return self.replica.note_silence(failed.sign, str(failed), is_advised)
 
     def _prepare_next(self, failed: AttemptFailed, sign: Sign, is_down: bool) -> None:
@@ -140,32 +110,35 @@ class Attempts:
             return
         # One that says when to come back is there.
         self.rounds += sign in (Sign.NO_CONNECTION, Sign.BROKEN) and failed.advised_seconds is None
-        if self.retries >= self.policy.max_retries or self.rounds > self.policy.max_unreachable_retries:
+        if self.retries >= self.patience.max_retries or self.rounds > self.patience.max_unreachable_retries:
             raise self._ended(failed.error)
         advised = failed.advised_seconds or 0.0
-        if advised > self.policy.max_advised_seconds:
+        if advised > self.patience.max_advised_seconds:
             raise self._ended(failed.error)
         num_pauses = max(self.retries, self.rounds - 1)
-        pause = self.policy.pause_seconds(num_pauses, advised, self.chance())
+        pause = self.patience.pause_seconds(num_pauses, advised, self.chance())
         self.retries += 1
         if pause - advised >= self._seconds_left(failed):
-            raise self._passed(self._soonest(), failed)
+            raise self._passed(failed)
         self.availability.note_advice(self.replica.name, advised)
         self.sleep(pause)
         self.extend(advised)
 
     def _seconds_left(self, failed: AttemptFailed | None = None) -> float:
-        soonest = self._soonest()
-        left = soonest.at - self.clock()
+        left = self._ends_at - self.clock()
         if left <= 0:
-            raise self._passed(soonest, failed)
+            raise self._passed(failed)
         return left
 
-    def _soonest(self) -> Deadline:
-        return min(self.deadlines, key=lambda deadline: deadline.at)
+    @property
+    def _ends_at(self) -> float:
+        return min(self._turn_ends_at, self._sample_ends_at)
 
-    def _passed(self, deadline: Deadline, failed: AttemptFailed | None) -> DeadlinePassed:
-        text = f"the {deadline.name}'s {deadline.seconds:g} s are over after {self.count} attempts"
+    def _passed(self, failed: AttemptFailed | None) -> DeadlinePassed:
+        whose, seconds = "turn's", self.patience.turn_timeout_seconds
+        if self._sample_ends_at < self._turn_ends_at:
+            whose, seconds = "sample's", self.sample_seconds
+        text = f"the {whose} {seconds:g} s are over after {self.count} attempts"
         status = failed.error.status if failed else None
         return DeadlinePassed(f"{text}; the last: {failed}" if failed else text, status, self.count)
 

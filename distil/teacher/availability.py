@@ -5,14 +5,15 @@ Of several replicas, it takes all of them to be gone.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from distil.errors import RunGivenUp, TeacherRefused
+from distil.errors import RunHalted, TeacherRefused
 
 NEVER = 2**31  # failures in a row before a server counts as down
 _LONGEST_WAIT_SECONDS = 3600.0  # of one wait on a lock, which does not take every number
@@ -33,14 +34,29 @@ class Sign(Enum):
     NOTHING = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class OutagePolicy:
-    """When a server counts as down, how often it is tried then, and when the run is given up."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a teacher is waited for, how soon it is asked again, and when it counts as down."""
 
-    num_failures: int = 5  # in a row, over all threads
-    probe_pause_seconds: float = 1.0  # before the first probe; doubles from one to the next
+    timeout_seconds: float  # of one attempt
+    turn_timeout_seconds: float  # of all attempts at one reply
+    max_outage_seconds: float  # then the run is given up
+    max_retries: int = 12  # of one turn; attempts during an outage are not counted
+    first_pause_seconds: float = 1.0  # at most; doubles from one retry to the next
+    max_pause_seconds: float = 60.0
+    max_advised_seconds: float = math.inf  # a server that asks for a longer pause is given up
+    max_unreachable_retries: float = math.inf  # of the retries, where no replica gave a reply
+    num_failures: int = 5  # in a row, over all threads: it counts as down
+    probe_pause_seconds: float = 1.0  # before the first probe of one that is down; doubles likewise
     max_probe_pause_seconds: float = 30.0
-    max_outage_seconds: float = field(kw_only=True)
+
+    def pause_seconds(self, num_retries: int, advised_seconds: float | None, chance: float) -> float:
+        """The pause before a retry, `num_retries` having been made: full jitter, never before the advice.
+
+        `chance` is from 0 to 1. The jitter comes on top of the advice, or all threads come back at once.
+        """
+        ceiling = min(self.max_pause_seconds, self.first_pause_seconds * 2.0 ** min(num_retries, 30))
+        return (advised_seconds or 0.0) + chance * ceiling
 
 
 class Availability:
@@ -51,13 +67,13 @@ class Availability:
 
     def __init__(
         self,
-        policy: OutagePolicy,
+        patience: Patience,
         name: str,
         tell: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tell = tell
-        self._policy = policy
+        self._patience = patience
         self._name = name
         self._clock = clock
         self._changed = threading.Condition()
@@ -94,7 +110,7 @@ class Availability:
             return self._clock() - started
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but no longer than until `close`, which raises RunGivenUp here."""
+        """Sleep, but no longer than until `close`, which raises RunHalted here."""
         until = self._clock() + seconds
         while not self._closed.is_set() and (left := until - self._clock()) > 0:
             self._closed.wait(min(left, _LONGEST_WAIT_SECONDS))
@@ -157,28 +173,28 @@ class Availability:
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Raise RunGivenUp if closed."""
+        """Raise RunHalted if closed."""
         if self._closed.is_set():
-            raise RunGivenUp("the run was given up")
+            raise RunHalted("the run was given up")
 
     def _count_failure(self, caller: object, sign: Sign, reason: str) -> str:
         """Count one more failure in a row; returns the line that tells of an outage when it begins."""
         if self._num_failures == 0:
             self._since, self._since_text = self._clock(), time.strftime("%H:%M:%S")
         self._num_failures += 1
-        if self._num_failures <= self._policy.num_failures:
+        if self._num_failures <= self._patience.num_failures:
             self._failed_callers.add(caller)
-        pause = self._policy.probe_pause_seconds * 2.0 ** min(self._num_probes, 30)
-        self._next_probe = self._clock() + min(pause, self._policy.max_probe_pause_seconds)
+        pause = self._patience.probe_pause_seconds * 2.0 ** min(self._num_probes, 30)
+        self._next_probe = self._clock() + min(pause, self._patience.max_probe_pause_seconds)
         # One request that breaks its connection each time must not stop the others: it takes two to tell.
         is_general = sign is Sign.NO_CONNECTION or len(self._failed_callers | {caller}) > 1
-        if self._is_down or self._num_failures < self._policy.num_failures or not is_general:
+        if self._is_down or self._num_failures < self._patience.num_failures or not is_general:
             return ""
         self._is_down = True
-        self._give_up_at = self._clock() + self._policy.max_outage_seconds
+        self._give_up_at = self._clock() + self._patience.max_outage_seconds
         return (
             f"The teacher does not answer since {self._since_text} ({reason}); waiting, "
-            f"up to {self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
+            f"up to {self._patience.max_outage_seconds:g} s (--max_outage_seconds)"
         )
 
     def _may_probe(self, caller: object) -> bool:
@@ -187,7 +203,7 @@ class Availability:
         if self._clock() >= self._give_up_at:
             raise TeacherRefused(
                 f"the teacher at {self._name} does not answer since {self._since_text}: given up after "
-                f"{self._policy.max_outage_seconds:g} s (--max_outage_seconds)"
+                f"{self._patience.max_outage_seconds:g} s (--max_outage_seconds)"
             )
         if self._prober is None and self._clock() >= self._next_probe:
             self._prober = caller

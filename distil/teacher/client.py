@@ -8,26 +8,32 @@ and `connection` takes it there.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import NamedTuple
 
 import openai
 
-from distil.errors import ContextOverflow, RunGivenUp, TeacherError, TeacherRefused, TeacherUnreachable
+from distil.errors import ContextOverflow, RunHalted, TeacherError, TeacherRefused
 from distil.messages.read import parse_reply, read_usage
 from distil.records import Json, Reply
 from distil.spending.budget import Budget, Request
-from distil.teacher.attempts import AttemptFailed, Attempts, Deadline, RetryPolicy
-from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, OutagePolicy, Sign
+from distil.teacher.attempts import AttemptFailed, Attempts
+from distil.teacher.availability import NEVER, RAISE_TIME_OUT, Availability, Patience, Sign
 from distil.teacher.connection import Connection, Server, Watchdog, shown_url
-from distil.teacher.refusals import advised_seconds, is_context_overflow, is_moderation, is_too_large
+from distil.teacher.refusals import (
+    Means,
+    advised_seconds,
+    is_context_overflow,
+    is_moderation,
+    is_too_large,
+    meaning,
+)
 from distil.teacher.replicas import Replicas, SampleReplica
 from distil.teacher.slots import Slots
-from distil.teacher.statuses import Means, meaning
 from distil.teacher.wire import ReplyTooLarge
 
 _PATH = "/chat/completions"
@@ -35,7 +41,6 @@ _UNKNOWN_KEY = "No connected db"  # what LiteLLM's proxy without a database says
 _NO_TOOLS = "[]"
 NO_KEY = "EMPTY"  # what servers without keys are sent, as the openai client must send something
 _UNAUTHORIZED = 401
-OPENAI_URL = "https://api.openai.com/v1"
 _NO_CREDIT_CODE = "insufficient_quota"  # what OpenAI says with a 429
 _MAX_MESSAGE_CHARS = 500
 _NO_CONNECTION_ERRORS = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, by whatever name
@@ -45,25 +50,24 @@ _MAX_FIELD_REFUSALS = 1  # in a row; one may be an odd conversation's own fault
 _MAX_SIZE_REFUSALS = 2  # in a row, each of another sample; a few photos may be larger than all others
 
 
+ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
     """Where the teacher is and how it is asked.
 
-    `timeout_seconds` is of one attempt, `turn_timeout_seconds` of all that one reply takes.
     `may_adapt`: leave out or rename request fields that the server refuses; only before a run, since its
     traces say what was sent.
     """
 
-    api_base: str | None
+    api_base: str
     api_key: str = field(repr=False)
     model: str = ""
     _: KW_ONLY
     temperature: float
     max_tokens: int
-    timeout_seconds: float
-    turn_timeout_seconds: float
-    outage: OutagePolicy
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    patience: Patience
     token_field: str = "max_tokens"
     sends_temperature: bool = True
     sends_seed: bool = True
@@ -79,6 +83,10 @@ class TeacherSettings:
         tools = "" if tools_text == _NO_TOOLS else f', "tools": {tools_text}'  # vLLM refuses an empty list
         return f'{json.dumps(request)[:-1]}{tools}, "messages": ['.encode()
 
+    def adapted_like(self, other: TeacherSettings) -> TeacherSettings:
+        """The settings with the request fields that others have found to be taken."""
+        return replace(self, **{name: getattr(other, name) for name in ADAPTED})
+
     def adapted_to(self, status: int, error_text: str) -> TeacherSettings | None:
         """The settings without the request field that a server's error complains about, None for none."""
         text = error_text.lower()
@@ -93,14 +101,6 @@ class TeacherSettings:
         if "seed" in text and self.sends_seed:
             return replace(self, sends_seed=False)
         return None
-
-
-class _Question(NamedTuple):
-    """What a turn asks: encoded messages, a seed, and the tools that are offered, as JSON."""
-
-    messages: Sequence[bytes]
-    seed: int
-    tools_text: str
 
 
 class Teacher:
@@ -119,11 +119,11 @@ class Teacher:
         `budget` counts every request for a reply and may end the run. `api_bases` are replicas of one server,
         in place of the settings' own.
         """
-        urls = tuple(api_bases) or (settings.api_base or OPENAI_URL,)
+        urls = tuple(api_bases) or (settings.api_base,)
         self.settings = settings if len(urls) == 1 else _of_several(settings)
         self.slots = slots or Slots.unlimited()
         self.budget = budget or Budget()
-        self._availability = Availability(self.settings.outage, ", ".join(map(shown_url, urls)))
+        self._availability = Availability(self.settings.patience, ", ".join(map(shown_url, urls)))
         self._replicas = Replicas(urls)
         self._tools_text = json.dumps(list(tools))  # the longest part of a request's opening
         self._local = threading.local()
@@ -178,85 +178,30 @@ class Teacher:
         self._watchdog.close()
 
     @contextmanager
-    def asking(self, *deadlines: Deadline, offers_tools: bool = True) -> Iterator[SampleTeacher]:
-        """What asks for one sample, until the deadlines; raises RunGivenUp where nothing more is asked."""
-        self._availability.check_open()
+    def asking(
+        self, sample_seconds: float = math.inf, *, offers_tools: bool = True
+    ) -> Iterator[SampleTeacher]:
+        """What asks for one sample, for so long; raises RunHalted where nothing more is asked."""
+        availability = self._availability
+        availability.check_open()
         with closing(SampleReplica(self._replicas)) as replica:
-            yield SampleTeacher(self, replica, deadlines, self._tools_text if offers_tools else _NO_TOOLS)
+            attempts = Attempts(
+                self.settings.patience, availability, replica, sample_seconds, availability.sleep
+            )
+            yield SampleTeacher(self, attempts, self._tools_text if offers_tools else _NO_TOOLS)
 
     def ask(self, messages: Sequence[bytes], seed: int) -> Reply:
         """Ask once, as for a sample of its own; raises as `SampleTeacher.ask` does."""
         with self.asking() as sample:
             return sample.ask(messages, seed)
 
-    def fetch(self, path: str) -> bytes:
-        """A document of the server, unread; raises as `SampleTeacher.ask` does."""
-        with closing(SampleReplica(self._replicas)) as replica:
-            attempts = self._attempts(replica, ())
-            while True:
-                with attempts as seconds:
-                    try:
-                        return self._sent(replica.url, path, None, seconds)
-                    except openai.APIStatusError as error:
-                        raise self._status_failure(replica.url, error, path) from None
-
-    def _attempts(self, replica: SampleReplica, deadlines: tuple[Deadline, ...]) -> Attempts:
-        """The attempts of one turn."""
-        settings, availability = self.settings, self._availability
-        deadlines = (Deadline.after("turn", settings.turn_timeout_seconds), *deadlines)
-        limits = (settings.retry, settings.timeout_seconds)
-        return Attempts(*limits, availability, replica, deadlines, availability.sleep)
-
-    def _attempt(self, attempts: Attempts, question: _Question, seconds: float) -> Reply:
-        """One attempt, as soon as the budget has room for it and a slot is free."""
-        asked = time.monotonic()
-        with self.budget.request() as request, self.slots.slot() as slot:
-            attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
-            request.sent()
-            sent = time.monotonic()
-            try:
-                return self._answered(attempts.replica.url, question, seconds, request)
-            except AttemptFailed as failed:
-                failed.seconds = time.monotonic() - sent
-                if failed.sign is Sign.NO_CONNECTION:
-                    request.refused()
-                if Means.OVERLOAD in meaning(failed.error.status):
-                    slot.refused()
-                raise
-
-    def _answered(self, url: str, question: _Question, seconds: float, request: Request) -> Reply:
-        """The reply; where it may adapt, asked for again at once without each field that is refused."""
-        until = time.monotonic() + seconds
-        for _ in range(4):
-            settings = self.settings
-            opening = settings.opening(question.tools_text, question.seed)
-            pieces = _pieces(opening, question.messages)
-            try:
-                reply_body = self._sent(url, _PATH, pieces, max(0.001, until - time.monotonic()))
-            except openai.APIStatusError as error:
-                if Means.PERHAPS_BILLED not in meaning(error.status_code):
-                    request.refused()
-                adapted = settings.adapted_to(error.status_code, _error_text(error))
-                if adapted is None or _is_overflow(error):
-                    raise self._own_failure(url, error) from None
-                if not settings.may_adapt:
-                    raise self._field_failure(url, error) from None
-                self.settings = adapted
-            else:
-                self._num_field_refusals[url] = self._num_size_refusals = 0
-                return _parsed(reply_body, request)
-        raise AttemptFailed(
-            TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
-        )
-
-    def _sent(self, url: str, path: str, pieces: Sequence[bytes] | None, seconds: float) -> bytes:
-        """What the server sent within so many seconds; every failure but a status is an AttemptFailed."""
+    @contextmanager
+    def _connected(self, url: str, seconds: float) -> Iterator[Connection]:
+        """This thread's connection, for so long; every failure but a status is an AttemptFailed."""
         connection = self._connection(url)
         try:
             with self._watchdog.watching(connection, seconds):
-                if pieces is None:
-                    return connection.get(path, seconds)
-                return connection.post(path, pieces, seconds)
+                yield connection
         except openai.APIStatusError:
             raise
         except (openai.APIConnectionError, ReplyTooLarge, ConnectionAbortedError, RuntimeError) as error:
@@ -276,7 +221,7 @@ class Teacher:
                 connections[url] = Connection(self._servers[url])
                 self._connections.append(connections[url])
         if self._is_closed:  # after it is listed, so that `close` misses none
-            raise RunGivenUp("the run was given up")
+            raise RunHalted("the run was given up")
         return connections[url]
 
     def _status_failure(self, url: str, error: openai.APIStatusError, path: str = "") -> AttemptFailed:
@@ -334,7 +279,7 @@ class Teacher:
         if passed_seconds is not None or isinstance(error, openai.APITimeoutError):
             reason = f"time-out after {passed_seconds:.4g} s" if passed_seconds else f"time-out ({reason})"
         text = without_key(f"no reply from {shown_url(url)}: {reason}", self.settings.api_key)
-        return AttemptFailed(TeacherUnreachable(text), True, sign)
+        return AttemptFailed(TeacherError(text), True, sign)
 
 
 @dataclass(eq=False, slots=True)
@@ -345,8 +290,7 @@ class SampleTeacher:
     """
 
     _teacher: Teacher
-    _replica: SampleReplica
-    _deadlines: tuple[Deadline, ...]
+    _attempts: Attempts
     _tools_text: str
     turn_seconds: list[float] = field(default_factory=list, init=False)
 
@@ -357,23 +301,77 @@ class SampleTeacher:
         DeadlinePassed, or else TeacherError.
         """
         started = time.perf_counter()
-        attempts = self._teacher._attempts(self._replica, self._deadlines)
-        question = _Question(messages, seed, self._tools_text)
+        self._attempts.begin_turn()
         while True:
-            with attempts as seconds:
-                reply = self._teacher._attempt(attempts, question, seconds)
+            with self._attempts as seconds, self._sending() as request:
+                reply = self._answered(messages, seed, seconds, request)
                 self.turn_seconds.append(round(time.perf_counter() - started, 4))
                 return reply
+
+    def fetch(self, path: str) -> bytes:
+        """A document of the server, unread; raises as `ask` does."""
+        self._attempts.begin_turn()
+        while True:
+            with self._attempts as seconds:
+                url = self._attempts.replica.url
+                try:
+                    with self._teacher._connected(url, seconds) as connection:
+                        return connection.ask(path, (), seconds)
+                except openai.APIStatusError as error:
+                    raise self._teacher._status_failure(url, error, path) from None
+
+    @contextmanager
+    def _sending(self) -> Iterator[Request]:
+        """Around one attempt at a reply, as soon as the budget has room for it and a slot is free."""
+        slots = self._teacher.slots
+        asked = time.monotonic()
+        with self._teacher.budget.request() as request, slots.slot() as ticket:
+            self._attempts.extend(time.monotonic() - asked)  # waiting to be sent is not the teacher's time
+            request.sent()
+            sent = time.monotonic()
+            try:
+                yield request
+            except AttemptFailed as failed:
+                failed.seconds = time.monotonic() - sent
+                if failed.sign is Sign.NO_CONNECTION:
+                    request.refused()
+                if Means.OVERLOAD in meaning(failed.error.status):
+                    slots.refuse(ticket)
+                raise
+
+    def _answered(self, messages: Sequence[bytes], seed: int, seconds: float, request: Request) -> Reply:
+        """The reply; where it may adapt, asked for again at once without each field that is refused."""
+        teacher, url = self._teacher, self._attempts.replica.url
+        until = time.monotonic() + seconds
+        for _ in range(4):
+            settings = teacher.settings
+            pieces = _pieces(settings.opening(self._tools_text, seed), messages)
+            left = max(0.001, until - time.monotonic())
+            try:
+                with teacher._connected(url, left) as connection:
+                    reply_body = connection.ask(_PATH, pieces, left)
+            except openai.APIStatusError as error:
+                if Means.PERHAPS_BILLED not in meaning(error.status_code):
+                    request.refused()
+                adapted = settings.adapted_to(error.status_code, _error_text(error))
+                if adapted is None or _is_overflow(error):
+                    raise teacher._own_failure(url, error) from None
+                if not settings.may_adapt:
+                    raise teacher._field_failure(url, error) from None
+                teacher.settings = adapted
+            else:
+                teacher._num_field_refusals[url] = teacher._num_size_refusals = 0
+                return _parsed(reply_body, request)
+        raise AttemptFailed(
+            TeacherError("the server refuses the request fields one after another", 400), False, Sign.ALIVE
+        )
 
 
 def _of_several(settings: TeacherSettings) -> TeacherSettings:
     """The settings for replicas: it takes all of them to make an outage, and one round of them to see it."""
-    retries = min(settings.retry.max_retries, settings.retry.max_unreachable_retries, _MAX_MORE_ROUNDS)
-    return replace(
-        settings,
-        retry=replace(settings.retry, max_unreachable_retries=retries),
-        outage=replace(settings.outage, num_failures=1),
-    )
+    patience = settings.patience
+    retries = min(patience.max_retries, patience.max_unreachable_retries, _MAX_MORE_ROUNDS)
+    return replace(settings, patience=replace(patience, max_unreachable_retries=retries, num_failures=1))
 
 
 _SETUP_RETRIES, _SETUP_UNREACHABLE_RETRIES = 5, 2
@@ -385,20 +383,15 @@ def for_setup(settings: TeacherSettings) -> TeacherSettings:
     A wrong address is told within seconds, not after the retries of a long run; a server that says when to
     come back is waited for.
     """
-    retry = replace(
-        settings.retry,
-        max_retries=min(settings.retry.max_retries, _SETUP_RETRIES),
+    patience = replace(
+        settings.patience,
+        max_retries=min(settings.patience.max_retries, _SETUP_RETRIES),
         first_pause_seconds=0.5,
         max_pause_seconds=1.0,
-        max_unreachable_retries=min(settings.retry.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
+        max_unreachable_retries=min(settings.patience.max_unreachable_retries, _SETUP_UNREACHABLE_RETRIES),
+        num_failures=NEVER,
     )
-    outage = replace(settings.outage, num_failures=NEVER)
-    return replace(settings, retry=retry, outage=outage, may_adapt=True)
-
-
-def base_url_text(settings: TeacherSettings) -> str:
-    """The server's address as it may be shown and stored."""
-    return shown_url(settings.api_base or OPENAI_URL)
+    return replace(settings, patience=patience, may_adapt=True)
 
 
 def without_key(text: str, api_key: str) -> str:
@@ -436,11 +429,9 @@ def _status_error(error: openai.APIStatusError, text: str, is_broke: bool) -> Te
     status = error.status_code
     if _is_overflow(error):
         return ContextOverflow(text, status)
-    means = meaning(status)
-    if Means.BROKEN in means:
-        return TeacherUnreachable(text, status)
-    is_general = Means.FATAL in means and not is_moderation(status, _error_text(error))
-    return TeacherRefused(text, status) if is_broke or is_general else TeacherError(text, status)
+    is_general = Means.FATAL in meaning(status) and not is_moderation(status, _error_text(error))
+    is_refused = is_general or (is_broke and Means.BROKEN not in meaning(status))
+    return TeacherRefused(text, status) if is_refused else TeacherError(text, status)
 
 
 def _error_text(error: openai.APIStatusError) -> str:

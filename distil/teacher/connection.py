@@ -22,7 +22,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
 
@@ -45,27 +45,6 @@ _READ_TIMEOUT = "x-stainless-read-timeout"
 _OWN_FIELDS = ("content-length", "transfer-encoding", "cookie", _READ_TIMEOUT)  # told for each request
 
 
-class Head(NamedTuple):
-    """The head of the requests for one path, without what differs from one to the next."""
-
-    url: Any  # of httpx
-    host: str
-    port: int
-    start: bytes
-    tells_read_timeout: bool
-
-    def bytes_of(self, num_bytes: int, seconds: float, cookie: str | None) -> bytes:
-        """The whole head of a request with so many bytes of body."""
-        fields = self.start
-        if num_bytes:
-            fields += b"Content-Length: %d\r\n" % num_bytes
-        if self.tells_read_timeout:
-            fields += f"{_READ_TIMEOUT}: {seconds:.3f}\r\n".encode()
-        if cookie:
-            fields += f"Cookie: {cookie}\r\n".encode("latin-1")
-        return fields + b"\r\n"
-
-
 class Server:
     """A server as the openai client sees it: the heads of requests to it, what its refusals mean.
 
@@ -77,7 +56,8 @@ class Server:
         self._address = (api_base, api_key)
         self._told: Received | Exception | None = None
         self._asked: Any = None  # a request as the client makes it
-        self._heads: dict[str, Head] = {}
+        self._heads: dict[str, tuple[Any, bytes]] = {}
+        self.tells_read_timeout = False
         self._lock = threading.Lock()
 
     @cached_property
@@ -98,12 +78,13 @@ class Server:
         http_client = openai.DefaultHttpxClient(event_hooks=hooks, **options)
         return openai.OpenAI(base_url=api_base, api_key=api_key, max_retries=0, http_client=http_client)
 
-    def head(self, path: str, has_body: bool) -> Head:
-        """The head of requests for a path."""
+    def head(self, path: str, has_body: bool) -> tuple[Any, bytes]:
+        """The URL of the requests for a path, and their head without what differs from one to the next."""
         if path not in self._heads:
             with self._lock:
                 self._tell(path, has_body, Received(200, [], b""))
-                self._heads[path] = _head(self._asked)
+                self.tells_read_timeout = _READ_TIMEOUT in self._asked.headers
+                self._heads[path] = self._asked.url, _head(self._asked)
         return self._heads[path]
 
     def judged(self, path: str, has_body: bool, told: Received | Exception) -> bytes:
@@ -146,15 +127,20 @@ class Connection:
         # What several threads look at is written before the other thread's is read, by each of them.
         self._in_flight = self.is_cut = self._is_closed = False
 
-    def post(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
-        """Send a JSON body; raises what openai raises, ReplyTooLarge, or ConnectionAbortedError if closed."""
-        with self._request():
-            return self._reply(path, pieces, seconds)
+    def ask(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
+        """Send a JSON body, or read a document where there are no pieces.
 
-    def get(self, path: str, seconds: float) -> bytes:
-        """Read a document; raises as `post` does."""
+        Raises what openai raises, ReplyTooLarge, or ConnectionAbortedError if closed.
+        """
         with self._request():
-            return self._reply(path, (), seconds)
+            if self._is_direct:
+                told = self._received(path, pieces, seconds)
+                if isinstance(told, Received) and told.status == 200 and (body := unpacked(told)) is not None:
+                    return body
+                if not (isinstance(told, Received) and told.status in _REDIRECTS and told.value(b"location")):
+                    return self._server.judged(path, bool(pieces), told)
+                self._is_direct = False
+            return asked_by(self._client, path, b"".join(pieces) if pieces else None, seconds)
 
     def cut(self) -> None:
         """Break off the request in flight, from any thread; the caller sees to it that it is still that."""
@@ -185,24 +171,13 @@ class Connection:
             if self._is_closed:
                 self._release()
 
-    def _reply(self, path: str, pieces: Sequence[bytes], seconds: float) -> bytes:
-        if self._is_direct:
-            told = self._received(path, pieces, seconds)
-            if isinstance(told, Received) and told.status == 200 and (body := unpacked(told)) is not None:
-                return body
-            if not (isinstance(told, Received) and told.status in _REDIRECTS and told.value(b"location")):
-                return self._server.judged(path, bool(pieces), told)
-            self._is_direct = False
-        return asked_by(self._client, path, b"".join(pieces) if pieces else None, seconds)
-
     def _received(self, path: str, pieces: Sequence[bytes], seconds: float) -> Received | Exception:
         """What came, or the error that the HTTP library would have raised."""
-        num_bytes = sum(map(len, pieces))
         try:
-            head = self._server.head(path, bool(pieces))
-            wire = self._free_wire(head, min(seconds, _CONNECT_SECONDS))
+            url, head = self._server.head(path, bool(pieces))
+            wire = self._free_wire(url, min(seconds, _CONNECT_SECONDS))
             try:
-                received = wire.ask((head.bytes_of(num_bytes, seconds, self._cookie), *pieces))
+                received = wire.ask((head + self._own_fields(sum(map(len, pieces)), seconds), *pieces))
             finally:
                 if self.is_cut or not wire.is_idle:
                     self._wire = None
@@ -212,15 +187,25 @@ class Connection:
         except httpx.TransportError as error:
             return error  # type: ignore[no-any-return]
         if received.value(b"set-cookie") is not None:
-            self._keep_cookies(head, received)
+            self._keep_cookies(url, received)
         return received
 
-    def _free_wire(self, head: Head, seconds: float) -> Wire:
+    def _own_fields(self, num_bytes: int, seconds: float) -> bytes:
+        """The end of the head of a request with so many bytes of body."""
+        fields = b"Content-Length: %d\r\n" % num_bytes if num_bytes else b""
+        if self._server.tells_read_timeout:
+            fields += f"{_READ_TIMEOUT}: {seconds:.3f}\r\n".encode()
+        if self._cookie:
+            fields += f"Cookie: {self._cookie}\r\n".encode("latin-1")
+        return fields + b"\r\n"
+
+    def _free_wire(self, url: Any, seconds: float) -> Wire:
         if self._wire is not None and self._wire.is_stale():
             self._wire.close()
             self._wire = None
         if self._wire is None:
-            self._wire = opened(head.host, head.port, self._server.tls, seconds, self._show)
+            host, port = url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
+            self._wire = opened(host, port, self._server.tls, seconds, self._show)
         return self._wire
 
     def _show(self, sock: socket.socket) -> None:
@@ -230,10 +215,10 @@ class Connection:
             _shut_down(sock)
             raise ConnectionAbortedError("cut off")
 
-    def _keep_cookies(self, head: Head, received: Received) -> None:
+    def _keep_cookies(self, url: Any, received: Received) -> None:
         """Take in cookies, by which a balancer may know this connection's server again."""
         self._cookies = self._cookies or httpx.Cookies()
-        request = httpx.Request("GET", head.url)
+        request = httpx.Request("GET", url)
         self._cookies.extract_cookies(
             httpx.Response(received.status, headers=received.fields, request=request)
         )
@@ -348,14 +333,13 @@ def asked_by(client: openai.OpenAI, path: str, body: bytes | None, seconds: floa
     return client.post(path, cast_to=bytes, content=body, options={"headers": headers, "timeout": timeout})
 
 
-def _head(request: Any) -> Head:
-    url, fields = request.url, request.headers.raw
+def _head(request: Any) -> bytes:
+    fields = request.headers.raw
     if any(mark in text for field in fields for text in field for mark in (b"\r", b"\n", b"\0")):
         raise httpx.LocalProtocolError("Illegal header value")
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), url.raw_path)]
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
     lines += [b"%s: %s" % field for field in fields if field[0].lower().decode() not in _OWN_FIELDS]
-    host, port = url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
-    return Head(url, host, port, b"\r\n".join(lines) + b"\r\n", _READ_TIMEOUT in request.headers)
+    return b"\r\n".join(lines) + b"\r\n"
 
 
 def _is_proxied(api_base: str) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from distil.errors import TeacherError, TeacherRefused, UsageError
-from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.client import Teacher, TeacherSettings, for_setup
+from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
-from distil.teacher.statuses import Means, meaning
+from distil.teacher.refusals import Means, meaning
 
 _PATH = "/models"
 _MAX_NEAREST = 3
@@ -39,7 +40,7 @@ class ModelList:
         if len(self.names) > _MAX_LISTED:
             listed += f", … ({len(self.names)} in all)"
         raise UsageError(
-            f"--model is missing; {base_url_text(settings)} offers: {listed}\n"
+            f"--model is missing; {shown_url(settings.api_base)} offers: {listed}\n"
             f"(for the embedded teacher: --api_base embedded)"
         )
 
@@ -56,7 +57,8 @@ def ask_models(
     with Teacher(for_setup(settings)) as teacher:
         teacher.tell_by(tell)
         try:
-            return ModelList(_parse_names(teacher.fetch(_PATH)))
+            with teacher.asking() as sample:
+                return ModelList(_parse_names(sample.fetch(_PATH)))
         except TeacherError as error:
             text = str(error)
             if Means.NOT_FOUND in meaning(error.status):
@@ -65,7 +67,7 @@ def ask_models(
                 raise TeacherRefused(text, error.status, error.attempts) from None
             return ModelList((), text)
         except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
-            where = f"{base_url_text(settings)}{_PATH}"
+            where = f"{shown_url(settings.api_base)}{_PATH}"
             return ModelList((), f"{where} gave no list of models: is this an OpenAI-compatible API?")
 
 

@@ -8,39 +8,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
 
-from distil.errors import RunGivenUp
+from distil.errors import RunHalted
 from distil.teacher.climber import Climber, LevelState, Ticket
 
 _LOOK_SECONDS = 0.5  # at what is stuck, while threads wait
 _RISE_SECONDS = 0.02  # the same while the level rises by time
 _UNLIMITED = 2**30
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """The leave to have one request in flight; a context manager that waits for it and gives it back."""
-
-    _slots: Slots
-    _ticket: Ticket | None = None  # not let in
-    _wake: threading.Lock | None = None  # held until it is let in, where it has to wait
-    _was_refused: bool = False
-
-    def __enter__(self) -> Slot:
-        self._slots._acquire(self)
-        return self
-
-    def __exit__(self, error_class: type[BaseException] | None, *_: object) -> None:
-        if self._ticket is not None:
-            self._slots._release(self._ticket, error_class is None and not self._was_refused)
-
-    def refused(self) -> None:
-        """Tell that the server has too many requests (429, 503)."""
-        self._was_refused = True
-        if self._ticket is not None:
-            self._slots._refuse(self._ticket)
 
 
 class Slots:
@@ -52,7 +29,7 @@ class Slots:
         self._clock = clock
         self._climber = Climber(ceiling, clock(), is_fixed)
         self._lock = threading.Lock()
-        self._waiters: deque[Slot] = deque()
+        self._waiters: deque[SimpleQueue[Ticket | None]] = deque()  # None: closed
         self._is_looked_after = self._is_closed = False
 
     @classmethod
@@ -60,9 +37,22 @@ class Slots:
         """As many slots as anyone asks for."""
         return cls(_UNLIMITED, is_fixed=True)
 
-    def slot(self) -> Slot:
-        """A slot for one request: `with slots.slot():` waits for its turn; RunGivenUp once closed."""
-        return Slot(self)
+    @contextmanager
+    def slot(self) -> Iterator[Ticket]:
+        """Around one request, which waits for its turn; raises RunHalted once closed."""
+        ticket = self._acquire()
+        is_measured = False
+        try:
+            yield ticket
+            is_measured = not ticket.is_refused
+        finally:
+            self._release(ticket, is_measured)
+
+    def refuse(self, ticket: Ticket) -> None:
+        """Take in that the server has too many requests (429, 503), before the slot is given back."""
+        ticket.is_refused = True
+        with self._lock:
+            self._climber.refuse(ticket, self._clock())
 
     def state(self) -> LevelState:
         """The level as it is now."""
@@ -77,36 +67,31 @@ class Slots:
         with self._lock:
             self._is_closed = True
             while self._waiters:
-                _wake(self._waiters.popleft())
+                self._waiters.popleft().put(None)
 
-    def _acquire(self, slot: Slot) -> None:
+    def _acquire(self) -> Ticket:
         with self._lock:
-            if not self._is_closed and not self._waiters and self._climber.has_room:
-                slot._ticket = self._climber.start(self._clock())
-                return
-            if not self._is_closed:
-                slot._wake = threading.Lock()
-                slot._wake.acquire()
-                self._waiters.append(slot)
-            is_first = not self._is_closed and self._climber.is_steering and not self._is_looked_after
+            if self._is_closed:
+                raise RunHalted("the run was given up")
+            if not self._waiters and self._climber.has_room:
+                return self._climber.start(self._clock())
+            waiter: SimpleQueue[Ticket | None] = SimpleQueue()
+            self._waiters.append(waiter)
+            is_first = self._climber.is_steering and not self._is_looked_after
             self._is_looked_after |= is_first
         if is_first:
             threading.Thread(target=self._look_after, name="teacher-level", daemon=True).start()
-        if slot._wake is not None:
-            slot._wake.acquire()
-        if slot._ticket is None:
-            raise RunGivenUp("the run was given up")
-        slot._ticket.lag_seconds = self._clock() - slot._ticket.started_at
+        ticket = waiter.get()
+        if ticket is None:
+            raise RunHalted("the run was given up")
+        ticket.lag_seconds = self._clock() - ticket.started_at
+        return ticket
 
     def _release(self, ticket: Ticket, is_measured: bool) -> None:
         with self._lock:
             now = self._clock()
             self._climber.finish(ticket, now, now - ticket.started_at if is_measured else None)
             self._admit()
-
-    def _refuse(self, ticket: Ticket) -> None:
-        with self._lock:
-            self._climber.refuse(ticket, self._clock())
 
     def _look_after(self) -> None:
         """Now and then, while threads wait: let in who may be by the time that has passed."""
@@ -124,12 +109,4 @@ class Slots:
     def _admit(self) -> None:
         """Let in those who wait longest while there is room; the lock is held."""
         while self._waiters and self._climber.has_room:
-            slot = self._waiters.popleft()
-            slot._ticket = self._climber.start(self._clock())
-            _wake(slot)
-
-
-def _wake(slot: Slot) -> None:
-    """Let the thread that waits for the slot go on."""
-    if slot._wake is not None:
-        slot._wake.release()
+            self._waiters.popleft().put(self._climber.start(self._clock()))

@@ -14,13 +14,12 @@ from distil.pictures import ResizeRule, encode_sent
 from distil.records import Json, Prompt, Reply, SentPicture, ToolMode
 from distil.spending.budget import Budget
 from distil.spending.prices import PICTURES_DROPPED, fewest_prompt_tokens, read_tokens
-from distil.teacher.client import Teacher, TeacherSettings, base_url_text, for_setup
+from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, for_setup
 from distil.teacher.connection import shown_url
+from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
-from distil.teacher.statuses import Means, meaning
 
 _PROBE_SEED = 0
-_ADAPTED = ("token_field", "sends_temperature", "sends_seed")  # settings that a server's refusals change
 _MAX_QUOTED_CHARS = 60
 
 
@@ -43,13 +42,13 @@ class ProbeResult:
         """What the run record keeps, for `recalled_probe` in a later run."""
         settings = self.settings
         return {
-            "api_base": base_url_text(settings),
+            "api_base": shown_url(settings.api_base),
             "model": settings.model,
             "tool_mode": self.tool_mode.value,
             "reason": self.reason,
             "sight_warning": self.sight_warning,
             "replicas": list(self.replicas),
-            **{name: getattr(settings, name) for name in _ADAPTED},
+            **{name: getattr(settings, name) for name in ADAPTED},
         }
 
 
@@ -62,14 +61,14 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
     if earlier.get("refuses_fields"):
         return None
     try:
-        adapted = replace(settings, **{name: earlier[name] for name in _ADAPTED})
+        adapted = replace(settings, **{name: earlier[name] for name in ADAPTED})
         mode, sight_warning = ToolMode(earlier["tool_mode"]), earlier.get("sight_warning")
         replicas = tuple(earlier.get("replicas", ()))
         result = ProbeResult(mode, earlier["reason"], adapted, sight_warning, replicas)
     except (KeyError, TypeError, ValueError):
         return None
     asked = (earlier.get("api_base"), earlier.get("model"))
-    return result if asked == (base_url_text(settings), settings.model) else None
+    return result if asked == (shown_url(settings.api_base), settings.model) else None
 
 
 def probe_tool_mode(
@@ -214,8 +213,7 @@ def _ask(
     with Teacher(for_setup(settings), prompt.native_tools, budget=budget) as teacher:
         teacher.tell_by(tell)
         reply = teacher.ask(messages, _PROBE_SEED)
-        adapted = {name: getattr(teacher.settings, name) for name in _ADAPTED}
-        return reply, replace(settings, **adapted)
+        return reply, settings.adapted_like(teacher.settings)
 
 
 def _probe_picture() -> SentPicture:

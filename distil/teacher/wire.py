@@ -90,7 +90,10 @@ class Wire:
                 self._sock.sendall(record)
             return
         for start in range(0, len(pieces), _MAX_BUFFERS):
-            _send_buffers(self._sock, pieces[start : start + _MAX_BUFFERS])
+            buffers = pieces[start : start + _MAX_BUFFERS]
+            num_left = sum(map(len, buffers)) - self._sock.sendmsg(buffers)
+            if num_left:  # rare: a socket that blocks takes all
+                self._sock.sendall(memoryview(b"".join(buffers))[-num_left:])
 
     def _receive(self) -> Received:
         while True:
@@ -262,12 +265,6 @@ def unpacked(received: Received) -> bytes | None:
     if len(body) > MAX_REPLY_BYTES:
         raise ReplyTooLarge
     return body if unzip.eof else None
-
-
-def _send_buffers(sock: socket.socket, buffers: Sequence[bytes]) -> None:
-    num_left = sum(map(len, buffers)) - sock.sendmsg(buffers)
-    if num_left:  # rare: a socket that blocks takes all
-        sock.sendall(memoryview(b"".join(buffers))[-num_left:])
 
 
 def _records(pieces: Sequence[bytes]) -> Iterator[bytes]:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-from distil.exports.check import REMEDIES, Finding, Findings, Setup, Subject, check_export
-from distil.exports.count_tokens import token_counter
+from distil.commands.flags import CheckFlags
+from distil.exports.check import REMEDIES, ExportFinding, Findings, check_export
+from distil.exports.row_checks import Subject
+from distil.exports.tokens import token_counter
 from distil.exports.written import WrittenRow
-from distil.records import ExportFormat, Frame, Json
+from distil.records import ExportFormat, Json
 from distil.terminal.bar import Bar
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 10  # of a kind
 
 
-def check(path: Path, setup: Setup, tokenizer: Path | None, terminal: Terminal) -> int:
+def check(asked: CheckFlags, terminal: Terminal) -> int:
     """Check an export, or a file of rows; returns 0 where nothing is wrong, else 1.
 
     Raises UsageError where there is nothing to check.
     """
-    count_tokens, how = token_counter(tokenizer)
+    count_tokens, how = token_counter(asked.tokenizer)
 
     def look(_: WrittenRow) -> None:
         bar.update()
 
     with Bar(unit="row", dynamic_ncols=True, disable=None) as bar:
-        subject, findings = check_export(path, replace(setup, count_tokens=count_tokens), look)
+        subject, findings = check_export(asked, count_tokens, look)
     for line in _lines(subject, findings, how):
         terminal.say(*line)
     if terminal.gives_json:
-        terminal.give(_document(path, subject, findings, how))
+        terminal.give(_document(subject, findings, how))
     return 1 if findings.counts else 0
 
 
@@ -48,7 +47,7 @@ def _lines(subject: Subject, findings: Findings, how: str) -> list[tuple[str, st
     return [*lines, *((line, "") for line in _facts(subject, findings, how))]
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: ExportFinding) -> str:
     row = "" if finding.row is None else f", row {finding.row:,}"
     place = f"{finding.file}{row}{f', {finding.field}' if finding.field else ''}"
     return f"{place}: {finding.message}"
@@ -70,24 +69,20 @@ def _facts(subject: Subject, findings: Findings, how: str) -> list[str]:
             "(--traces DIR)"
         )
     if not subject.manifest and subject.format is not ExportFormat.HF:
-        lines.append(f"No export of distil says how boxes stand: taken as {_frame(subject).value}")
+        lines.append(f"No export of distil says how boxes stand: taken as {subject.form.coordinates.value}")
     return lines
 
 
-def _frame(subject: Subject) -> Frame:
-    return subject.options.coordinates
-
-
-def _document(path: Path, subject: Subject, findings: Findings, how: str) -> dict[str, Json]:
+def _document(subject: Subject, findings: Findings, how: str) -> dict[str, Json]:
     return {
-        "export": str(path),
+        "export": str(subject.asked.path),
         "format": subject.format.value,
         "rows": dict(findings.num_rows),
         "num_pictures": findings.num_pictures,
         "longest_tokens": findings.longest,
         "tokens": how,
         "max_length": subject.max_length,
-        "coordinates": _frame(subject).value,
+        "coordinates": subject.form.coordinates.value,
         "num_truths": findings.num_truths,
         "counts": {kind: findings.counts[kind] for kind in REMEDIES if findings.counts[kind]},
         "findings": [finding.as_json() for finding in findings.kept],

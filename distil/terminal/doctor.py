@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rich.table import Table
 from rich.text import Text
@@ -11,18 +11,19 @@ from distil.commands.flags import AUTO, DoctorFlags, TeacherFlags
 from distil.doctor.findings import Examination
 from distil.doctor.interview import ask_models_soon, examine
 from distil.errors import SandboxUnavailable, TeacherRefused, UsageError
-from distil.records import Frame
+from distil.records import Json
 from distil.sandbox.sandbox import Sandbox
 from distil.teacher.address import Address, find_teacher, served
-from distil.teacher.availability import OutagePolicy
-from distil.teacher.client import TeacherSettings, base_url_text
+from distil.teacher.availability import Patience
+from distil.teacher.client import TeacherSettings
+from distil.teacher.connection import shown_url
 from distil.teacher.profile import Profile
-from distil.terminal.documents import Document, examination_document, sandbox_document
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import one_line
 
 _READY, _NEEDS_ATTENTION, _CANNOT_RUN = 0, 1, 2
 _READS_SIGNS = "The embedded sign reader boxes writing, not the doctor's marks: its frame is known, pixel."
+_Document = dict[str, Json]
 _STYLES = {"yes": "green", "on": "green", "partly": "yellow", "not asked": "dim"}
 
 
@@ -32,7 +33,7 @@ def examine_all(flags: DoctorFlags, terminal: Terminal) -> int:
     Raises TeacherRefused or UsageError where no teacher can be asked, SandboxUnavailable where there is none.
     """
     unavailable: SandboxUnavailable | None = None
-    document: Document = {}
+    document: _Document = {}
     exit_code = _READY
     if flags.sandbox:
         try:
@@ -49,17 +50,18 @@ def examine_all(flags: DoctorFlags, terminal: Terminal) -> int:
     return exit_code
 
 
-def show_sandbox(terminal: Terminal, document: Document) -> int:
+def show_sandbox(terminal: Terminal, document: _Document) -> int:
     """Start the sandbox, show its layers and return 0; raises SandboxUnavailable where there is none."""
     with Sandbox() as sandbox:
         sandbox.start()
-        document["sandbox"] = sandbox_document(sandbox.layers)
-        terminal.show(_table(("layer", "status", "detail"), sandbox.layers.rows()))
+        rows = list(sandbox.layers.rows)
+        document["sandbox"] = {name: {"status": status, "detail": detail} for name, status, detail in rows}
+        terminal.show(_table(("layer", "status", "detail"), rows))
     terminal.say("Model-written code can be contained here.")
     return _READY
 
 
-def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> int:
+def show_teacher(flags: DoctorFlags, terminal: Terminal, document: _Document) -> int:
     """Examine each replica of the teacher and show what was found: the worst exit code of them.
 
     0 ready, 1 with the flags shown, 2 cannot run. A replica that cannot be asked needs attention; raises
@@ -68,7 +70,7 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> 
     with served(find_teacher(flags.api_base), terminal.say) as address:
         settings = _settings(flags, address)
         exit_codes, refusals = [], []
-        servers: list[Document] = []
+        servers: list[_Document] = []
         document["servers"] = servers
         for api_base in address.api_bases:
             try:
@@ -79,8 +81,8 @@ def show_teacher(flags: DoctorFlags, terminal: Terminal, document: Document) -> 
             if address.note is not None and found.found_frame.frame is None:
                 terminal.say(_READS_SIGNS)
                 found = replace(found, warnings=())
-            servers.append(examination_document(found, base_url_text(asked)))
-            terminal.say(f"Model: {asked.model} at {base_url_text(asked)}")
+            servers.append(_examination_document(found, shown_url(asked.api_base)))
+            terminal.say(f"Model: {asked.model} at {shown_url(asked.api_base)}")
             exit_codes.append(_show(found, terminal))
         if not exit_codes:
             raise refusals[0]
@@ -97,9 +99,11 @@ def _settings(flags: DoctorFlags, address: Address) -> TeacherSettings:
         address.api_key,
         temperature=of_a_run.temperature,
         max_tokens=flags.max_tokens,
-        timeout_seconds=flags.request_timeout_seconds,
-        turn_timeout_seconds=of_a_run.turn_timeout_seconds,
-        outage=OutagePolicy(max_outage_seconds=of_a_run.max_outage_seconds),
+        patience=Patience(
+            timeout_seconds=flags.request_timeout_seconds,
+            turn_timeout_seconds=of_a_run.turn_timeout_seconds,
+            max_outage_seconds=of_a_run.max_outage_seconds,
+        ),
     )
 
 
@@ -111,7 +115,7 @@ def _examined(
     if flags.model is None and models.problem is not None:
         raise UsageError(models.problem)
     settings = replace(settings, model=flags.model or models.only(settings))
-    frame = None if flags.coordinates == AUTO else Frame(flags.coordinates)
+    frame = None if flags.coordinates == AUTO else flags.coordinates
     with terminal.waiting("Asking the teacher"):
         return examine(settings, models, frame), settings
 
@@ -139,6 +143,22 @@ def _show(found: Examination, terminal: Terminal) -> int:
     return _NEEDS_ATTENTION if needed or found.warnings else _READY
 
 
+def _examination_document(found: Examination, url: str) -> _Document:
+    """What was found out about one server."""
+    return {
+        "api_base": url,
+        "model": found.model,
+        "profile": found.profile.name,
+        "tool_mode": found.tool_mode.value,
+        "coordinates": None if found.found_frame.frame is None else found.found_frame.frame.value,
+        "findings": [asdict(finding) for finding in found.findings],
+        "suggestions": [asdict(suggestion) for suggestion in found.suggestions],
+        "warnings": list(found.warnings),
+        "problems": list(found.problems),
+        "num_requests": found.num_requests,
+    }
+
+
 def _profile_text(profile: Profile) -> str:
     size = "; picture sizes are stated in words" if profile.states_size else ""
     area = f"; pictures of at most {profile.rule.max_area_px} pixels" if profile.rule.max_area_px else ""
@@ -154,9 +174,7 @@ def _frame_text(found: Examination) -> str:
 
 
 def _table(headings: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading)
+    table = Table(*headings, box=None, pad_edge=False)
     for name, status, detail in rows:
         table.add_row(Text(name), Text(status, style=_STYLES.get(status, "red")), Text(one_line(detail)))
     return table

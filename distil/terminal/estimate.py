@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from rich.table import Table
 
-from distil.spending.estimate import Estimate, Measured, SampleSelection, estimate_seconds, estimate_spending
-from distil.terminal.documents import estimate_document
+from distil.records import Json
+from distil.spending.estimate import (
+    Estimate,
+    Measured,
+    SampleSelection,
+    estimate_seconds,
+    estimate_spending,
+)
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text
 
 
-def print_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
-    """Print what the selection will take, with a 95 % range, and what of it is still to do."""
-    left = selection.num_to_do
+def show_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
+    """What the selection will take, with a 95 % range, and what of it is still to do; or as JSON."""
+    left, notes = selection.num_to_do, _notes(measured, selection)
+    estimates = _estimates(measured, selection)
+    if terminal.gives_json:
+        terminal.give(
+            {
+                "num_samples": selection.num_samples,
+                "num_finished": measured.num_finished,
+                "num_failed": measured.num_failed,
+                "num_left": left,
+                **{name: each and _estimate_json(each) for name, each in estimates.items()},
+                "notes": notes,
+            }
+        )
+        return
     if measured.num_finished:
-        terminal.show(_table(measured, selection))
-        for note in _notes(measured, selection):
-            terminal.say(note)
-    elif left:
-        terminal.say(_nothing_measured(measured, left))
+        terminal.show(_table(estimates, selection.num_samples, left))
+    for note in notes:
+        terminal.say(note)
     if not left:
-        text = f"All {selection.num_samples} samples have a trace: nothing is left to pay."
-        terminal.say(text)
+        terminal.say(f"All {selection.num_samples} samples have a trace: nothing is left to pay.")
 
 
-def give_estimate(measured: Measured, selection: SampleSelection, terminal: Terminal) -> None:
-    """Give the same as one JSON document: seconds, tokens and USD."""
-    left = selection.num_to_do
-    if measured.num_finished:
-        notes = _notes(measured, selection)
-    else:
-        notes = [_nothing_measured(measured, left)] if left else []
-    terminal.give(
-        {
-            "num_samples": selection.num_samples,
-            "num_finished": measured.num_finished,
-            "num_failed": measured.num_failed,
-            **estimate_document(_estimates(measured, selection), left, notes),
-        }
-    )
+def _estimate_json(estimate: Estimate) -> dict[str, Json]:
+    return asdict(estimate) | {"whole_range": estimate.whole_range and list(estimate.whole_range)}
 
 
 def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Estimate | None]:
@@ -54,20 +58,12 @@ def _estimates(measured: Measured, selection: SampleSelection) -> dict[str, Esti
     }
 
 
-def _table(measured: Measured, selection: SampleSelection) -> Table:
-    table = Table(box=None, pad_edge=False)
-    left = selection.num_to_do
-    whole = f"all {selection.num_samples} samples"
-    for heading in ("", "a sample", whole, "95 % range", f"{left} still to do"):
-        table.add_column(heading)
-    estimates = _estimates(measured, selection)
-    rows: tuple[tuple[str, Estimate | None, Callable[[float], str]], ...] = (
-        ("time", estimates["seconds"], duration_text),
-        ("tokens", estimates["tokens"], _tokens_text),
-        ("cost", estimates["cost_usd"], _cost_text),
-    )
-    for name, estimate, text in rows:
-        table.add_row(name, *_texts(estimate, text))
+def _table(estimates: Mapping[str, Estimate | None], num_samples: int, num_left: int) -> Table:
+    headings = ("", "a sample", f"all {num_samples} samples", "95 % range", f"{num_left} still to do")
+    table = Table(*headings, box=None, pad_edge=False)
+    table.add_row("time", *_texts(estimates["seconds"], duration_text))
+    table.add_row("tokens", *_texts(estimates["tokens"], _tokens_text))
+    table.add_row("cost", *_texts(estimates["cost_usd"], _cost_text))
     return table
 
 
@@ -81,6 +77,8 @@ def _texts(estimate: Estimate | None, text: Callable[[float], str]) -> tuple[str
 
 def _notes(measured: Measured, selection: SampleSelection) -> list[str]:
     """What the figures rest on, and what makes them too low or too high."""
+    if not measured.num_finished:
+        return _nothing_measured(measured, selection.num_to_do)
     at_best = min(selection.max_workers, selection.num_samples)
     ended = f"{measured.num_finished} finished and {measured.num_failed} failed"
     notes = [
@@ -96,14 +94,16 @@ def _notes(measured: Measured, selection: SampleSelection) -> list[str]:
     return [*notes, *selection.notes]
 
 
-def _nothing_measured(measured: Measured, num_left: int) -> str:
+def _nothing_measured(measured: Measured, num_left: int) -> list[str]:
+    if not num_left:
+        return []
     if measured.num_failed:
         reason = f"none of this run's samples finished, {measured.num_failed} failed"
     elif measured.is_stopped:
         reason = "the budget stopped this run before a sample ended"
     else:
         reason = "this run had no sample to run; --retry_failed takes only those that failed before"
-    return f"Nothing to estimate from: {reason}. Still to do: {num_left} samples."
+    return [f"Nothing to estimate from: {reason}. Still to do: {num_left} samples."]
 
 
 def _tokens_text(tokens: float) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
-from distil.exports.export import Found, Job, Refused, Report, export_traces
-from distil.exports.filters import Reader
-from distil.exports.options import ExportOptions
-from distil.exports.selection import VALIDATION, Selected, Selection, select_traces
+from distil.commands.flags import ExportFlags
+from distil.exports.export import Found, NotExported, export_traces
+from distil.exports.form import ExportReport
+from distil.exports.selection import VALIDATION, Selected, select_traces
 from distil.records import ExportFormat, FailedCalls, Json
 from distil.terminal.bar import Bar, say_above_bar
 from distil.terminal.terminal import Terminal
@@ -19,37 +18,34 @@ from distil.terminal.terminal import Terminal
 _SHOWN = 20
 
 
-def export(
-    paths: Sequence[Path], selection: Selection, options: ExportOptions, job: Job, terminal: Terminal
-) -> int:
+def export(asked: ExportFlags, terminal: Terminal) -> int:
     """Export the traces that are chosen; returns 0, or 1 where one was refused."""
-    selected = _select(paths, selection, job, terminal)
+    selected = _select(asked, terminal)
     num_refused = 0
 
     def look(found: Found) -> None:
         nonlocal num_refused
-        if isinstance(found, Refused):
+        if isinstance(found, NotExported) and found.is_refused:
             num_refused += 1
             if num_refused <= _SHOWN:
                 say_above_bar(terminal, f"{found.path.name}: refused: {found.reason}", "red")
         bar.update()
 
     with Bar(total=len(selected.picks), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar:
-        report = export_traces(selected, options, job, look, partial(say_above_bar, terminal))
-    wants_validation = selection.splitting is not None
-    if wants_validation and not report.num_rows[VALIDATION]:
+        report = export_traces(selected, asked, look, partial(say_above_bar, terminal))
+    if asked.selection.validation is not None and not report.num_rows[VALIDATION]:
         terminal.say("Warning: no row is for validation: none was among the first rows; try --shuffle")
-    for line in [*_selection_lines(selected), *_lines(report, options, job)]:
+    for line in [*_selection_lines(selected), *_lines(report, asked)]:
         terminal.say(line)
     if terminal.gives_json:
-        terminal.give({"out": str(job.out), "selection": _selection_json(selected), **report.as_json()})
-    return 1 if report.num_refused else 0
+        terminal.give({"out": str(asked.out), "selection": _selection_json(selected), **report.as_json()})
+    return 1 if report.refused else 0
 
 
-def show_selection(paths: Sequence[Path], selection: Selection, job: Job, terminal: Terminal) -> int:
+def show_selection(asked: ExportFlags, terminal: Terminal) -> int:
     """Say how many traces each filter leaves, and write nothing; returns 0."""
-    selected = _select(paths, selection, job, terminal)
-    splits = Counter(pick.split for pick in selected.picks)
+    selected = _select(asked, terminal)
+    splits = Counter(selected.picks.values())
     lines = [f"{count:,} left out: {reason}" for reason, count in sorted(selected.left_out.items())]
     rows = ", ".join(f"{count:,} {split}" for split, count in sorted(splits.items()))
     for line in [
@@ -63,23 +59,20 @@ def show_selection(paths: Sequence[Path], selection: Selection, job: Job, termin
     return 0
 
 
-def show_rows(
-    paths: Sequence[Path], selection: Selection, options: ExportOptions, job: Job, terminal: Terminal
-) -> int:
-    """Show the first rows of an export as the student will see them, `job.limit` of them, and write nothing.
+def show_rows(asked: ExportFlags, terminal: Terminal) -> int:
+    """Show the first rows of an export, `asked.preview` of them, as the student will see them; write nothing.
 
     Returns 0, or 1 where a trace was refused before. Raises UsageError where no row is left.
     """
     from distil.terminal.previewing import preview  # noqa: PLC0415
 
-    selected = _select(paths, selection, job, terminal)
-    return preview(selected.picks, options, job.limit or 1, job.dataset_path, terminal)
+    selected = _select(asked, terminal)
+    return preview(list(selected.picks), asked, terminal)
 
 
-def _select(paths: Sequence[Path], selection: Selection, job: Job, terminal: Terminal) -> Selected:
+def _select(asked: ExportFlags, terminal: Terminal) -> Selected:
     with _progress() as tell_progress:
-        tell = partial(say_above_bar, terminal)
-        return select_traces(paths, selection, Reader(job.dataset_path, job.workers, tell_progress, tell))
+        return select_traces(asked, tell_progress, partial(say_above_bar, terminal))
 
 
 @contextmanager
@@ -113,27 +106,26 @@ def _selection_json(selected: Selected) -> list[Json]:
     return [step.as_json() for step in selected.steps]
 
 
-def _lines(report: Report, options: ExportOptions, job: Job) -> list[str]:
+def _lines(report: ExportReport, asked: ExportFlags) -> list[str]:
     num_rows = ", ".join(f"{count:,} {split}" for split, count in sorted(report.num_rows.items()))
-    lines = [f"{num_rows} rows with {report.num_pictures:,} pictures for {options.format.value}: {job.out}"]
+    lines = [f"{num_rows} rows with {report.num_pictures:,} pictures for {asked.format.value}: {asked.out}"]
     lines += [f"{count:,} left out: {reason}" for reason, count in sorted(report.left_out.items())]
-    if report.num_refused:
-        lines.append(f"{report.num_refused:,} refused, none of them is in the export")
+    if report.refused:
+        lines.append(f"{report.refused.total():,} refused, none of them is in the export")
     if report.num_masked_turns:
-        lines.append(_masked_line(report, options))
-    lengths = report.lengths.as_json()
+        lines.append(_masked_line(report, asked))
     lines.append(
-        f"The longest row has about {lengths['longest']:,} tokens: set {lengths['to_set']:,}. "
-        f"How to start: {job.out / 'README.md'}"
+        f"The longest row has about {max(report.row_tokens):,} tokens: set {report.max_length:,}. "
+        f"How to start: {asked.out / 'README.md'}"
     )
     return lines
 
 
-def _masked_line(report: Report, options: ExportOptions) -> str:
+def _masked_line(report: ExportReport, asked: ExportFlags) -> str:
     line = f"{report.num_masked_turns:,} of {report.num_turns:,} turns are there but not trained"
-    if options.failed_calls is FailedCalls.TRAIN:
+    if asked.form.errors is FailedCalls.TRAIN:
         line += ": a box of theirs failed in another frame than the exported one"
-    if options.format is ExportFormat.LLAMAFACTORY:
+    if asked.format is ExportFormat.LLAMAFACTORY:
         num_trained = report.num_turns - report.num_masked_turns
         line += (
             f"; LLaMA-Factory cannot mark them: the rows are split, {num_trained:,} with a trained turn each"

@@ -7,85 +7,72 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from rich.cells import chop_cells
 from rich.text import Text
 
+from distil.commands.flags import ExportFlags, FormFlags
 from distil.errors import UsageError
-from distil.exports.conversation import Conversation, Message
-from distil.exports.export import Found, Refused, conversation_at
-from distil.exports.options import ExportOptions
+from distil.exports.conversation import Message
+from distil.exports.export import Found, NotExported, conversation_at
 from distil.exports.preview import END, START, Preview, previews_of
-from distil.exports.selection import Pick
 from distil.exports.tokens import picture_tokens
-from distil.records import SentPicture, ToolMode
-from distil.replay.processes import Workers, each_trace
-from distil.terminal.picture_protocol import Protocol, find_protocol
-from distil.terminal.shown_pictures import ShownPictures
-from distil.terminal.terminal import Terminal
+from distil.records import Protocol, SentPicture, ToolMode
+from distil.replay.processes import each_trace
+from distil.terminal.pictures import ShownPictures
+from distil.terminal.terminal import Terminal, find_protocol
 from distil.terminal.words import one_line, printable
 
 _TRAINED, _OTHER = "▌ ", "  "  # in front of a line: the sign is for who sees no colour
 _STYLE = "green"
 
 
-def preview(
-    picks: Sequence[Pick],
-    options: ExportOptions,
-    num_rows: int,
-    dataset_path: str | None,
-    terminal: Terminal,
-) -> int:
-    """Show the first rows of an export, without writing it; 0, or 1 where a trace was refused before.
+def preview(picked: Sequence[Path], asked: ExportFlags, terminal: Terminal) -> int:
+    """Show the first rows of an export, `asked.preview` of them, without writing it.
 
-    Raises UsageError where no row is left.
+    Returns 0, or 1 where a trace was refused before. Raises UsageError where no row is left.
     """
     protocol = Protocol.NONE
     if not terminal.gives_json:
         protocol = find_protocol(Protocol.AUTO, os.environ, sys.stdout.isatty())
     drawer = ShownPictures(protocol, terminal) if protocol is not Protocol.NONE else None
     shown: list[Preview] = []
-    num_refused = 0
-    with closing(_found(picks, options, dataset_path)) as found:
+    num_rows, num_refused = asked.preview or 1, 0
+    with closing(_found(picked, asked)) as found:
         for result in found:
-            if not isinstance(result, Conversation):
-                num_refused += isinstance(result, Refused)
-                kind = "refused" if isinstance(result, Refused) else "left out"
+            if isinstance(result, NotExported):
+                num_refused += result.is_refused
+                kind = "refused" if result.is_refused else "left out"
                 terminal.say(f"{result.path.name}: {kind}: {result.reason}", "red" if num_refused else "")
                 continue
-            for row in previews_of(result, options)[: num_rows - len(shown)]:
+            for row in previews_of(result, asked)[: num_rows - len(shown)]:
                 shown.append(row)
                 if not terminal.gives_json:
-                    _show(row, options, terminal, drawer)
+                    _show(row, terminal, drawer)
             if len(shown) == num_rows:
                 break
     if not shown:
         raise UsageError("no trace is left to show: each was refused or left out, as said above")
     if terminal.gives_json:
-        terminal.give({"format": options.format.value, "rows": [row.as_json() for row in shown]})
+        terminal.give({"format": asked.format.value, "rows": [row.as_json() for row in shown]})
     else:
-        terminal.say(_key(options), "dim")
+        terminal.say(_key(asked), "dim")
     return 1 if num_refused else 0
 
 
-def _found(
-    picks: Sequence[Pick], options: ExportOptions, dataset_path: str | None
-) -> Generator[Found, None, None]:
+def _found(picked: Sequence[Path], asked: ExportFlags) -> Generator[Found, None, None]:
     """What became of each trace, one after another: no more are replayed than are shown."""
-    work = partial(conversation_at, options=options)
-    return each_trace(work, [pick.path for pick in picks], Workers(1), dataset_path)
+    return each_trace(partial(conversation_at, asked=asked), picked, 1, asked.dataset_path)
 
 
-def _key(options: ExportOptions) -> str:
-    native = "; native calls are rendered so by the student's chat template" if _is_native(options) else ""
+def _key(asked: ExportFlags) -> str:
+    is_native = asked.form.call_form is ToolMode.NATIVE
+    native = "; native calls are rendered so by the student's chat template" if is_native else ""
     return f"{_TRAINED}is trained, all else is only read{native}. Nothing was written."
 
 
-def _is_native(options: ExportOptions) -> bool:
-    return options.call_form is ToolMode.NATIVE
-
-
-def _show(row: Preview, options: ExportOptions, terminal: Terminal, drawer: ShownPictures | None) -> None:
+def _show(row: Preview, terminal: Terminal, drawer: ShownPictures | None) -> None:
     terminal.show(Text())
     terminal.say(
         f"{row.id}: {row.num_trained} of {sum(each.role == 'assistant' for each in row.messages)} assistant "
@@ -94,11 +81,11 @@ def _show(row: Preview, options: ExportOptions, terminal: Terminal, drawer: Show
     )
     number = 0
     for message in row.messages:
-        number = _show_message(message, number, options, terminal, drawer)
+        number = _show_message(message, number, row.form, terminal, drawer)
 
 
 def _show_message(
-    message: Message, number: int, options: ExportOptions, terminal: Terminal, drawer: ShownPictures | None
+    message: Message, number: int, form: FormFlags, terminal: Terminal, drawer: ShownPictures | None
 ) -> int:
     """Show a message whose first picture comes after `number` others; how many there were then."""
     style = _STYLE if message.is_trained else ""
@@ -110,7 +97,7 @@ def _show_message(
             written += part
             continue
         number += 1
-        written += _placeholder(part, number, options)
+        written += _placeholder(part, number, form)
         if drawer is not None:
             _show_lines(written, sign, style, terminal)
             written = ""
@@ -126,9 +113,9 @@ def _show_lines(text: str, sign: str, style: str, terminal: Terminal) -> None:
             terminal.show(Text(f"{sign}{piece}", style=style))
 
 
-def _placeholder(picture: SentPicture, number: int, options: ExportOptions) -> str:
+def _placeholder(picture: SentPicture, number: int, form: FormFlags) -> str:
     width, height = picture.size
     return (
         f"[picture {number}: {width}×{height} pixels, {one_line(picture.media_type)}, "
-        f"{picture.num_bytes:,} bytes, {picture_tokens(picture.size, options):,} tokens]"
+        f"{picture.num_bytes:,} bytes, {picture_tokens(picture.size, form):,} tokens]"
     )

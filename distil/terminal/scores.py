@@ -9,9 +9,8 @@ from tqdm import tqdm
 
 from distil.errors import TraceError, UsageError
 from distil.records import Json
-from distil.store.folder import find_trace_files
 from distil.store.scores import SCORES, add_scores, score_line, score_trace
-from distil.store.trace_file import read_trace
+from distil.store.trace_file import find_trace_files, read_trace
 from distil.tasks.rewards import REWARDS, Scored
 from distil.terminal.terminal import Terminal
 

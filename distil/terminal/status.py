@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from distil.store.status import FolderStatus, read_status
-from distil.terminal.documents import status_document
 from distil.terminal.summary import spent_lines
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import duration_text, number
@@ -17,7 +17,7 @@ def show_status(folder: Path, terminal: Terminal) -> int:
     """Show it and return 0; raises UsageError where the folder is no run's."""
     status = read_status(folder)
     if terminal.gives_json:
-        terminal.give(status_document(status))
+        terminal.give(asdict(status))
         return 0
     terminal.say(f"{status.folder}: {_state_text(status)}")
     table = Table(box=None, show_header=False, pad_edge=False)

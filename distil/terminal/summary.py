@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shlex
 
+from rich.console import RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
 from distil.spending.budget import Bill, Spent
 from distil.store.run_totals import RunTotals
+from distil.store.summary import Totals
 from distil.teacher.climber import LevelState
-from distil.terminal.level import level_text
+from distil.terminal.bar import level_text
 from distil.terminal.terminal import Terminal
-from distil.terminal.traces import totals_table
 from distil.terminal.words import NOT_REPORTED, figure, number, one_line
 
 
@@ -43,6 +48,42 @@ def print_summary(totals: RunTotals, terminal: Terminal) -> None:
         folder = shlex.quote(str(totals.folder))
         terminal.say(f"Look at them: distil view {folder} --batch")
         terminal.say(f"Check them:   distil verify {folder}")
+
+
+def totals_table(totals: Totals, title: str) -> RenderableType:
+    """The totals of a batch, as a table of names and values."""
+    table = plain_table()
+    answered = round(totals.parse_rate * totals.num_traces)
+    table.add_row("traces", str(totals.num_traces))
+    table.add_row("with an answer", f"{answered} ({totals.parse_rate:.0%})")
+    table.add_row("mean score", f"{totals.mean_score:.3f}")
+    for name, text in totals.metrics.items():
+        table.add_row(name, text)
+    table.add_row("turns a trace", f"{totals.mean_turns:.2f}")
+    table.add_row(
+        "ended by", ", ".join(f"{name} {count}" for name, count in sorted(totals.stop_reasons.items()))
+    )
+    with_calls = f"{totals.num_with_calls} ({totals.num_with_calls / totals.num_traces:.0%})"
+    table.add_row("traces with tool calls", with_calls)
+    table.add_row("tool calls", f"{totals.num_calls} ({totals.num_calls / totals.num_traces:.2f} a trace)")
+    for name in sorted(totals.calls):
+        failed = totals.failed_calls.get(name, 0)
+        table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
+    table.add_row("tokens", tokens_text(totals.prompt_tokens, totals.completion_tokens))
+    return Panel(table, title=Text(one_line(title)), title_align="left", expand=False)
+
+
+def tokens_text(prompt: int | None, completion: int | None) -> str:
+    """How many went in and came out."""
+    return f"{figure(prompt)} in, {figure(completion)} out"
+
+
+def plain_table() -> Table:
+    """A table of names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
 
 
 def _row_lines(totals: RunTotals) -> list[str]:

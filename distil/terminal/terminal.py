@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,14 +14,12 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING
 
 from distil.errors import DistilError, UsageError
-from distil.records import Json
-from distil.sandbox.layers import UNSAFE_TEXT
+from distil.records import Json, Protocol
+from distil.sandbox.bounds import UNSAFE_TEXT
 from distil.terminal.words import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-    from distil.terminal.shown_pictures import ShownPictures
 
 _STYLES = {  # of a line that begins so; those lines are said to who wants to hear nothing else, too
     "Warning: ": "yellow",
@@ -52,34 +51,23 @@ class Terminal:
         """
         self._file = sys.stderr if file is None and (is_quiet or gives_json) else file
         self._width = width
-        self._is_quiet, self._ends_with_reader = is_quiet, ends_with_reader
+        self.is_quiet, self._ends_with_reader = is_quiet, ends_with_reader
         self.gives_json = gives_json
         self._log: Callable[[str], None] = lambda _: None
-        self.pictures: ShownPictures | None = None  # what draws them, where it shows any
 
     @cached_property
     def _console(self) -> Console:
         from rich.console import Console  # noqa: PLC0415
 
-        go_on = self._go_on_unheard
-
-        class OurConsole(Console):
-            """Leaves it to the command what a reader who has gone means; rich would end with exit code 1."""
-
-            def on_broken_pipe(self) -> None:
-                go_on()
-
-        return OurConsole(file=self._file, width=self._width)
+        console = Console(file=self._file, width=self._width)
+        # The command knows what a reader who has gone means; rich would end with exit code 1.
+        console.on_broken_pipe = self._go_on_unheard  # type: ignore[method-assign]
+        return console
 
     def _go_on_unheard(self) -> None:
         if self._ends_with_reader:
             raise BrokenPipeError
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing but warnings is said."""
-        return self._is_quiet
 
     @property
     def file(self) -> IO[str]:
@@ -90,7 +78,7 @@ class Terminal:
         """A line, whole and as it is, however long; of what kind it is shows in its first word."""
         kind = next((style for start, style in _STYLES.items() if line.startswith(start)), None)
         self._log(one_line(line))
-        if self._is_quiet and kind is None:
+        if self.is_quiet and kind is None:
             return
         from rich.text import Text  # noqa: PLC0415
 
@@ -99,7 +87,7 @@ class Terminal:
     def say_above(self, write: Callable[[str], object], line: str) -> None:
         """A line written by what draws a bar beneath; from any thread."""
         self._log(one_line(line))
-        if not self._is_quiet or line.startswith(tuple(_STYLES)):
+        if not self.is_quiet or line.startswith(tuple(_STYLES)):
             try:
                 write(one_line(line))
             except BrokenPipeError:
@@ -108,7 +96,7 @@ class Terminal:
     def show(self, content: RenderableType) -> None:
         """A table or a panel."""
         self._log_drawn(content)
-        if not self._is_quiet:
+        if not self.is_quiet:
             self._console.print(content)
 
     @property
@@ -130,7 +118,7 @@ class Terminal:
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         """Shows that something is being done."""
-        return nullcontext() if self._is_quiet else self._console.status(text)
+        return nullcontext() if self.is_quiet else self._console.status(text)
 
     @contextmanager
     def logging_to(self, path: str | None) -> Iterator[None]:
@@ -174,3 +162,24 @@ class Terminal:
         Console(file=drawn, width=_LOG_COLUMNS).print(content)
         for line in drawn.getvalue().splitlines():
             self._log(line.rstrip())
+
+
+def find_protocol(asked: Protocol, environment: Mapping[str, str], is_terminal: bool) -> Protocol:
+    """How pictures are shown here; NONE where they cannot be, or where that is not known.
+
+    Only what a terminal says of itself in the environment counts: asking it would read what a person types.
+    """
+    if asked is not Protocol.AUTO:
+        return asked
+    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
+    is_inside_another = "TMUX" in environment or term.startswith(("screen", "tmux"))
+    if not is_terminal or term == "dumb" or is_inside_another:
+        return Protocol.NONE
+    if "KITTY_WINDOW_ID" in environment or re.search("kitty|ghostty", f"{term} {program}"):
+        return Protocol.KITTY
+    if program in ("iTerm.app", "WezTerm", "mintty") or environment.get("LC_TERMINAL") == "iTerm2":
+        return Protocol.ITERM
+    if re.match("foot|mlterm|contour|yaft|.*sixel", term) or "WT_SESSION" in environment:
+        return Protocol.SIXEL
+    # Versions are YYMMPP: it shows pictures since 22.04.
+    return Protocol.SIXEL if environment.get("KONSOLE_VERSION", "")[:4] >= "2204" else Protocol.NONE

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -16,12 +20,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from distil.commands.flags import ViewFlags
 from distil.errors import TraceError, UsageError
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.messages.tags import split_thinking
-from distil.records import Json
-from distil.store.folder import find_trace_files
+from distil.records import Json, Protocol
 from distil.store.summary import (
     Totals,
     TraceSummary,
@@ -36,42 +40,57 @@ from distil.store.summary import (
     trace_turns,
     turn_text,
 )
-from distil.store.trace_file import load_json
+from distil.store.trace_file import find_trace_files, load_json
 from distil.store.trace_settings import teacher_lines
 from distil.tasks import task_to_show
 from distil.tasks.base import Metric
 from distil.tasks.rewards import reward_fields
-from distil.terminal.documents import totals_document, trace_document
-from distil.terminal.terminal import Terminal
-from distil.terminal.words import figure, one_line, printable, short
+from distil.terminal.bar import telling_bar
+from distil.terminal.summary import plain_table, tokens_text, totals_table
+from distil.terminal.terminal import Terminal, find_protocol
+from distil.terminal.words import printable, short
+
+if TYPE_CHECKING:
+    from distil.terminal.pictures import ShownPictures
 
 _OWN_CALL_KEYS = ("tool_arguments", "arguments", "code")
 
 
-def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: str = "") -> int:
+def view_all(flags: ViewFlags, terminal: Terminal) -> int:
+    """Show trace files and folders of them, with pictures where the terminal takes any, as `view` does."""
+    protocol = Protocol.NONE
+    if not flags.json:
+        protocol = find_protocol(flags.pictures, os.environ, sys.stdout.isatty())
+    if protocol is Protocol.NONE:
+        return max(view(path, flags, terminal) for path in flags.paths)
+    from distil.terminal.pictures import ShownPictures  # noqa: PLC0415
+
+    with ShownPictures(protocol, terminal, flags.dataset_path) as pictures:
+        return max(view(path, flags, terminal, pictures) for path in flags.paths)
+
+
+def view(path: Path, flags: ViewFlags, terminal: Terminal, pictures: ShownPictures | None = None) -> int:
     """Show a trace file or a folder of them; returns 1 where one is broken or of no known task, else 0.
 
-    Of a folder those that an SQL expression is true of: `where`. Raises UsageError where there is nothing to
-    show.
+    Raises UsageError where there is nothing to show.
     """
-    pictures = terminal.pictures
     if path.is_file():
-        if where:
+        if flags.where:
             raise UsageError("--where chooses from a folder of traces; this is one trace")
-        return _view_trace(path, verbose, terminal)
+        return _view_trace(path, flags.verbose, terminal, pictures)
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
     files = find_trace_files(path)
     if not files:
         raise UsageError(f"{path} holds no trace_*.json")
-    facts, broken = _load_facts(_chosen(path, where) if where else files)
-    is_listed = verbose or not batch
+    facts, broken = _load_facts(_chosen(path, flags.where) if flags.where else files)
+    is_listed = flags.verbose or not flags.batch
     if terminal.gives_json:
         terminal.give(
             {
                 "folder": str(path),
-                "totals": totals_document(_added_up(facts.values())),
-                "traces": [trace_document(*item) for item in facts.items()] if is_listed else [],
+                "totals": _totals_document(_added_up(facts.values())),
+                "traces": [_trace_document(*item) for item in facts.items()] if is_listed else [],
                 "broken": broken,
             }
         )
@@ -80,24 +99,23 @@ def view(path: Path, *, batch: bool, verbose: bool, terminal: Terminal, where: s
         terminal.say(f"broken: {message}", "red")
     if is_listed:
         terminal.show(_list_table(list(facts.values())))
-    if batch and facts:
+    if flags.batch and facts:
         terminal.show(totals_table(_added_up(facts.values()), title=str(path)))
         if pictures is not None:
             pictures.show_sheet(list(facts.items()))
-    elif not batch:
+    elif not flags.batch:
         terminal.say(f"{len(facts)} traces. One in full: give its file. Totals: --batch")
     return 1 if broken else 0
 
 
-def _view_trace(path: Path, verbose: bool, terminal: Terminal) -> int:
+def _view_trace(path: Path, verbose: bool, terminal: Terminal, pictures: ShownPictures | None) -> int:
     trace = load_json(path)
     _, note = task_to_show(trace)
     if note is not None:
         terminal.say(f"{path}: {note}", "red")
     if terminal.gives_json:
-        terminal.give(_trace_document(path, trace))
+        terminal.give(_whole_document(path, trace))
     else:
-        pictures = terminal.pictures
         show = partial(pictures.show, path) if pictures is not None else _show_none
         _show_trace(trace, verbose, terminal, show)
     return 0 if note is None else 1
@@ -105,13 +123,8 @@ def _view_trace(path: Path, verbose: bool, terminal: Terminal) -> int:
 
 def _chosen(folder: Path, where: str) -> list[Path]:
     """The trace files that an expression is true of; raises UsageError where there is none."""
-    with tqdm(unit="trace", desc="index", leave=False, delay=1) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        index = TraceIndex.open([folder], show)
+    with telling_bar(desc="index", delay=1) as tell_progress:
+        index = TraceIndex.open([folder], tell_progress)
     with closing(index):
         files = [folder / str(name) for (name,) in index.rows(Query(where=where), ["file"])]
     if not files:
@@ -119,10 +132,49 @@ def _chosen(folder: Path, where: str) -> list[Path]:
     return files
 
 
-def _trace_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
+def _whole_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
     """One trace's figures, with truth and answer."""
     own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
-    return trace_document(path, read_summary(trace, task_to_show(trace)[0])) | own
+    return _trace_document(path, read_summary(trace, task_to_show(trace)[0])) | own
+
+
+def _trace_document(path: Path, facts: TraceSummary) -> dict[str, Json]:
+    """One trace's figures."""
+    return {
+        "path": str(path),
+        **facts.sample_id.as_json(),
+        "task": facts.task,
+        "parse_success": facts.parse_success,
+        "score": facts.score,
+        "metrics": dict(facts.metrics),
+        "turns": facts.turns,
+        "stop_reason": facts.stop_reason,
+        "calls": dict(facts.calls),
+        "failed_calls": dict(facts.failed_calls),
+        "prompt_tokens": facts.prompt_tokens,
+        "completion_tokens": facts.completion_tokens,
+    }
+
+
+def _totals_document(totals: Totals) -> dict[str, Json]:
+    """The totals over traces; means are null where there is none."""
+    has_traces = totals.num_traces > 0
+    return {
+        "num_traces": totals.num_traces,
+        "num_answers": totals.num_answers,
+        "mean_score": totals.mean_score if has_traces else None,
+        "metrics": {
+            name: {"mean": statistics.fmean(values), "median": statistics.median(values)}
+            for name, values in totals.values.items()
+        },
+        "mean_turns": totals.mean_turns if has_traces else None,
+        "stop_reasons": dict(totals.stop_reasons),
+        "num_with_calls": totals.num_with_calls,
+        "calls": dict(totals.calls),
+        "failed_calls": dict(totals.failed_calls),
+        "prompt_tokens": totals.prompt_tokens,
+        "completion_tokens": totals.completion_tokens,
+    }
 
 
 def _load_facts(files: Sequence[Path]) -> tuple[dict[Path, TraceSummary], list[str]]:
@@ -150,40 +202,6 @@ def _added_up(facts: Iterable[TraceSummary]) -> Totals:
     for item in facts:
         totals.add(item)
     return totals
-
-
-def totals_table(totals: Totals, title: str) -> RenderableType:
-    """The totals of a batch, as a table of names and values."""
-    table = _plain_table()
-    answered = round(totals.parse_rate * totals.num_traces)
-    table.add_row("traces", str(totals.num_traces))
-    table.add_row("with an answer", f"{answered} ({totals.parse_rate:.0%})")
-    table.add_row("mean score", f"{totals.mean_score:.3f}")
-    for name, text in totals.metrics.items():
-        table.add_row(name, text)
-    table.add_row("turns a trace", f"{totals.mean_turns:.2f}")
-    table.add_row(
-        "ended by", ", ".join(f"{name} {count}" for name, count in sorted(totals.stop_reasons.items()))
-    )
-    with_calls = f"{totals.num_with_calls} ({totals.num_with_calls / totals.num_traces:.0%})"
-    table.add_row("traces with tool calls", with_calls)
-    table.add_row("tool calls", f"{totals.num_calls} ({totals.num_calls / totals.num_traces:.2f} a trace)")
-    for name in sorted(totals.calls):
-        failed = totals.failed_calls.get(name, 0)
-        table.add_row(f"  {name}", f"{totals.calls[name]}, {failed} failed")
-    table.add_row("tokens", _tokens_text(totals.prompt_tokens, totals.completion_tokens))
-    return Panel(table, title=Text(one_line(title)), title_align="left", expand=False)
-
-
-def _tokens_text(prompt: int | None, completion: int | None) -> str:
-    return f"{figure(prompt)} in, {figure(completion)} out"
-
-
-def _plain_table() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    return table
 
 
 def _list_table(facts: Sequence[TraceSummary]) -> Table:
@@ -236,7 +254,7 @@ def _show_trace(
 
 
 def _sample_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
-    table = _plain_table()
+    table = plain_table()
     table.add_row("dataset", _text(f"{trace.get('dataset_path', 'not stated')}, row {facts.sample_id.index}"))
     image, settings = mapping_of(trace.get("image")), mapping_of(trace.get("settings"))
     if image:
@@ -293,7 +311,7 @@ def _usage_text(turn: Mapping[str, Json]) -> str | None:
         return None
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
-    return f"tokens: {_tokens_text(prompt, completion)}"
+    return f"tokens: {tokens_text(prompt, completion)}"
 
 
 def _call_lines(call: Mapping[str, Json], verbose: bool) -> RenderableType:
@@ -330,7 +348,7 @@ def _call_not_run_line(call: Json) -> Text:
 
 
 def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
-    table, (task, _) = _plain_table(), task_to_show(trace)
+    table, (task, _) = plain_table(), task_to_show(trace)
     table.add_row("truth", _text(task.text(trace_truth(trace))))
     answer = task.text(trace_answer(trace))
     table.add_row("answer", _text(answer if facts.parse_success else "none that can be read"))
@@ -343,7 +361,7 @@ def _result_table(trace: Mapping[str, Json], facts: TraceSummary) -> Table:
     table.add_row("turns", f"{facts.turns}, ended by {facts.stop_reason or 'a reason not stated'}")
     failed = sum(facts.failed_calls.values())
     table.add_row("tool calls", f"{sum(facts.calls.values())}, {failed} failed")
-    table.add_row("tokens", _tokens_text(facts.prompt_tokens, facts.completion_tokens))
+    table.add_row("tokens", tokens_text(facts.prompt_tokens, facts.completion_tokens))
     return table
 
 

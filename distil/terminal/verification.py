@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
+from distil.commands.flags import VerifyFlags
 from distil.errors import UsageError
+from distil.records import Json
 from distil.replay.processes import verify_traces
 from distil.replay.verify import IMPORTED_NOT_PROVEN, RECIPE_NOT_RUN, REWARD_NOT_RUN, Verdict, Verification
-from distil.store.folder import find_trace_files
+from distil.store.trace_file import find_trace_files
 from distil.terminal.bar import Bar, say_above_bar
-from distil.terminal.documents import verification_document
 from distil.terminal.terminal import Terminal
 
 _SHOWN = 20
 _NOTES = (RECIPE_NOT_RUN, REWARD_NOT_RUN, IMPORTED_NOT_PROVEN)
 
 
-def verify(
-    path: Path,
-    dataset_path: str | None,
-    max_workers: int,
-    verbose: bool,
-    terminal: Terminal,
-) -> int:
+def verify(flags: VerifyFlags, terminal: Terminal) -> int:
     """Verify a trace file or a folder of them; returns 0 where all match, else 1.
 
-    As JSON it lists what does not match, with `verbose` every trace.
-
-    Raises UsageError where there is nothing to verify.
+    As JSON it lists what does not match, with `verbose` every trace. Raises UsageError where there is nothing
+    to verify.
     """
+    path, verbose = flags.path, flags.verbose
     files = [path] if path.is_file() else find_trace_files(path)
     if not files:
         raise UsageError(f"{path} is no trace file and holds no trace_*.json")
     counts: Counter[Verdict] = Counter()
     shown: list[Verification] = []  # the first bad ones, so that nothing grows with the traces; as JSON all
     not_run: dict[str, bool] = {}
+    tell = partial(say_above_bar, terminal)
     with (
         Bar(total=len(files), unit="trace", miniters=1, dynamic_ncols=True, disable=None) as bar,
-        closing(verify_traces(files, dataset_path, max_workers, partial(say_above_bar, terminal))) as found,
+        closing(verify_traces(files, flags.dataset_path, flags.max_workers, tell)) as found,
     ):
         for result in found:
             counts[result.verdict] += 1
@@ -56,7 +52,7 @@ def verify(
             bar.update()
     bad = counts.total() - counts[Verdict.MATCHED]
     if terminal.gives_json:
-        terminal.give(verification_document(counts, shown))
+        terminal.give(_document(counts, shown))
         return 1 if bad else 0
     for result in shown:
         terminal.say(*_line(result))
@@ -86,3 +82,15 @@ def _totals(counts: Counter[Verdict]) -> str:
         f"{counts[Verdict.MATCHED]} matched, {sum(mismatched.values())} mismatched"
         f"{f' ({names})' if names else ''}, {counts[Verdict.UNREADABLE]} unreadable"
     )
+
+
+def _document(counts: Mapping[Verdict, int], listed: Iterable[Verification]) -> dict[str, Json]:
+    """How many traces got each verdict, and the traces that are listed."""
+    return {
+        "num_traces": sum(counts.values()),
+        "num_matched": counts.get(Verdict.MATCHED, 0),
+        "verdicts": {verdict.value: counts.get(verdict, 0) for verdict in Verdict},
+        "traces": [
+            {"path": str(each.path), "verdict": each.verdict.value, "detail": each.detail} for each in listed
+        ],
+    }

@@ -1,4 +1,4 @@
-"""`distil view --serve`: folders of traces as a local web page."""
+"""Folders of traces in a browser: `distil view --serve`, a local web page, and `--html`, one file."""
 
 from __future__ import annotations
 
@@ -6,74 +6,105 @@ import os
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from tqdm import tqdm
-
 from distil import process
+from distil.commands.flags import REPORT_TRACES, VIEW_PORT, ViewFlags
 from distil.errors import UsageError
 from distil.records import SampleId
-from distil.store.claim import LOCK, RUN_RECORD
-from distil.store.folder import find_trace_files
-from distil.store.spending import SPENDING
+from distil.store.claim import LOCK, RUN_RECORD, SPENDING
+from distil.store.trace_file import find_trace_files
+from distil.terminal.bar import telling_bar
 from distil.terminal.terminal import Terminal
+from distil.terminal.words import number
+
+if TYPE_CHECKING:
+    from distil.viewer.viewer import Viewer
 
 _OF_A_RUN = (LOCK, RUN_RECORD, SPENDING)
 _NEEDED = ("starlette", "uvicorn", "jinja2")
+_BAR = {"delay": 0.5, "dynamic_ncols": True}
+_LARGE_BYTES = 50_000_000  # from here on a browser takes its time to open a file
 
 
-@dataclass(frozen=True)
-class Page:
-    """Where a page is served, and how; `may_be_another` port where that one is taken."""
-
-    host: str
-    port: int
-    may_be_another: bool
-    dataset_path: str | None = None
-    where: str = ""  # of the traces that it opens with
-    opens: bool = True  # the browser
-
-
-def serve_traces(paths: Sequence[Path], page: Page, terminal: Terminal) -> int:
+def serve_traces(flags: ViewFlags, terminal: Terminal) -> int:
     """Serve folders, or those of trace files, until a signal; raises UsageError where that cannot be."""
-    check_installed("the web page")
-    from distil.index.index import TraceIndex  # noqa: PLC0415
+    _check_installed("the web page")
     from distil.viewer.guard import new_token  # noqa: PLC0415
     from distil.viewer.server import bind, is_loopback, serve_until_interrupted, url_of  # noqa: PLC0415
-    from distil.viewer.viewer import Viewer  # noqa: PLC0415
 
-    folders = list(dict.fromkeys(map(folder_of, paths)))
-    with bind(page.host, page.port, page.may_be_another) as listening:
-        with reading_bar() as tell_progress:
-            index = TraceIndex.open(folders, tell_progress)
-        token = None if is_loopback(page.host) else new_token()
-        viewer = Viewer(tuple(folders), index, token, page.dataset_path)
-        url = url_of(listening, page.host, token, _first(paths, page.where))
-        named = ", ".join(map(str, folders))
+    folders = _folders_of(flags.paths)
+    port, may_be_another = (VIEW_PORT, True) if flags.port is None else (flags.port, False)
+    with bind(flags.host, port, may_be_another) as listening:
+        token = None if is_loopback(flags.host) else new_token()
+        viewer = _open_viewer(folders, token, flags.dataset_path)
+        url = url_of(listening, flags.host, token, _first(flags.paths, flags.where))
 
         def ready() -> None:
-            terminal.say(f"{named}: {url}")
+            terminal.say(f"{', '.join(map(str, folders))}: {url}")
             terminal.say("Ctrl-C ends it.", "dim")
-            if page.opens and _has_browser():
+            if not flags.no_open and _has_browser():
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        serve_until_interrupted(viewer, listening, page.host, ready)
+        serve_until_interrupted(viewer, listening, flags.host, ready)
     return process.EXIT_DONE
 
 
-def check_installed(what: str) -> None:
+def write_html(file: Path, flags: ViewFlags, terminal: Terminal) -> int:
+    """Write a report of folders, or of trace files; raises UsageError or FolderError where that cannot be."""
+    _check_installed("a report")
+    from distil.index.query import Filter, Query  # noqa: PLC0415
+    from distil.viewer.report import write_report  # noqa: PLC0415
+
+    if file.is_dir():
+        raise UsageError(f"--html {file} is a folder: name a file")
+    names = [path.name for path in flags.paths if path.is_file()]
+    filters = (Filter("file", "in", names),) if len(names) == len(flags.paths) else ()
+    viewer = _open_viewer(_folders_of(flags.paths), None, flags.dataset_path)
+    query = Query(filters, where=flags.where)
+    with telling_bar(**_BAR) as tell_progress:
+        written = write_report(file, viewer, query, flags.limit or REPORT_TRACES, tell_progress)
+    of = f" of {written.num_found:,}" if written.num_traces < written.num_found else ""
+    terminal.say(
+        f"{file}: {number(written.num_traces, 'trace')}{of}, {written.num_bytes / 1e6:.1f} MB"
+        + ("" if not of else "; more of them: --limit")
+    )
+    if written.num_without_picture:
+        terminal.say(
+            f"Warning: {number(written.num_without_picture, 'trace')} without pictures, each says why; "
+            "where the dataset has moved: --dataset_path"
+        )
+    if written.num_bytes > _LARGE_BYTES:
+        terminal.say("A browser takes a while to open a file as large: --limit makes it smaller.")
+    return process.EXIT_DONE
+
+
+def _open_viewer(folders: Sequence[Path], token: str | None, dataset_path: str | None) -> Viewer:
+    from distil.index.index import TraceIndex  # noqa: PLC0415
+    from distil.viewer.viewer import Viewer  # noqa: PLC0415
+
+    with telling_bar(**_BAR) as tell_progress:
+        index = TraceIndex.open(folders, tell_progress)
+    return Viewer(tuple(folders), index, token, dataset_path)
+
+
+def _check_installed(what: str) -> None:
     """Raise UsageError where something is missing that `what` is made with."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(f'{what} needs {", ".join(missing)}: pip install "distil[view]"')
 
 
-def folder_of(path: Path) -> Path:
+def _folders_of(paths: Iterable[Path]) -> list[Path]:
+    """The folders to show, each once; raises UsageError."""
+    return list(dict.fromkeys(map(_folder_of, paths)))
+
+
+def _folder_of(path: Path) -> Path:
     """The folder to show; one without traces is, where a run has begun to write into it.
 
     Raises UsageError where it is none.
@@ -106,15 +137,3 @@ def _has_browser() -> bool:
     if sys.platform.startswith("linux"):
         return any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
     return True
-
-
-@contextmanager
-def reading_bar() -> Iterator[Callable[[int, int], None]]:
-    """A function that is told how many of how many files are read."""
-    with tqdm(unit="trace", leave=False, delay=0.5, dynamic_ncols=True) as bar:
-
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield tell

@@ -54,9 +54,8 @@ class PythonCodeTool(Tool):
     runs_code = True
 
     def __post_init__(self) -> None:
-        if (
-            self.executor is not None
-        ):  # its own bound, or code that only waits would keep others from the cores
+        if self.executor is not None:
+            # Its own bound, or code that only waits would keep others from the cores.
             object.__setattr__(self, "work", threading.BoundedSemaphore(self.executor.workers))
 
     def schema(self, boxes: BoxFrame) -> Mapping[str, Json]:

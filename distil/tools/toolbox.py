@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distil.errors import SampleError, ToolError, UsageError
@@ -14,45 +13,17 @@ from distil.tools.python_code import Executor, PythonCodeTool
 from distil.tools.rotate import RotateTool
 from distil.tools.zoom import ZoomTool
 
-TOOLS: tuple[tuple[str, Callable[[Executor | None], Tool]], ...] = (
-    ("zoom", lambda _: ZoomTool()),
-    ("rotate", lambda _: RotateTool()),
-    ("python_code", PythonCodeTool),
-)
-
+TOOLS: dict[str, Callable[[Executor | None], Tool]] = {  # those of the user's own files by their full names
+    "zoom": lambda _: ZoomTool(),
+    "rotate": lambda _: RotateTool(),
+    "python_code": PythonCodeTool,
+}
 _MAX_QUOTED_CHARS = 200
-_own: dict[str, Tool] = {}  # those of the user's own files, by name
-
-
-@contextmanager
-def with_own_tools(tools: Sequence[Tool]) -> Iterator[None]:
-    """Have further tools beside those of `TOOLS`; raises UsageError where a name is taken already."""
-    for tool in tools:
-        taken = {*dict(_makers()), *(each.name for each in all_tools())}
-        if tool.name in taken:
-            _forget(tools)
-            raise UsageError(f"--tool_module: there is a tool called {tool.name!r} already; rename one")
-        _own[tool.name] = tool
-    try:
-        yield
-    finally:
-        _forget(tools)
-
-
-def _forget(tools: Sequence[Tool]) -> None:
-    for tool in tools:
-        if _own.get(tool.name) is tool:
-            del _own[tool.name]
-
-
-def _makers() -> tuple[tuple[str, Callable[[Executor | None], Tool]], ...]:
-    """The tools of `TOOLS`, and the user's own by their full names."""
-    return (*TOOLS, *((name, lambda _, tool=tool: tool) for name, tool in _own.items()))
 
 
 def all_tools(executor: Executor | None = None) -> tuple[Tool, ...]:
     """Every tool there is; the code tool runs code in `executor`."""
-    return tuple(make(executor) for _, make in _makers())
+    return tuple(make(executor) for make in TOOLS.values())
 
 
 def find_tool(name: str, executor: Executor | None = None) -> Tool | None:
@@ -68,13 +39,12 @@ def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if wanted == ["none"]:
         return ()
-    known = dict(_makers())
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in TOOLS]
     if unknown or not wanted:
-        raise UsageError(f"--tools {names!r}: known tools are {', '.join(known)} (or none)")
+        raise UsageError(f"--tools {names!r}: known tools are {', '.join(TOOLS)} (or none)")
     if len(set(wanted)) < len(wanted):
         raise UsageError(f"--tools {names!r} names a tool twice")
-    return tuple(known[name](executor) for name in wanted)
+    return tuple(TOOLS[name](executor) for name in wanted)
 
 
 def success_message(size: Size | None) -> str:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from distil.index.index import TraceIndex, TraceKey
+from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json, SampleId
 from distil.viewer.templating import render
@@ -162,7 +162,7 @@ def _row_json(viewer: Viewer, pair: Pair) -> Mapping[str, Json]:
 
 
 def _cell_json(viewer: Viewer, run: int, solved: Solved) -> dict[str, Json]:
-    row = viewer.index.find(TraceKey(run, solved.file)) or {}
+    row = viewer.index.find((run, solved.file)) or {}
     part = solved.file.removeprefix("trace_").removesuffix(".json")
     return {
         "run": run,

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from distil.errors import UsageError
-from distil.index.index import TraceKey
 from distil.records import Json, SampleId
 from distil.store.marks import UNCHANGED, append_mark
 from distil.viewer.templating import Answer
@@ -45,7 +44,7 @@ def _mark(viewer: Viewer, asked: dict[str, Json]) -> dict[str, Json]:
     run, file = asked.get("run"), asked.get("file")
     if type(run) is not int or not 0 <= run < len(viewer.folders) or not isinstance(file, str):
         raise UsageError("name the run by its number and the trace by its file")
-    row = viewer.index.find(TraceKey(run, file))
+    row = viewer.index.find((run, file))
     if row is None:
         raise UsageError(f"the index holds no {file!r} in {viewer.names[run]}")
     if not isinstance(asked.get("note"), str | None) or not isinstance(asked.get("mark"), str | None):
@@ -55,7 +54,7 @@ def _mark(viewer: Viewer, asked: dict[str, Json]) -> dict[str, Json]:
     note = note.strip() or None if isinstance(note, str) else note
     append_mark(viewer.folders[run], sample_id, mark=asked.get("mark", UNCHANGED), note=note)
     viewer.keeper.refresh()
-    row = viewer.index.find(TraceKey(run, file)) or row
+    row = viewer.index.find((run, file)) or row
     return {"run": run, "file": file, "mark": row["mark"], "note": row["note"]}
 
 

@@ -390,7 +390,7 @@ class Pictures:
         block = trace.json["dataset"]
         stated = {name: block.get(name) for name in ("source", "kind", "split")}
         self._check_is_recorded(path, stated | {"path": trace.json["dataset_path"]})
-        if trace.dataset_kind == "hub":  # its view is on this disk: nothing is asked
+        if trace.dataset.kind == "hub":  # its view is on this disk: nothing is asked
             return self._opened(_local(trace.json["dataset_path"]))
         return self._sources.of(trace)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from enum import StrEnum
 from typing import TypeVar
 
@@ -13,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from distil.commands.flags import ExportFlags, FormFlags
 from distil.errors import DistilError, TraceError
-from distil.exports.conversation import Message, check_roles, conversation_of
+from distil.exports.conversation import Message, conversation_of
 from distil.exports.export import NOTHING_TO_TRAIN
-from distil.exports.options import ExportOptions
-from distil.exports.pictures import shown
+from distil.exports.pictures import shown_calls
 from distil.exports.preview import END, START, Preview, previews_of
 from distil.exports.tokens import picture_tokens
 from distil.pictures import data_url
@@ -60,7 +59,7 @@ ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
 
 def preview_page(request: Request) -> Response:
     """The rows that an export makes of a trace."""
-    options = _options(request.query_params)
+    flags = _flags(request.query_params)
     path = asked_file(request)
     viewer = viewer_of(request)
     rows: list[Preview] = []
@@ -69,7 +68,7 @@ def preview_page(request: Request) -> Response:
     def work(trace: StoredTrace, source: Source, executor: Executor) -> list[Preview]:
         nonlocal note
         note = _note(trace)
-        return _rows(trace, source, executor, options)
+        return _rows(trace, source, executor, flags)
 
     try:
         rows = pictures_of(request).replayed(path, work)
@@ -83,8 +82,8 @@ def preview_page(request: Request) -> Response:
         part=part,
         name=plain(path.name),
         folder=plain(viewer.names[run]),
-        choices=_choices(options),
-        format_name=_FORMAT_NAMES[options.format],
+        choices=_choices(flags),
+        format_name=_FORMAT_NAMES[flags.format],
         rows=[_row(row) for row in rows],
         problem=problem,
         note=note,
@@ -93,17 +92,16 @@ def preview_page(request: Request) -> Response:
     )
 
 
-def _options(asked: QueryParams) -> ExportOptions:
-    """The options of a page's address; raises HTTPException where one is none."""
-    stated = {field.name: field.default for field in fields(ExportOptions)}
-    return ExportOptions(
-        format=_choice(asked, "format", ExportFormat.TRL),
-        thoughts=_choice(asked, "reasoning", Thoughts(str(stated["thoughts"]))),
-        failed_calls=_choice(asked, "errors", FailedCalls(str(stated["failed_calls"]))),
+def _flags(asked: QueryParams) -> ExportFlags:
+    """The flags of a page's address; raises HTTPException where one is none."""
+    usual = FormFlags()
+    form = FormFlags(
+        reasoning=_choice(asked, "reasoning", usual.reasoning),
+        errors=_choice(asked, "errors", usual.errors),
         coordinates=_choice(asked, "coordinates", Frame.REL1000, Frame.PIXEL),
-        student=_choice(asked, "student", Student(str(stated["student"]))),
-        takes_all=True,
+        student=_choice(asked, "student", usual.student),
     )
+    return ExportFlags(format=_choice(asked, "format", ExportFormat.TRL), form=form)
 
 
 def _choice(asked: QueryParams, name: str, default: ChoiceT, *others: ChoiceT) -> ChoiceT:
@@ -114,9 +112,9 @@ def _choice(asked: QueryParams, name: str, default: ChoiceT, *others: ChoiceT) -
     return found
 
 
-def _choices(options: ExportOptions) -> list[Fields]:
+def _choices(flags: ExportFlags) -> list[Fields]:
     """What can be chosen, for a form."""
-    chosen = options.as_json()
+    chosen = {"format": flags.format, **vars(flags.form)}
     return [
         {
             "name": name,
@@ -125,7 +123,7 @@ def _choices(options: ExportOptions) -> list[Fields]:
                 {
                     "value": value.value,
                     "text": _FORMAT_NAMES[value] if isinstance(value, ExportFormat) else value.value,
-                    "is_chosen": value.value == chosen[name],
+                    "is_chosen": value is chosen[name],
                 }
                 for value in values
             ],
@@ -134,14 +132,14 @@ def _choices(options: ExportOptions) -> list[Fields]:
     ]
 
 
-def _rows(trace: StoredTrace, source: Source, executor: Executor, options: ExportOptions) -> list[Preview]:
+def _rows(trace: StoredTrace, source: Source, executor: Executor, flags: ExportFlags) -> list[Preview]:
     if not trace.is_unedited:
         raise TraceError("its content does not fit its integrity_sha256: it was edited, and is not exported")
-    conversation = conversation_of(trace, shown(trace, source, executor, options), options)
+    photo, calls = shown_calls(trace, source, executor, flags.form)
+    conversation = conversation_of(trace, photo, calls, flags.form)
     if conversation is None:
         raise TraceError(f"it is left out of an export: {NOTHING_TO_TRAIN}")
-    check_roles(conversation.messages())
-    return previews_of(conversation, options)
+    return previews_of(conversation, flags)
 
 
 def _note(trace: StoredTrace) -> str | None:
@@ -193,7 +191,7 @@ def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
         "shown": display_size(part.size, *_MAX_PICTURE_PX),
         "number": number,
         "num_bytes": part.num_bytes,
-        "num_tokens": picture_tokens(part.size, row.options),
+        "num_tokens": picture_tokens(part.size, row.form),
     }
 
 

@@ -24,7 +24,6 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from distil.errors import DistilError, TraceError, UsageError, error_text
-from distil.index.index import TraceKey
 from distil.messages.compose import Message, opening_messages, turn_messages
 from distil.records import Json, SampleId, SentPicture, Size
 from distil.replay.replay import turns_of
@@ -132,14 +131,14 @@ def _neighbours(request: Request, file: str) -> Fields:
     found: Fields = {"list_query": urlencode(pairs), "before": None, "after": None, "position": None}
     try:
         query = read_query(request.query_params)
-        near = viewer.index.neighbours(query, TraceKey(request.path_params["run"], file))
+        before, after, position = viewer.index.neighbours(query, (request.path_params["run"], file))
         total = viewer.index.count(query)
     except UsageError as error:
         return found | {"total": 0, "list_problem": plain(str(error))}
     return found | {
-        "before": near.previous and trace_link(*near.previous, found["list_query"]),
-        "after": near.next and trace_link(*near.next, found["list_query"]),
-        "position": near.position,
+        "before": before and trace_link(*before, found["list_query"]),
+        "after": after and trace_link(*after, found["list_query"]),
+        "position": position,
         "total": total,
         "list_problem": None,
     }
@@ -148,7 +147,7 @@ def _neighbours(request: Request, file: str) -> Fields:
 def column_of(viewer: Viewer, run: int, part: str) -> Fields:
     """What the page shows of one trace; of a file that cannot be read why, and its text."""
     path = trace_file(viewer, run, part)
-    row = viewer.index.find(TraceKey(run, path.name)) or {}
+    row = viewer.index.find((run, path.name)) or {}
     column: Fields = {
         "mark": row.get("mark"),
         "note": row.get("note"),
@@ -261,7 +260,7 @@ def _others(request: Request, part: str) -> list[Fields]:
 
 def _photo_of(viewer: Viewer, run: int, sample_id: SampleId) -> Json:
     """What tells a sample's photo from others: a row of the same number of another dataset is another row."""
-    row = viewer.index.find(TraceKey(run, trace_name(sample_id)))
+    row = viewer.index.find((run, trace_name(sample_id)))
     return row and row.get("image_sha256")
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from replayed import Replay, replay
 from seen import PAD, look_of
 from trace_rebuilder import opening_messages
 
 from distil.pictures import box_to_pixels
 from distil.records import Frame
-from distil.replay.replay import Executors, Replay, Sources, replay
+from distil.replay.replay import Executors, Sources
 from distil.store.trace_file import read_trace
 
 PICTURE = f"<|vision_start|>{PAD}<|vision_end|>"
