@@ -90,6 +90,18 @@ def test_turns_that_other_settings_made_stay(photos: Path, tmp_path: Path, run_d
     assert unfinished_samples(tmp_path) == before
 
 
+def test_turns_stay_of_a_sample_whose_trace_is_a_copy_of_another(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    run(run_door, some_fail, photos, tmp_path)
+    left = unfinished_samples(tmp_path)
+    made = next(tmp_path.glob("trace_*.json"))
+    for sample_id in left:
+        shutil.copy(made, tmp_path / f"trace_{sample_id.file_part}.json")
+    clean_folder(tmp_path)
+    assert left and unfinished_samples(tmp_path) == left
+
+
 def test_a_finished_folder_keeps_its_traces_and_records(
     photos: Path, tmp_path: Path, run_door: RunDoor
 ) -> None:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from distil.cli import main
 from distil.errors import UsageError
+from distil.index import index as index_module
 from distil.index.columns import FIXED
 from distil.index.database import INDEX, SCHEMA_VERSION, FolderIndex
 from distil.index.index import TraceIndex
@@ -328,6 +329,15 @@ def test_half_written_files_and_others_are_no_traces(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "trace_00004.json")
     index = TraceIndex.open([tmp_path])
     assert (samples(index), index.broken) == ([0], [])
+
+
+def test_a_column_of_true_and_false_holds_flags(tmp_path: Path) -> None:
+    for number, value in enumerate((True, False, None)):
+        write(tmp_path, number, sample_data={"lat": 0, "lon": 0, "indoors": value})
+    index = TraceIndex.open([tmp_path])
+    assert next(column.kind for column in index.columns if column.name == "indoors") == "flag"
+    assert [row["indoors"] for row in index.page(ALL, 3)] == [True, False, None]
+    assert index.page(ALL, 1)[0]["indoors"] is True
 
 
 def test_marks_and_seconds_follow_their_own_files(tmp_path: Path) -> None:
@@ -721,7 +731,9 @@ def test_any_column_orders_with_ties_by_sample_and_null_last(geo: TraceIndex) ->
             known = [row for row in rows if row[name] is not None]
             known.sort(key=lambda row: row[name], reverse=bool(sign))
             unknown = [row for row in rows if row[name] is None]
-            got = samples(geo, Query(order=(sign + name,)))
+            query = Query(order=(sign + name,))
+            got = samples(geo, query)
+            assert [row["sample_index"] for row in geo.page(query, 20, offset=100)] == got[100:120]
             assert got == [row["sample_index"] for row in [*known, *unknown]], sign + name
     two = samples(geo, Query(order=("country", "-score")))
     assert two == [
@@ -945,7 +957,11 @@ def test_the_index_cannot_be_written_by_who_reads(geo: TraceIndex) -> None:
         connection.execute("DELETE FROM f0.trace_rows")
 
 
-def test_rows_are_streamed_however_slowly_they_are_used(geo: TraceIndex) -> None:
+def test_rows_are_streamed_however_slowly_they_are_used(
+    geo: TraceIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(index_module, "_STEPS_A_LOOK", 50)
     rows = geo.rows(ALL, ["sample_index"], seconds=0.2)
     first = next(rows)
     time.sleep(0.4)

@@ -28,6 +28,8 @@ from distil.commands.flags import VerifyFlags
 from distil.records import Observation
 from distil.replay.replay import Executors, Sources
 from distil.replay.verify import RECIPE_NOT_RUN, Verdict, Verification, verify_trace
+from distil.sandbox.exchange import ExecResult
+from distil.sandbox.sandbox import Sandbox
 from distil.store.trace_file import find_trace_files, json_sha256
 from distil.teacher import profile
 from distil.terminal.terminal import Terminal
@@ -348,3 +350,18 @@ def test_a_difference_names_the_versions_that_may_be_the_reason(trace: Path, tmp
     assert result.verdict is Verdict.INCONSISTENT
     assert result.detail.startswith("tool_calls_log[0].clamped: stored false, now true")
     assert "perhaps because distil 0.0.9 wrote it" in result.detail
+
+
+def test_code_is_run_once_for_the_trace_and_for_the_recipe(
+    coded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, run = [], Sandbox.run
+
+    def noted(sandbox: Sandbox, code: str, picture: Image.Image) -> ExecResult:
+        programs.append(code)
+        return run(sandbox, code, picture)
+
+    monkeypatch.setattr(Sandbox, "run", noted)
+    assert judge(coded).verdict is Verdict.MATCHED
+    stored = json.loads(coded.read_text())["tool_calls_log"]
+    assert programs == [call["code"] for call in stored if "code" in call]

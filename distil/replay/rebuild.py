@@ -16,7 +16,7 @@ from PIL import Image
 
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
-from distil.records import DatasetIdentity, Json, RawCall, Reply, Sample, ToolMode
+from distil.records import DatasetIdentity, Json, Reply, Sample, ToolMode
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
 from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
@@ -116,9 +116,6 @@ def _reply(trace: StoredTrace, number: int) -> Reply:
         return replace(reply, calls=text_calls)
     run = [call for call in trace.calls if call.turn == entry["turn"]]
     calls = tuple(recalled_native_call(call.raw, call.message) for call in run) or reply.calls
-    if not calls:
-        cut_off = entry.get("calls_not_run", ())
-        calls = tuple(RawCall(call["name"], call["arguments"], call.get("call_id")) for call in cut_off)
     # Without tools of its own in the request a server reads no calls out of the text: the text has them.
     if calls and calls == text_calls and trace.settings.tool_mode is ToolMode.TEXT:
         return replace(reply, calls=calls, call_form=ToolMode.TEXT)

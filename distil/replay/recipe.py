@@ -41,9 +41,7 @@ FAILURES = (
 )
 
 
-Saved = tuple[
-    Any, Callable[[], None]
-]  # what load_from_disk gives, and what counts rows that are read
+Saved = tuple[Any, Callable[[], None]]  # what load_from_disk gives, and what counts rows that are read
 
 
 def open_saved(path: str) -> Saved | str:

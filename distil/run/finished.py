@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from distil.messages.tags import text_outside
 from distil.records import Prompt, Rollout, Size, ToolCall, Turn
 from distil.rollout import RolloutSettings
-from distil.spending.prices import Tokens, fewest_prompt_tokens, read_tokens, token_count
-from distil.store.summary import TraceSummary, ZoomBox, mapping_of, stated_metrics, sum_or_none
+from distil.spending.prices import Tokens, fewest_prompt_tokens, read_tokens
+from distil.store.summary import TraceSummary, ZoomBox, reported_tokens, stated_metrics, sum_or_none
 from distil.tools.toolbox import find_tool
 
 _MIN_SAME_TURNS = 4  # of one sample: turning a picture by 90 degrees three times is no loop
@@ -24,7 +24,8 @@ def summary_of(
     turns, score = rollout.turns, rollout.score
     calls = [call for turn in turns for call in turn.calls]
     failed = [call for call in calls if not call.observation.success]
-    tokens = [read_tokens(turn.reply.usage) for turn in turns]
+    usages = [turn.reply.usage for turn in turns]
+    tokens = list(map(read_tokens, usages))
     return TraceSummary(
         sample_id=rollout.sample.id,
         task=settings.task.name,
@@ -35,8 +36,8 @@ def summary_of(
         stop_reason=rollout.stop_reason.value,
         calls=Counter(map(_name, calls)),
         failed_calls=Counter(map(_name, failed)),
-        prompt_tokens=_reported(turns, "prompt_tokens"),
-        completion_tokens=_reported(turns, "completion_tokens"),
+        prompt_tokens=reported_tokens(usages, "prompt_tokens"),
+        completion_tokens=reported_tokens(usages, "completion_tokens"),
         billed_tokens=sum_or_none([item.total for item in tokens]),
         cost_usd=sum_or_none([cost_usd(item) for item in tokens]),
         boxes=tuple(_boxes(calls)),
@@ -50,10 +51,6 @@ def summary_of(
 
 def _name(call: ToolCall) -> str:
     return call.raw.name or "unknown"
-
-
-def _reported(turns: Sequence[Turn], name: str) -> int | None:
-    return sum_or_none([token_count(mapping_of(turn.reply.usage).get(name)) for turn in turns])
 
 
 def _boxes(calls: Sequence[ToolCall]) -> list[ZoomBox]:

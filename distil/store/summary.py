@@ -177,6 +177,7 @@ def read_summary(trace: Mapping[str, Json], task: Task | None = None) -> TraceSu
     task = task or task_of(trace)
     calls = trace_calls(trace)
     turns = trace_turns(trace)
+    usages = [turn.get("usage") for turn in turns]
     parse_success = bool(reward.get("parse_success", metadata.get("parse_success", False)))
     return TraceSummary(
         sample_id=SampleId(_int(trace.get("sample_index")) or 0, _int(trace.get("rollout")) or 0),
@@ -188,8 +189,8 @@ def read_summary(trace: Mapping[str, Json], task: Task | None = None) -> TraceSu
         stop_reason=metadata.get("stop_reason"),
         calls=Counter(call_name(call) for call in calls),
         failed_calls=Counter(call_name(call) for call in calls if not call_succeeded(call)),
-        prompt_tokens=_tokens(turns, "prompt_tokens"),
-        completion_tokens=_tokens(turns, "completion_tokens"),
+        prompt_tokens=reported_tokens(usages, "prompt_tokens"),
+        completion_tokens=reported_tokens(usages, "completion_tokens"),
     )
 
 
@@ -218,8 +219,9 @@ def mapping_of(value: Json) -> Mapping[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _tokens(turns: Sequence[Mapping[str, Json]], name: str) -> int | None:
-    return sum_or_none([token_count(mapping_of(turn.get("usage")).get(name)) for turn in turns])
+def reported_tokens(usages: Iterable[Json], name: str) -> int | None:
+    """The tokens of this name over all turns; None where a turn's server did not report them."""
+    return sum_or_none([token_count(mapping_of(usage).get(name)) for usage in usages])
 
 
 def sum_or_none(values: Sequence[NumberT | None]) -> NumberT | None:

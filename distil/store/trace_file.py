@@ -34,8 +34,8 @@ from distil.records import (
     ToolMode,
     Turn,
 )
-from distil.spending.prices import token_count
 from distil.store.atomic import json_bytes
+from distil.store.summary import reported_tokens
 from distil.store.trace_settings import TraceSettings, json_sha256
 from distil.tasks import TASKS
 from distil.tasks.rewards import reward_of
@@ -225,6 +225,7 @@ def _score_json(score: Score) -> Json:
 
 def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
     calls = [call for turn in rollout.turns for call in turn.calls]
+    usages = [turn.reply.usage for turn in rollout.turns]
     details = rollout.score.details
     metrics = TASKS[run.settings.task].metrics
     fields = {"prompt_fields": dict(rollout.prompt_fields)} if rollout.prompt_fields else {}
@@ -241,7 +242,7 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
         "num_failed_tool_calls": sum(not call.observation.success for call in calls),
         "num_clamped_boxes": sum(call.clamped for call in calls),
         "recipe_restores": all(map(_restores, calls)),
-        "tokens": total_tokens([turn.reply.usage for turn in rollout.turns]),
+        "tokens": {name: reported_tokens(usages, name) for name in ("prompt_tokens", "completion_tokens")},
         "settings_sha256": run.settings_sha256,
         "versions": dict(run.versions),
     }
@@ -250,16 +251,6 @@ def _metadata_json(rollout: Rollout, run: RunFacts) -> Json:
 def _restores(call: ToolCall) -> bool:
     tool = find_tool(call.raw.name)
     return tool is None or tool.restores(call.arguments)
-
-
-def total_tokens(usages: Sequence[Mapping[str, Json] | None]) -> Json:
-    """Prompt and completion tokens over all turns; null where a turn's server did not report them."""
-    totals: dict[str, Json] = {}
-    for name in ("prompt_tokens", "completion_tokens"):
-        counts = [token_count(usage.get(name)) if usage else None for usage in usages]
-        known = [count for count in counts if count is not None]
-        totals[name] = sum(known) if len(known) == len(counts) else None
-    return totals
 
 
 def dataset_json(identity: DatasetIdentity) -> Json:
