@@ -28,6 +28,7 @@ from distil.cli import main
 from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.run.aim import MAX_LAG, Aim, mixture, quantile_bins
+from distil.run.draws import Draws
 from distil.store.json_lines import read_lines
 from distil.store.trace_file import find_trace_files
 
@@ -429,3 +430,27 @@ def test_the_simulation_keeps_its_promise() -> None:
             for draw in (ours, blind)
         }
         assert max(map(abs, misses[ours])) <= 0.02 < max(map(abs, misses[blind]))
+
+
+def test_a_draw_of_a_row_that_may_not_be_drawn_ends_the_run_before_a_sample_is_asked(
+    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    with (tmp_path / "out" / "draws.jsonl").open("a") as file:
+        file.write('{"sample_index": 999999}\n')
+    before = files(tmp_path / "out")
+    with ScriptedTeacher(reply_to) as server:
+        assert run(server, data, tmp_path / "out", *AIM) == 2
+    assert "draws.jsonl holds rows that may not be drawn" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+
+
+def test_traces_that_were_there_when_their_row_was_drawn_are_told_once(tmp_path: Path) -> None:
+    """By this the progress of a run counts them no more among what is left."""
+    draws = Draws(Aim(0.5, 4, [range(4)], 0), {"difficulty_column": "ease"}, num_each=3)
+    draws.go_on(tmp_path)
+    rows = draws.rows({SampleId(row, rollout) for row in range(4) for rollout in (0, 2)}, set(), None)
+    row = next(rows)
+    assert row is not None and list(row.left) == [SampleId(row.index, 1)]
+    assert (draws.take_found(), draws.take_found()) == (2, 0)
+    draws.close()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +36,7 @@ from distil.teacher.tool_mode import (
 from distil.tools.base import BoxFrame
 from distil.tools.toolbox import load_tools
 
-PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
+_PROBED = ("tool_mode", "temperature", "sends_seed", "token_field")  # settings that the probe may change
 _NOT_ASKED = "(the server's only model)"
 
 
@@ -54,7 +53,7 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
         if idle:
             tell(f"Not offered to the teacher, as --tools does not name them: {', '.join(idle)}")
         system_prompt = flags.teacher.system_prompt
-        asked = TraceSettings(
+        asked = TraceSettings(  # what is the family's says nothing: `settings_for`
             task=code.task.name,
             model="",
             profile="",
@@ -75,12 +74,12 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
             code=code_limits(flags.code) if any(tool.runs_code for tool in offered) else None,
             own_code=code.as_json(names),
         )
-        yield settings_for(asked, flags.tools, chosen_profile("", flags.tools))
+        yield asked
 
 
-def settings_for(asked: TraceSettings, flags: ToolFlags, profile: Profile, model: str = "") -> TraceSettings:
+def settings_for(asked: TraceSettings, flags: ToolFlags, model: str) -> TraceSettings:
     """The settings with what follows from the family of the model that is asked."""
-    offered = load_tools(flags.tools)
+    profile, offered = chosen_profile(model, flags), load_tools(flags.tools)
     boxes = BoxFrame(profile.frame, asked.crop_from)
     return replace(
         asked,
@@ -125,7 +124,8 @@ def open_acceptance(
         return None if flags.samples.target_acc is None else _passing(TASKS[asked.task])
     from distil.run.conditions import accepting  # noqa: PLC0415 - the index, which few runs need
 
-    return accepting(condition, RunFacts(source.identity, asked, versions_now()), source, rows)
+    settings = settings_for(asked, flags.tools, model="")
+    return accepting(condition, RunFacts(source.identity, settings, versions_now()), source, rows)
 
 
 def _passing(task: Task) -> Accept:
@@ -154,13 +154,11 @@ def settle(
     unlisted = unlisted_warning(teacher.model, names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
-    settings = settings_for(asked, flags.tools, profile, teacher.model)
+    settings = settings_for(asked, flags.tools, teacher.model)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     teacher = as_traces_say(teacher, settings)
-    settle_claim = partial(
-        settle_folder, fingerprint=source.identity.fingerprint, on_change=flags.samples.on_change
-    )
-    claim = settle_claim(claim, settings, ignored=PROBED)
+    on_change, fingerprint = flags.samples.on_change, source.identity.fingerprint
+    claim = _settled_folder(claim, settings, fingerprint, on_change, ignored=_PROBED)
     prompt = settings.prompt()
     with _setup_budget(flags.budget, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
@@ -169,8 +167,8 @@ def settle(
         probe = probe or probe_tool_mode(teacher, prompt, budget, tell, told)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
-    _print_choices(probe, urls_text(address.api_bases), profile, tell)
-    claim = settle_claim(claim, settings)
+    _tell_choices(probe, urls_text(address.api_bases), profile, tell)
+    claim = _settled_folder(claim, settings, fingerprint, on_change)
     plan = Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
@@ -191,14 +189,14 @@ def foresee(flags: RunFlags, asked: TraceSettings, source: Source, address: Addr
     """
     claim = _claimed(Path(flags.samples.output_dir))
     model = flags.teacher.model or _model_before(claim) or _NOT_ASKED
-    settings = settings_for(asked, flags.tools, chosen_profile(model, flags.tools), model)
+    settings = settings_for(asked, flags.tools, model)
     told = told_tool_mode(flags.tools, settings.prompt())
     tool_mode = ToolMode.NATIVE if told is None else told[0]
     columns = source.chosen or None
     settings = replace(settings, tool_mode=tool_mode, teacher_note=address.note, columns=columns)
     if claim is not None:
         on_change, fingerprint = flags.samples.on_change, source.identity.fingerprint
-        claim = settle_folder(claim, settings, PROBED, fingerprint=fingerprint, on_change=on_change)
+        claim = _settled_folder(claim, settings, fingerprint, on_change, ignored=_PROBED)
     return Plan(
         flags=flags,
         dataset_path=dataset_path(flags.samples, TASKS[asked.task]),
@@ -253,13 +251,12 @@ def _asked_settings(settings: TraceSettings, probe: ProbeResult) -> TraceSetting
     )
 
 
-def settle_folder(
+def _settled_folder(
     claim: Claim,
     settings: TraceSettings,
-    ignored: Sequence[str] = (),
-    *,
     fingerprint: str,
     on_change: OnChange,
+    ignored: Sequence[str] = (),
 ) -> Claim:
     """The folder to write to: for NEW the first of it, `PATH-2`, `PATH-3` … that is free.
 
@@ -308,24 +305,14 @@ def _earlier_probe(
     return None
 
 
-def _bound_text(profile: Profile) -> str:
-    """How large pictures are sent to a family that is not known."""
-    if profile.name != UNKNOWN.name:
-        return ""
-    return f", pictures of at most {profile.rule.max_area_px or math.inf:,} pixels: --image_max_pixels"
-
-
-def _print_choices(
-    probe: ProbeResult,
-    urls: str,
-    profile: Profile,
-    tell: Callable[[str], None],
-) -> None:
+def _tell_choices(probe: ProbeResult, urls: str, profile: Profile, tell: Callable[[str], None]) -> None:
+    is_known, bound = profile.name != UNKNOWN.name, profile.rule.max_area_px or math.inf
+    sent = "" if is_known else f", pictures of at most {bound:,} pixels: --image_max_pixels"
     tell(
         f"Model: {probe.settings.model} at {urls}; tool calls: {probe.tool_mode.value} "
-        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{_bound_text(profile)})"
+        f"({probe.reason}); boxes: {profile.frame.value} (profile {profile.name}{sent})"
     )
-    if profile.name == UNKNOWN.name and probe.tool_mode is not ToolMode.NONE:
+    if not is_known and probe.tool_mode is not ToolMode.NONE:
         tell("This model's family is not known: its boxes are taken as pixels (see --coordinates).")
     if probe.sight_warning is not None:
         tell(f"Warning: {probe.sight_warning}")

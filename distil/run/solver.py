@@ -58,7 +58,6 @@ class RolloutSolver:
         self.tally = Tally(
             settings.max_tokens, settings.max_turns, is_blind, settings.coordinates, settings.crop_from
         )
-        self.reward_errors: list[str] = []  # what the user's own function raised, a sample each
 
     def solve(self, sample_id: SampleId) -> TraceSummary:
         """Load the row, run its rollout, write its trace; raises RunHalted where that has no point.
@@ -88,19 +87,13 @@ class RolloutSolver:
 
             rollout = run_conversation(conversation, ask_noted)
         trace = self.folder.write_trace(rollout)
-        self._note_reward(trace["reward_score"])
         seconds = round(time.perf_counter() - started, 4)
         self.folder.write_timing(sample_id, seconds, teacher.turn_seconds)
         summary = summary_of(rollout, self.rollout, self.teacher.budget.cost_usd)
         is_accepted = None if self.accept is None else self.accept(trace)
         summary = replace(summary, seconds=seconds, is_resumed=is_resumed, is_accepted=is_accepted)
-        self.tally.add(summary)
+        self.tally.add(summary, reward_error(trace["reward_score"]))
         return summary
-
-    def _note_reward(self, scores: Mapping[str, Json]) -> None:
-        error = reward_error(scores)
-        if error is not None:
-            self.reward_errors.append(error)
 
     def _opening(self, sample_id: SampleId) -> Conversation:
         """The sample's first messages; its photo is decoded once for them, and so checked before it costs."""
@@ -116,19 +109,9 @@ class RolloutSolver:
             self.plan.sight_warning,
             self.models.warning(),
             self.folder.journal.warning(),
-            self._reward_warning,
             *self.tally.warnings(),
         )
         return [warning for warning in found if warning is not None]
-
-    @property
-    def _reward_warning(self) -> str | None:
-        if not self.reward_errors:
-            return None
-        return (
-            f"the reward failed for {len(self.reward_errors)} of this run's samples, which have no score of "
-            f"it: {min(self.reward_errors)}. Once it is mended, distil score gives them one"
-        )
 
     @property
     def halt(self) -> str | None:

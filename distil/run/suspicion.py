@@ -55,10 +55,14 @@ class Tally:
         self._num_boxes = self._num_bad_boxes = 0
         self._num_tiny = self._num_backward = self._num_of_photos = 0  # of the bad ones, as the next
         self._largest_number = 0.0
+        self._num_without_reward = 0
+        self._reward_error: str | None = None  # the first by its text
         self._halt: str | None = None
 
-    def add(self, sample: TraceSummary) -> None:
+    def add(self, sample: TraceSummary, reward_error: str | None = None) -> None:
         """Count a finished sample; one that went on from an earlier run's turns ends no run.
+
+        `reward_error` is what the user's own function raised.
 
         What a killed run leaves behind are its longest samples, and many of those may have no answer.
         """
@@ -70,6 +74,9 @@ class Tally:
             self._add_texts(sample)
             for box in sample.boxes:
                 self._add_box(box)
+            if reward_error is not None:
+                self._num_without_reward += 1
+                self._reward_error = min(reward_error, self._reward_error or reward_error)
             if not sample.is_resumed:
                 self._num_fresh += 1
                 self._num_fresh_answers += sample.parse_success
@@ -135,6 +142,11 @@ class Tally:
 
     def _warnings_of_answers(self) -> Iterator[str]:
         num_samples, num_silent = self._num_samples, self._without_answer.total()
+        if self._num_without_reward:
+            yield (
+                f"the reward failed for {self._num_without_reward} of this run's samples, which have no "
+                f"score of it: {self._reward_error}. Once it is mended, distil score gives them one"
+            )
         if _are_many(num_silent, num_samples):
             yield f"{_of(num_silent, num_samples)} have no answer; {self._likely_cause()}"
         if _are_many(self._num_truncated, num_samples):
