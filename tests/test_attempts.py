@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +55,7 @@ from distil.teacher.refusals import (
     parse_span,
 )
 from distil.teacher.replicas import Replicas, SampleReplica
+from distil.teacher.slots import Slots
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = {"first_pause_seconds": 0.01, "max_pause_seconds": 0.05}
@@ -214,6 +216,16 @@ def test_a_request_that_never_connected_costs_nothing() -> None:
         with pytest.raises(TeacherError, match="after 2 attempts"):
             teacher.ask(MESSAGES, 0)
     assert (teacher.budget.spent.calls, teacher.budget.spent.refused) == (0, 2)
+
+
+def test_waiting_to_be_sent_is_not_the_turns_time() -> None:
+    slots = Slots(1, is_fixed=True)
+    with FaultServer(Status(500), ok) as server, ThreadPoolExecutor(1) as pool:
+        with Teacher(settings(server.api_base, turn_timeout_seconds=1.0), slots=slots) as teacher:
+            with slots.slot():
+                asked = pool.submit(teacher.ask, MESSAGES, 0)
+                time.sleep(1.3)
+            assert asked.result(10).content == "hi"
 
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
