@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +55,7 @@ from distil.teacher.refusals import (
     parse_span,
 )
 from distil.teacher.replicas import Replicas, SampleReplica
+from distil.teacher.slots import Slots
 
 MESSAGES = [b'{"role": "user", "content": "q"}']
 QUICK = {"first_pause_seconds": 0.01, "max_pause_seconds": 0.05}
@@ -207,6 +209,23 @@ def test_a_sample_ends_at_its_deadline_and_asks_no_more() -> None:
                 with pytest.raises(DeadlinePassed, match=r"sample's 0\.5 s"):
                     sample.ask(MESSAGES, 0)
         assert len(server.requests) == 2
+
+
+def test_a_request_that_never_connected_costs_nothing() -> None:
+    with Teacher(settings(f"http://127.0.0.1:{closed_port()}/v1", max_retries=1)) as teacher:
+        with pytest.raises(TeacherError, match="after 2 attempts"):
+            teacher.ask(MESSAGES, 0)
+    assert (teacher.budget.spent.calls, teacher.budget.spent.refused) == (0, 2)
+
+
+def test_waiting_to_be_sent_is_not_the_turns_time() -> None:
+    slots = Slots(1, is_fixed=True)
+    with FaultServer(Status(500), ok) as server, ThreadPoolExecutor(1) as pool:
+        with Teacher(settings(server.api_base, turn_timeout_seconds=1.0), slots=slots) as teacher:
+            with slots.slot():
+                asked = pool.submit(teacher.ask, MESSAGES, 0)
+                time.sleep(1.3)
+            assert asked.result(10).content == "hi"
 
 
 def test_a_pause_the_server_asks_for_is_not_the_samples_time() -> None:
@@ -408,16 +427,18 @@ class FakeTime:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def run(
-        self,
-        patience: Patience,
-        attempt: Callable[[float], Any],
-    ) -> Any:
-        """What the first attempt that succeeds, given its seconds, returns."""
+    def attempts(self, patience: Patience) -> Attempts:
         replica = SampleReplica(Replicas(["http://here"]))
-        availability = Availability(patience, "here")
         timing = (self.sleep, lambda: self.now, lambda: self.chance)
-        attempts = Attempts(patience, availability, replica, math.inf, *timing)
+        return Attempts(patience, Availability(patience, "here"), replica, math.inf, *timing)
+
+    def run(self, patience: Patience, attempt: Callable[[float], Any]) -> Any:
+        """What the first attempt that succeeds, given its seconds, returns."""
+        return self.turn(self.attempts(patience), attempt)
+
+    def turn(self, attempts: Attempts, attempt: Callable[[float], Any]) -> Any:
+        """The same of one turn of several."""
+        attempts.begin_turn()
         while True:
             with attempts as seconds:
                 return attempt(seconds)
@@ -453,6 +474,15 @@ def test_no_one_sleeps_beyond_a_deadline() -> None:
     with pytest.raises(DeadlinePassed, match=r"turn's 6 s are over after 3 attempts; the last: busy"):
         fake.run(waiting(6, max_retries=9), failing())
     assert fake.pauses == [1, 2]
+
+
+def test_each_turn_has_its_own_time_and_retries() -> None:
+    fake = FakeTime()
+    attempts = fake.attempts(waiting(10, max_retries=2))
+    for _ in range(5):
+        with pytest.raises(TeacherError, match="after 3 attempts"):
+            fake.turn(attempts, failing())
+    assert fake.pauses == [1, 2] * 5
 
 
 def test_an_attempt_gets_no_more_time_than_is_left() -> None:

@@ -73,8 +73,7 @@ class LevelState:
 class Ticket:
     """A request in flight: the epoch of levels it started in, and what had been going on by then.
 
-    `lag_seconds` is how late its thread got to run once it was let in, for whoever runs it to set, as
-    `is_refused`.
+    `lag_seconds` is how late its thread got to run once it was let in, for whoever runs it to set.
     """
 
     epoch: int
@@ -83,7 +82,6 @@ class Ticket:
     in_flight: int  # with it
     lag_seconds: float = 0.0
     is_overtaken: bool = False
-    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

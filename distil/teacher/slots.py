@@ -44,13 +44,12 @@ class Slots:
         is_measured = False
         try:
             yield ticket
-            is_measured = not ticket.is_refused
+            is_measured = True
         finally:
             self._release(ticket, is_measured)
 
     def refuse(self, ticket: Ticket) -> None:
-        """Take in that the server has too many requests (429, 503), before the slot is given back."""
-        ticket.is_refused = True
+        """Take in that the server has too many requests (429, 503): the slot is then left by an error."""
         with self._lock:
             self._climber.refuse(ticket, self._clock())
 
