@@ -341,7 +341,7 @@ class Pictures:
         scene = Scene.start(sample.picture.picture)
         yield _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
         for number, call in enumerate(trace.calls[:MAX_CALLS], start=1):
-            if not call.success:
+            if not call.observation.success:
                 continue
             try:
                 _check_time(until)
