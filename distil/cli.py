@@ -134,10 +134,9 @@ def _check(flags: CheckFlags) -> Callable[[], int]:
 
 def _import(flags: ImportFlags) -> Callable[[], int]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read as `datasets` is imported
-    from distil.terminal.importing import import_files  # noqa: PLC0415
+    from distil.terminal.exporting import import_files  # noqa: PLC0415
 
-    terminal = Terminal(gives_json=flags.json)
-    return partial(import_files, flags.paths, flags.output_dir, flags.coordinates, terminal)
+    return partial(import_files, flags, Terminal(gives_json=flags.json))
 
 
 def _status(flags: StatusFlags) -> Callable[[], int]:

@@ -16,7 +16,7 @@ import datasets
 from PIL import Image, ImageDraw, ImageFont
 
 from distil.embedded.drawn_signs import LATIN_FONT_PATH
-from distil.viewer.build_map import LAND_FILE
+from distil.viewer.pages import LAND_FILE
 
 MAP_SOUTH_DEGREES, MAP_NORTH_DEGREES = -57, 80
 

@@ -384,13 +384,13 @@ def test_a_server_that_says_when_to_come_back_is_waited_for_before_a_run_too(sta
     busy = Status(status, "retry-after: 0.3\r\n")
     models = lambda exchange: exchange.reply(200, b'{"data": [{"id": "m"}]}')
     with FaultServer(busy, busy, busy, busy, models) as server:
-        assert ask_models(teacher_settings(server.api_base, "k")).names == ("m",)
+        assert ask_models(teacher_settings(server.api_base, "k")) == (("m",), None)
     assert min(late - early for early, late in itertools.pairwise(server.arrivals)) >= 0.3
 
 
 def test_the_doctor_waits_for_nobody_long() -> None:
     with FaultServer(Status(429, "retry-after: 3600\r\n")) as server:
-        assert "429" in str(ask_models_soon(teacher_settings(server.api_base, "k")).problem)
+        assert "429" in str(ask_models_soon(teacher_settings(server.api_base, "k"))[1])
 
 
 # --- the loop without a server

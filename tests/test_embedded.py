@@ -554,20 +554,6 @@ def test_drawing_needs_no_ocr() -> None:
     assert ended.stdout.split() == ["False", "False"]
 
 
-def test_without_ocr_it_says_what_to_install() -> None:
-    code = "import runpy, sys; sys.modules['rapidocr'] = None; runpy.run_module('distil.embedded', run_name='__main__')"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "serve"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert ended.returncode == 2
-    assert re.fullmatch(r"the local teacher needs OCR \(.+\): pip install -e \"\.\[local\]\"\n", ended.stderr)
-
-
 # The gazetteer.
 
 

@@ -709,6 +709,11 @@ def link(path: Path) -> str:
 def test_a_copy_has_the_same_bounds() -> None:
     box = pickle.loads(pickle.dumps(Sandbox(3.0, 64 * 1024**2, 3)))
     assert (box.timeout_seconds, box.memory_bytes, box.workers) == (3.0, 64 * 1024**2, 3)
+    assert not box.unsafe
+    box = pickle.loads(pickle.dumps(Sandbox(_disable=("landlock",))))
+    assert (box.unsafe, box._disable) == (False, ("landlock",))
+    with pytest.warns(RuntimeWarning, match="WITHOUT"):
+        assert pickle.loads(pickle.dumps(Sandbox(unsafe=True))).unsafe
 
 
 def test_slots_are_given_in_order_of_arrival() -> None:

@@ -168,7 +168,7 @@ def test_loopback_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 def test_models_are_listed() -> None:
     with ScriptedTeacher(lambda _: says("hi"), models=("a", "b")) as server:
-        assert ask_models(settings(server.api_base)).names == ("a", "b")
+        assert ask_models(settings(server.api_base)) == (("a", "b"), None)
 
 
 def test_the_probe_finds_native_calls() -> None:

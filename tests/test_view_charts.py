@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ from starlette.staticfiles import StaticFiles
 
 from distil.index.index import TraceIndex
 from distil.index.query import Filter, Query
+from distil.records import Json
 from distil.tasks.geolocation import GEOLOCATION
-from distil.viewer import build_map
-from distil.viewer.build_map import LAND_FILE, cut, land_text, outlines
-from distil.viewer.charts import bin_edges, charts, wilson_interval
-from distil.viewer.map import pairs, task_with_map
+from distil.viewer.charts import bin_edges, charts, pairs, task_with_map, wilson_interval
+from distil.viewer.pages import LAND_FILE
+from distil.viewer.run_facts import read_columns
+
+sys.path.append(str(Path(__file__).parent.parent / "docs"))
+
+from make_map import cut, land_text, outlines
 
 STATIC = LAND_FILE.parent
 
@@ -52,11 +58,15 @@ def by_id(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {chart["id"]: chart for chart in found}
 
 
+def charts_of(index: TraceIndex, labels: Sequence[str], query: Query | None = None) -> list[dict[str, Json]]:
+    return charts(index, read_columns(index, labels, query))
+
+
 # --- figures
 
 
 def test_every_trace_is_counted_once_in_each_chart(run: Path, index: TraceIndex) -> None:
-    found, traces = by_id(charts(index, Query(), ["a"])), traces_of(run)
+    found, traces = by_id(charts_of(index, ["a"])), traces_of(run)
     answered = [each for each in traces if each["reward_score"]["parse_success"]]
     assert sum(found["score"]["series"][0]["counts"]) == 200
     series = found["distance_km"]["series"][0]
@@ -74,7 +84,7 @@ def test_every_trace_is_counted_once_in_each_chart(run: Path, index: TraceIndex)
 
 
 def test_shares_are_of_all_traces_and_have_intervals(run: Path, index: TraceIndex) -> None:
-    rows = {row["label"]: row["shares"][0] for row in by_id(charts(index, Query(), ["a"]))["shares"]["rows"]}
+    rows = {row["label"]: row["shares"][0] for row in by_id(charts_of(index, ["a"]))["shares"]["rows"]}
     assert list(rows) == ["with an answer", "acc@1km", "acc@25km", "acc@200km", "acc@750km", "acc@2500km"]
     near = sum(each["reward_score"]["acc@25km"] for each in traces_of(run))
     share = rows["acc@25km"]
@@ -84,20 +94,20 @@ def test_shares_are_of_all_traces_and_have_intervals(run: Path, index: TraceInde
 
 def test_a_metric_that_is_the_score_in_another_unit_has_no_chart_of_its_own(index: TraceIndex) -> None:
     assert "geoguessr_point" in {column.name for column in index.columns}
-    assert "geoguessr_point" not in by_id(charts(index, Query(), ["a"]))
+    assert "geoguessr_point" not in by_id(charts_of(index, ["a"]))
 
 
 def test_charts_of_a_query_are_of_what_it_finds(index: TraceIndex) -> None:
     query = Query((Filter("turns", "=", 1),))
-    found = by_id(charts(index, query, ["a"]))
+    found = by_id(charts_of(index, ["a"], query))
     assert [row["label"] for row in found["turns"]["rows"]] == ["1"]
     assert "calls" not in found, "none of them has a call: there is nothing to compare"
-    assert charts(index, Query((Filter("turns", ">", 99),)), ["a"]) == []
+    assert charts_of(index, ["a"], Query((Filter("turns", ">", 99),))) == []
 
 
 def test_two_runs_are_two_series(tmp_path: Path, run: Path) -> None:
     other = write_run(tmp_path / "other", 30, seed=5)
-    found = by_id(charts(TraceIndex.open([run, other]), Query(), ["a", "b"]))
+    found = by_id(charts_of(TraceIndex.open([run, other]), ["a", "b"]))
     assert [sum(each["counts"]) for each in found["score"]["series"]] == [200, 30]
     assert [share["of"] for share in found["shares"]["rows"][0]["shares"]] == [200, 30]
     assert len(found["turns"]["rows"][0]["counts"]) == 2
@@ -105,7 +115,7 @@ def test_two_runs_are_two_series(tmp_path: Path, run: Path) -> None:
 
 def test_charts_of_traces_that_say_little_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "trace_00000.json").write_text(json.dumps({"sample_index": 0, "conversation_history": []}))
-    found = by_id(charts(TraceIndex.open([tmp_path]), Query(), ["a"]))
+    found = by_id(charts_of(TraceIndex.open([tmp_path]), ["a"]))
     assert "score" not in found and "distance_km" not in found and found["shares"]
 
 
@@ -159,7 +169,7 @@ def test_of_very_many_pairs_some_are_taken_and_all_counted(
     index: TraceIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total = pairs(index, Query(), GEOLOCATION)["total"]
-    monkeypatch.setattr("distil.viewer.map.MAX_PAIRS", 50)
+    monkeypatch.setattr("distil.viewer.charts.MAX_PAIRS", 50)
     few = pairs(index, Query(), GEOLOCATION)
     assert few["total"] == total and 40 <= len(few["pairs"]) <= 50
 
@@ -222,7 +232,6 @@ def test_outlines_are_read_from_topojson() -> None:
     assert land == [[(-10, 0), (10, 0), (10, 20), (-10, 20), (-10, 0)]]
     assert lakes == [[(-5, 5), (0, 10), (0, 5), (-5, 5)]]
     assert json.loads(land_text(topology, "9.9"))["lakes"] == [[-5, 5, 0, 10, 0, 5, -5, 5]]
-    assert build_map.LAND_FILE.name == "land.json"
 
 
 # --- in a browser
@@ -247,7 +256,7 @@ def address(serve: Serve, tmp_path_factory: pytest.TempPathFactory, run: Path) -
     index = TraceIndex.open([run, other])
 
     def page(request: Request) -> HTMLResponse:
-        found = json.dumps(charts(index, Query(), ["with tools", "without"]))
+        found = json.dumps(charts_of(index, ["with tools", "without"]))
         text = FRAME.replace("{found}", found).replace("/pairs", f"/pairs?{request.url.query}")
         return HTMLResponse(text, headers={"content-security-policy": POLICY})
 
@@ -334,7 +343,7 @@ def test_words_of_traces_are_no_markup_in_charts_and_map(
     routes = [
         Route("/", answer(body, "text/html")),
         Route("/script.js", answer(script, "text/javascript")),
-        Route("/charts", lambda request: JSONResponse(charts(index, Query(), [evil]))),
+        Route("/charts", lambda request: JSONResponse(charts_of(index, [evil]))),
         Route("/pairs", lambda request: JSONResponse(found)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]

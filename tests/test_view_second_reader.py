@@ -26,8 +26,9 @@ from distil.store.marks import MARKS, append_mark
 from distil.store.scores import SCORES
 from distil.viewer import run_page
 from distil.viewer.charts import charts
-from distil.viewer.keeper import Keeper, Now
-from distil.viewer.map import pairs as map_pairs
+from distil.viewer.charts import pairs as map_pairs
+from distil.viewer.run_facts import read_columns
+from distil.viewer.viewer import Keeper, Now
 
 sys.path.append(str(PACKAGE.parent / "benchmarks"))
 
@@ -230,7 +231,7 @@ def test_distances_that_are_all_zero_are_kilometres_and_no_share(folder: Path) -
     for number in range(NUM_TRACES):
         changed(folder, number, reward_score={"score": 1, "distance@km": 0.0, "acc@1km": 1})
     with closing(TraceIndex.open([folder])) as index:
-        found = {chart["id"]: chart for chart in charts(index, Query(), ["run"])}
+        found = {chart["id"]: chart for chart in charts(index, read_columns(index, ["run"]))}
     assert found["distance_km"]["kind"] == "histogram"
     assert [row["label"] for row in found["shares"]["rows"]] == ["with an answer", "acc@1km"]
 

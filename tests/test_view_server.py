@@ -30,7 +30,7 @@ from distil.errors import UsageError
 from distil.index.index import TraceIndex
 from distil.index.query import Filter, Query
 from distil.store.marks import MARKS, read_marks
-from distil.viewer.query_string import query_pairs, read_query
+from distil.viewer.pages import query_pairs, read_query
 from distil.viewer.server import bind, serving, url_of
 from distil.viewer.viewer import Viewer, short_names
 

@@ -26,6 +26,7 @@ from replayed import replay
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says, text_call
 
 import distil.viewer.pictures
+from distil.errors import SandboxUnavailable, TraceError
 from distil.index.index import TraceIndex
 from distil.pictures import picture_facts
 from distil.replay.replay import Executors, Sources
@@ -33,7 +34,7 @@ from distil.sandbox.sandbox import Sandbox
 from distil.store.trace_file import read_trace
 from distil.store.trace_settings import json_sha256
 from distil.viewer.app import create_app
-from distil.viewer.pictures import Match, NoPicture, Pictures, View
+from distil.viewer.pictures import PictureMatch, Pictures, View
 from distil.viewer.viewer import Viewer
 from distil.viewer.visible import plain, visible
 
@@ -248,9 +249,7 @@ def test_a_trace_that_many_ask_for_at_once_is_replayed_once(run_folder: Path) ->
     numbers = [0, 1, 3, 4] * 5
     found: list[bytes] = []
     askers = [
-        threading.Thread(
-            target=lambda number=number: found.append(pictures.file(path, number, View.SENT).data)
-        )
+        threading.Thread(target=lambda number=number: found.append(pictures.file(path, number, View.SENT)))
         for number in numbers
     ]
     for asker in askers:
@@ -266,13 +265,13 @@ def test_what_is_kept_is_bounded_and_a_changed_file_is_another(copied: Path) -> 
     for number in range(4):
         path = copied / f"trace_{number:05d}.json"
         assert len(list(pictures.marks(path))) == 4
-        assert pictures.file(path, 0, View.FULL).data
+        assert pictures.file(path, 0, View.FULL)
         assert pictures.num_bytes <= 60_000
     path = copied / "trace_00000.json"
-    before = pictures.file(path, 1, View.SENT).data
+    before = pictures.file(path, 1, View.SENT)
     other = json.loads((copied / "trace_00001.json").read_text())
     path.write_text(json.dumps(other))
-    assert pictures.file(path, 1, View.SENT).data != before
+    assert pictures.file(path, 1, View.SENT) != before
 
 
 def test_code_is_run_in_the_sandbox_alone(code_folder: Path, show: Show) -> None:
@@ -285,12 +284,12 @@ def test_code_is_run_in_the_sandbox_alone(code_folder: Path, show: Show) -> None
 
 
 def test_where_there_is_no_sandbox_code_is_not_run_and_the_photo_is_shown(code_folder: Path) -> None:
-    pictures = Pictures(make_sandbox=lambda: Sandbox(_disable=("seccomp",)))
+    pictures = Pictures(sandbox=Sandbox(_disable=("seccomp",)))
     marks = list(pictures.marks(code_folder / "trace_00000.json"))
-    assert [mark.match for mark in marks] == [Match.MATCHED, Match.MISSING]
+    assert [mark.match for mark in marks] == [PictureMatch.MATCHED, PictureMatch.MISSING]
     assert "cannot be contained here" in marks[1].detail
     for view in View:
-        with pytest.raises(NoPicture, match="cannot be contained here"):
+        with pytest.raises(TraceError, match="cannot be contained here"):
             pictures.file(code_folder / "trace_00000.json", 1, view)
 
 
@@ -303,10 +302,11 @@ def test_an_unsafe_sandbox_is_not_used(code_folder: Path, tmp_path: Path) -> Non
     trace["tool_calls_log"][0]["code"] = f"open({str(evil)!r}, 'w').write('x')\nresult_image = image"
     change(path, **trace)
     marks = list(Pictures().marks(path))
-    assert [mark.match for mark in marks] == [Match.MATCHED, Match.MISSING]
+    assert [mark.match for mark in marks] == [PictureMatch.MATCHED, PictureMatch.MISSING]
     with pytest.warns(RuntimeWarning, match="UNSAFE"):
-        marks = list(Pictures(make_sandbox=lambda: Sandbox(unsafe=True)).marks(path))
-    assert marks[1].match is Match.MISSING and "outside the sandbox" in marks[1].detail
+        unsafe = Sandbox(unsafe=True)
+    with pytest.raises(SandboxUnavailable, match="outside the sandbox"):
+        Pictures(sandbox=unsafe)
     assert not evil.exists()
 
 

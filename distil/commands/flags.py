@@ -14,7 +14,7 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
@@ -236,28 +236,17 @@ def _cores() -> int:
 # --- the user's own code ---
 
 _OWN = "the task, and code of your own, which may do anything that you may"
+_TASK = Flag(
+    "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
+    "photo was taken)",
+    "NAME",
+)
 _TASK_OF_TRACES = Flag("the task of your own that the traces are of", "FILE:NAME")
 _TOOL_MODULE = Flag("Python files with tools of your own; --tools offers them by their names", "FILE[,FILE…]")
 _REWARD = Flag(
     "a function of your own, with the signature of verl's compute_score, that scores each answer too",
     "FILE:FUNCTION",
 )
-
-
-@dataclass(frozen=True)
-class OwnCodeFlags:
-    """What is asked, and files of the user's own."""
-
-    task: Annotated[
-        str | None,
-        Flag(
-            "what is asked: the name of a task, such as vqa, or FILE:NAME of your own (default: where a "
-            "photo was taken)",
-            "NAME",
-        ),
-    ] = None
-    tool_module: Annotated[str | None, _TOOL_MODULE] = None
-    reward: Annotated[str | None, _REWARD] = None
 
 
 # --- a run ---
@@ -498,15 +487,15 @@ _SAID = "what is said"  # while it runs, and of what would
 class RunFlags:
     """All flags of a run, and what the command itself says of it."""
 
-    samples: Annotated[SampleFlags, "samples"] = field(default_factory=SampleFlags)
-    rollouts: Annotated[RolloutFlags, "rollouts of a sample"] = field(default_factory=RolloutFlags)
-    teacher: Annotated[TeacherFlags, "teacher"] = field(default_factory=TeacherFlags)
-    tools: Annotated[ToolFlags, "tools"] = field(default_factory=ToolFlags)
-    code: Annotated[CodeFlags, "the code tool"] = field(default_factory=CodeFlags)
-    own: Annotated[OwnCodeFlags, _OWN] = field(default_factory=OwnCodeFlags)
-    budget: Annotated[BudgetFlags, "budget, counted over all runs into DIR"] = field(
-        default_factory=BudgetFlags
-    )
+    samples: Annotated[SampleFlags, "samples"] = SampleFlags()
+    rollouts: Annotated[RolloutFlags, "rollouts of a sample"] = RolloutFlags()
+    teacher: Annotated[TeacherFlags, "teacher"] = TeacherFlags()
+    tools: Annotated[ToolFlags, "tools"] = ToolFlags()
+    code: Annotated[CodeFlags, "the code tool"] = CodeFlags()
+    task: Annotated[str | None, _OWN, _TASK] = None
+    tool_module: Annotated[str | None, _OWN, _TOOL_MODULE] = None
+    reward: Annotated[str | None, _OWN, _REWARD] = None
+    budget: Annotated[BudgetFlags, "budget, counted over all runs into DIR"] = BudgetFlags()
     dry_run: Annotated[
         bool, _SAID, Flag("check all and show the first request, pictures as sizes; nothing is sent")
     ] = False
@@ -726,8 +715,8 @@ class ExportFlags:
     all: Annotated[
         bool, Flag("also traces that ended without an answer, or with one that cannot be read")
     ] = False
-    selection: Annotated[SelectionFlags, "which traces"] = field(default_factory=SelectionFlags)
-    form: Annotated[FormFlags, "what a row is like"] = field(default_factory=FormFlags)
+    selection: Annotated[SelectionFlags, "which traces"] = SelectionFlags()
+    form: Annotated[FormFlags, "what a row is like"] = FormFlags()
     overwrite: Annotated[bool, Flag("replace an export that is there")] = False
     dry_run: Annotated[bool, Flag("only say how many traces each filter leaves; nothing is written")] = False
     dataset_path: Annotated[str | None, _DATASET_NOW] = None

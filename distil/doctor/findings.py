@@ -11,8 +11,8 @@ from distil.records import Frame, ToolMode
 from distil.teacher.profile import Profile
 
 
-class Result(StrEnum):
-    """What came of a probe."""
+class Ability(StrEnum):
+    """Whether a teacher can do what a probe asks for."""
 
     YES = "yes"
     PARTLY = "partly"
@@ -25,7 +25,7 @@ class Probe:
     """One probe with what came of it."""
 
     probe: str
-    result: Result
+    result: Ability
     detail: str
 
 
@@ -55,7 +55,7 @@ class Examination:
 
 def working_mode(results: Mapping[ToolMode, Probe]) -> ToolMode:
     """The first form of calls whose results take pictures, NONE where there is none."""
-    working = [mode for mode, finding in results.items() if finding.result in (Result.YES, Result.PARTLY)]
+    working = [mode for mode, finding in results.items() if finding.result in (Ability.YES, Ability.PARTLY)]
     return working[0] if working else ToolMode.NONE
 
 
@@ -65,7 +65,7 @@ def suggestions_of(
     """The flags for the main job, needed ones and those that `auto` would choose too."""
     suggestions = []
     if tool_mode is not ToolMode.NONE:
-        is_needed = tool_mode is ToolMode.TEXT and native.result is Result.YES
+        is_needed = tool_mode is ToolMode.TEXT and native.result is Ability.YES
         why = "a call and its picture came through"
         if is_needed:
             why = "native calls work, but a picture in their result does not; a run would choose native"
@@ -84,7 +84,7 @@ def suggestions_of(
 def warnings_of(named: Profile, found: FoundFrame, told: Frame | None, picture: Probe) -> tuple[str, ...]:
     """What to look at before many samples are paid for; `told` is the frame of `--coordinates`."""
     warnings = []
-    if picture.result is Result.PARTLY:
+    if picture.result is Ability.PARTLY:
         warnings.append("The word in a picture was not read: does this teacher see pictures well enough?")
     if found.frame is None:
         stated = (told or named.frame).value
@@ -108,11 +108,11 @@ def problems_of(
 ) -> tuple[str, ...]:
     """Why the main job cannot run, nothing where it can."""
     problems = []
-    if picture.result is Result.NO:
+    if picture.result is Ability.NO:
         problems.append(f"no picture could be sent: {picture.detail}")
-    elif picture.result is Result.PARTLY and found.frame is None:
+    elif picture.result is Ability.PARTLY and found.frame is None:
         problems.append("the teacher does not see: it read no word and its boxes do not follow the mark")
-    if not any(finding.result is Result.YES for finding in calls):
+    if not any(finding.result is Ability.YES for finding in calls):
         problems.append("the teacher makes no tool calls in either form (distil one-turn needs none)")
     elif working_mode(results) is ToolMode.NONE:
         details = "; ".join(finding.detail for finding in results.values())

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from PIL import Image
 
 from distil.doctor.findings import (
+    Ability,
     Examination,
     Probe,
-    Result,
     problems_of,
     suggestions_of,
     warnings_of,
@@ -44,7 +44,7 @@ from distil.records import (
     Turn,
 )
 from distil.teacher.client import ADAPTED, Teacher, TeacherSettings, without_key
-from distil.teacher.models import ModelList, ask_models, nearest_names
+from distil.teacher.models import ask_models, nearest_names
 from distil.teacher.profile import Profile, find_profile, with_frame
 from distil.teacher.refusals import Means, meaning
 from distil.teacher.sign import SIGN_QUESTION, SIGN_WORD, draw_sign
@@ -65,14 +65,17 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX_TEXT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 
-def ask_models_soon(settings: TeacherSettings) -> ModelList:
+Models = tuple[tuple[str, ...], str | None]  # their names, and why there are none
+
+
+def ask_models_soon(settings: TeacherSettings) -> Models:
     """The models, not waited for long; raises TeacherRefused where nothing answers or the key is wrong."""
     patience = replace(settings.patience, max_advised_seconds=_MAX_WAIT_SECONDS)
     settings = replace(settings, patience=patience)
     return ask_models(settings, fatal=Means.WRONG_KEY | Means.FORBIDDEN)
 
 
-def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = None) -> Examination:
+def examine(settings: TeacherSettings, models: Models, frame: Frame | None = None) -> Examination:
     """Ask the teacher everything; `frame` is the one to tell it instead of its profile's.
 
     Raises TeacherRefused where not even a word of text can be asked for.
@@ -91,7 +94,7 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     parallel = _probe_parallel(interview, tool_mode)
     limit = _probe_limit(interview)
     findings = (
-        _models_finding(settings.model, models),
+        _models_finding(settings.model, *models),
         text,
         picture,
         native,
@@ -106,7 +109,9 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
     return Examination(
         model=settings.model,
         profile=named,
-        findings=tuple(_without_key(finding, settings.api_key) for finding in findings),
+        findings=tuple(
+            replace(finding, detail=without_key(finding.detail, settings.api_key)) for finding in findings
+        ),
         found_frame=found,
         tool_mode=tool_mode,
         suggestions=suggestions_of(named, found, tool_mode, native),
@@ -114,6 +119,9 @@ def examine(settings: TeacherSettings, models: ModelList, frame: Frame | None = 
         problems=problems_of(picture, (native, written), results, found),
         num_requests=interview.num_requests + 1,  # and the list of models
     )
+
+
+Judge = Callable[[Reply], tuple[Ability, str]]
 
 
 class _Interview:
@@ -137,6 +145,20 @@ class _Interview:
                 raise
         time.sleep(_PASSING_WAIT_SECONDS)
         return self._ask(messages, tools, changes)
+
+    def probe(
+        self,
+        name: str,
+        judge: Judge,
+        messages: Sequence[Message],
+        tools: Sequence[Json] = (),
+        **changes: Json,
+    ) -> Probe:
+        """What comes of one question, judged by the reply to it."""
+        try:
+            return Probe(name, *judge(self.ask(messages, tools, **changes)))
+        except TeacherError as error:
+            return _failed(name, error)
 
     def _ask(self, messages: Sequence[Message], tools: Sequence[Json], changes: Mapping[str, Json]) -> Reply:
         if self.num_requests + 1 >= MAX_REQUESTS:
@@ -174,8 +196,8 @@ def _probe_text(interview: _Interview) -> Probe:
             raise TeacherRefused(str(error), error.status) from None
         return _failed("plain text", error)
     if not _said(reply):
-        return Probe("plain text", Result.PARTLY, _silence(reply))
-    return Probe("plain text", Result.YES, quote(_said(reply), _MAX_QUOTED_CHARS))
+        return Probe("plain text", Ability.PARTLY, _silence(reply))
+    return Probe("plain text", Ability.YES, quote(_said(reply), _MAX_QUOTED_CHARS))
 
 
 def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Probe, ...]:
@@ -183,16 +205,16 @@ def _field_findings(before: TeacherSettings, interview: _Interview) -> tuple[Pro
     token_detail = after.token_field
     if "token_field" in refused:
         token_detail += f" ({before.token_field} is refused; a run finds this out by itself)"
-    findings = [Probe("token-limit field", Result.YES, token_detail)]
+    findings = [Probe("token-limit field", Ability.YES, token_detail)]
     for name in ("seed", "temperature"):
-        result, detail = Result.YES, "accepted"
+        result, detail = Ability.YES, "accepted"
         if f"sends_{name}" in refused:
-            result, detail = Result.NO, "refused; a run leaves it out by itself"
+            result, detail = Ability.NO, "refused; a run leaves it out by itself"
         elif not getattr(before, f"sends_{name}"):
-            result, detail = Result.NOT_ASKED, "this family refuses it: it is never sent"
+            result, detail = Ability.NOT_ASKED, "this family refuses it: it is never sent"
         findings.append(Probe(name, result, detail))
     if not interview.replies:
-        return tuple(replace(finding, result=Result.NOT_ASKED, detail="no reply") for finding in findings)
+        return tuple(replace(finding, result=Ability.NOT_ASKED, detail="no reply") for finding in findings)
     return tuple(findings)
 
 
@@ -201,70 +223,63 @@ def _refused_fields(before: TeacherSettings, after: TeacherSettings) -> list[str
 
 
 def _probe_picture(interview: _Interview) -> Probe:
-    prompt = Prompt(_SYSTEM, SIGN_QUESTION)
-    try:
-        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)))
-    except TeacherError as error:
-        return _failed("picture", error)
-    return _reading("picture", reply, SIGN_WORD)
+    messages = _opening(interview, Prompt(_SYSTEM, SIGN_QUESTION), draw_sign(SIGN_WORD))
+    return interview.probe("picture", partial(_reading, SIGN_WORD), messages)
 
 
-def _reading(probe: str, reply: Reply, word: str) -> Probe:
+def _reading(word: str, reply: Reply) -> tuple[Ability, str]:
     said = _said(reply)
     if word.lower() in said.lower():
-        return Probe(probe, Result.YES, f"seen: the word {word} was read")
+        return Ability.YES, f"seen: the word {word} was read"
     unread = f"accepted, but the word {word} was not read: {quote(said, _MAX_QUOTED_CHARS)}"
-    return Probe(probe, Result.PARTLY, unread if said else _silence(reply))
+    return Ability.PARTLY, unread if said else _silence(reply)
 
 
 def _probe_limit(interview: _Interview) -> Probe:
     """Whether the reply ends at the limit: some servers accept a field that they do not know."""
-    probe = "token limit kept"
     question = _text_messages("Write the numbers from 1 to 100, separated by spaces.")
-    try:
-        reply = interview.ask(question, max_tokens=_LIMIT_TOKENS)
-    except TeacherError as error:
-        return _failed(probe, error)
+    return interview.probe("token limit kept", _keeping_limit, question, max_tokens=_LIMIT_TOKENS)
+
+
+def _keeping_limit(reply: Reply) -> tuple[Ability, str]:
     if reply.finish_reason == "length":
-        return Probe(probe, Result.YES, f"cut off after {_LIMIT_TOKENS} tokens, and said so")
+        return Ability.YES, f"cut off after {_LIMIT_TOKENS} tokens, and said so"
     detail = f"{_LIMIT_TOKENS} tokens were allowed, the reply has {len(reply.content)} characters"
-    return Probe(probe, Result.PARTLY, f"{detail} and finish_reason {reply.finish_reason}")
+    return Ability.PARTLY, f"{detail} and finish_reason {reply.finish_reason}"
 
 
 # --- calls and boxes ---
 
 
 def _probe_calls(interview: _Interview, tool_mode: ToolMode, mark: DrawnMark) -> Probe:
-    probe = f"{tool_mode.value} calls"
-    try:
-        reply = _ask_for_box(interview, tool_mode, mark)
-    except TeacherError as error:
-        return _failed(probe, error)
-    if not reply.calls:
-        detail = _silence(reply) if not _said(reply) else f"no call: {quote(_said(reply), _MAX_QUOTED_CHARS)}"
-        return Probe(probe, Result.NO, detail)
-    problem = reply.calls[0].problem
-    if problem is not None:
-        return Probe(probe, Result.PARTLY, problem)
-    if tool_mode is ToolMode.NATIVE and reply.call_form is ToolMode.TEXT:
-        return Probe(probe, Result.PARTLY, "the server passes calls on as text")
-    detail = f"{reply.calls[0].name} {json.dumps(reply.calls[0].arguments)}"
-    return Probe(probe, Result.YES, quote(detail, _MAX_QUOTED_CHARS))
-
-
-def _ask_for_box(interview: _Interview, tool_mode: ToolMode, mark: DrawnMark) -> Reply:
-    """The reply to the question where a mark is; a box in it is kept in the interview."""
+    """Whether a call comes back, or an answer alone, with the box of a mark, which the interview keeps."""
     schema = ZoomTool().schema(BoxFrame(interview.profile.frame))
     tools = () if tool_mode is ToolMode.NONE else (schema,)
-    prompt = Prompt(
-        _SYSTEM, _box_question(schema, tool_mode), tools, tool_mode, interview.profile.states_size
-    )
+    question = _box_question(schema, tool_mode)
+    prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
     sent = encode_sent(mark.draw(), interview.profile.rule)
-    reply = interview.ask(opening_messages(prompt, sent), prompt.native_tools)
-    numbers = _box_numbers(reply)
-    if numbers is not None:
-        interview.boxes[mark] = sent.size, numbers
-    return reply
+
+    def keep_box(reply: Reply) -> tuple[Ability, str]:
+        numbers = _box_numbers(reply)
+        if numbers is not None:
+            interview.boxes[mark] = sent.size, numbers
+        return _calling(tool_mode, reply)
+
+    name = f"{tool_mode.value} calls"
+    return interview.probe(name, keep_box, opening_messages(prompt, sent), prompt.native_tools)
+
+
+def _calling(tool_mode: ToolMode, reply: Reply) -> tuple[Ability, str]:
+    if not reply.calls:
+        detail = _silence(reply) if not _said(reply) else f"no call: {quote(_said(reply), _MAX_QUOTED_CHARS)}"
+        return Ability.NO, detail
+    problem = reply.calls[0].problem
+    if problem is not None:
+        return Ability.PARTLY, problem
+    if tool_mode is ToolMode.NATIVE and reply.call_form is ToolMode.TEXT:
+        return Ability.PARTLY, "the server passes calls on as text"
+    detail = f"{reply.calls[0].name} {json.dumps(reply.calls[0].arguments)}"
+    return Ability.YES, quote(detail, _MAX_QUOTED_CHARS)
 
 
 def _box_question(schema: Mapping[str, Json], tool_mode: ToolMode) -> str:
@@ -301,40 +316,40 @@ def _ask_for_other_boxes(interview: _Interview, native: Probe, written: Probe) -
     """Ask for the boxes of the marks that the call probes did not bring, in a form of calls that works."""
     tool_mode = ToolMode.NONE
     for mode, finding in ((ToolMode.TEXT, written), (ToolMode.NATIVE, native)):
-        tool_mode = mode if finding.result is Result.YES else tool_mode
+        tool_mode = mode if finding.result is Ability.YES else tool_mode
     for mark in MARKS:
         if mark not in interview.boxes:
-            with suppress(TeacherError):
-                _ask_for_box(interview, tool_mode, mark)
+            _probe_calls(interview, tool_mode, mark)
 
 
 def _boxes_finding(found: FoundFrame) -> Probe:
     detail = f"{found.num_hits} of {len(MARKS)} marks hit, mean overlap {found.overlap:.2f}"
     if found.frame is None:
         why = "no box came back" if not found.num_answers else f"the boxes miss the marks ({detail})"
-        return Probe("coordinates", Result.NO, why)
+        return Probe("coordinates", Ability.NO, why)
     if found.max_area_px is not None:
         detail = f"of a picture shrunk to about {found.max_area_px} pixels; {detail}"
-    sure = Result.YES if found.is_sure else Result.PARTLY
+    sure = Ability.YES if found.is_sure else Ability.PARTLY
     return Probe("coordinates", sure, f"{found.frame.value}: {detail}")
 
 
 def _probe_parallel(interview: _Interview, tool_mode: ToolMode) -> Probe:
     probe = "parallel calls"
     if tool_mode is ToolMode.NONE:
-        return Probe(probe, Result.NOT_ASKED, "no form of calls works")
+        return Probe(probe, Ability.NOT_ASKED, "no form of calls works")
     tools = (ZoomTool().schema(BoxFrame(interview.profile.frame)),)
     question = (
         f"In one reply, call the tool {ZoomTool().name} two times: with the left half of the image, and with "
         "its right half. Write nothing else."
     )
     prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
-    try:
-        reply = interview.ask(_opening(interview, prompt, draw_sign(SIGN_WORD)), prompt.native_tools)
-    except TeacherError as error:
-        return _failed(probe, error)
-    result = Result.YES if len(reply.calls) > 1 else Result.NO
-    return Probe(probe, result, f"{len(reply.calls)} of 2 calls in one turn; a run needs only one")
+    messages = _opening(interview, prompt, draw_sign(SIGN_WORD))
+    return interview.probe(probe, _calling_twice, messages, prompt.native_tools)
+
+
+def _calling_twice(reply: Reply) -> tuple[Ability, str]:
+    result = Ability.YES if len(reply.calls) > 1 else Ability.NO
+    return result, f"{len(reply.calls)} of 2 calls in one turn; a run needs only one"
 
 
 # --- pictures in tool results ---
@@ -344,12 +359,12 @@ def _probe_results(interview: _Interview, native: Probe, written: Probe) -> dict
     """A finding per form of calls that works, the second only where the first does not take pictures."""
     findings: dict[ToolMode, Probe] = {}
     for tool_mode, calls in ((ToolMode.NATIVE, native), (ToolMode.TEXT, written)):
-        is_settled = any(finding.result is not Result.NO for finding in findings.values())
-        if calls.result is Result.YES and not is_settled:
+        is_settled = any(finding.result is not Ability.NO for finding in findings.values())
+        if calls.result is Ability.YES and not is_settled:
             findings[tool_mode] = _probe_result(interview, tool_mode)
     if not findings:
         reason = "no form of calls works"
-        return {ToolMode.NONE: Probe("picture in tool result", Result.NOT_ASKED, reason)}
+        return {ToolMode.NONE: Probe("picture in tool result", Ability.NOT_ASKED, reason)}
     return findings
 
 
@@ -360,11 +375,7 @@ def _probe_result(interview: _Interview, tool_mode: ToolMode) -> Probe:
     prompt = Prompt(_SYSTEM, question, tools, tool_mode, interview.profile.states_size)
     messages = _opening(interview, prompt, draw_sign("· · ·"))
     messages += turn_messages(_zoomed_turn(interview, tool_mode))
-    try:
-        reply = interview.ask(messages, prompt.native_tools)
-    except TeacherError as error:
-        return _failed(probe, error)
-    return _reading(probe, reply, _ZOOMED_WORD)
+    return interview.probe(probe, partial(_reading, _ZOOMED_WORD), messages, prompt.native_tools)
 
 
 def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
@@ -381,30 +392,30 @@ def _zoomed_turn(interview: _Interview, tool_mode: ToolMode) -> Turn:
 # --- what the replies report ---
 
 
-def _models_finding(model: str, models: ModelList) -> Probe:
-    if models.problem is not None:
-        return Probe("models list", Result.NO, models.problem)
-    listed = ", ".join(models.names[:_MAX_LISTED_MODELS]) or "empty"
-    listed += ", …" if len(models.names) > _MAX_LISTED_MODELS else ""
-    if model in models.names:
-        return Probe("models list", Result.YES, listed)
-    near = ", ".join(nearest_names(model, models.names))
-    return Probe("models list", Result.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
+def _models_finding(model: str, names: Sequence[str], problem: str | None) -> Probe:
+    if problem is not None:
+        return Probe("models list", Ability.NO, problem)
+    listed = ", ".join(names[:_MAX_LISTED_MODELS]) or "empty"
+    listed += ", …" if len(names) > _MAX_LISTED_MODELS else ""
+    if model in names:
+        return Probe("models list", Ability.YES, listed)
+    near = ", ".join(nearest_names(model, names))
+    return Probe("models list", Ability.PARTLY, f"{model} is not in it; the nearest there: {near or 'none'}")
 
 
 def _report_findings(interview: _Interview) -> tuple[Probe, Probe]:
     fields = sorted({reply.reasoning_field for reply in interview.replies if reply.reasoning_field})
-    reasoning = Probe("reasoning field", Result.NO, "no reply carried reasoning")
+    reasoning = Probe("reasoning field", Ability.NO, "no reply carried reasoning")
     if fields:
         places = ["<think> in content" if field == "content" else field for field in fields]
-        reasoning = Probe("reasoning field", Result.YES, ", ".join(places))
+        reasoning = Probe("reasoning field", Ability.YES, ", ".join(places))
     usages = [reply.usage for reply in interview.replies if reply.usage]
     names = sorted({name for usage in usages for name in _usage_names(usage)})
     if not names:
-        return reasoning, Probe("usage fields", Result.NO, "not reported: a run's tokens are not known")
+        return reasoning, Probe("usage fields", Ability.NO, "not reported: a run's tokens are not known")
     has_both = {"prompt_tokens", "completion_tokens"} <= set(names)
     is_whole = has_both and len(usages) == len(interview.replies)
-    return reasoning, Probe("usage fields", Result.YES if is_whole else Result.PARTLY, ", ".join(names))
+    return reasoning, Probe("usage fields", Ability.YES if is_whole else Ability.PARTLY, ", ".join(names))
 
 
 def _usage_names(usage: Mapping[str, Json]) -> list[str]:
@@ -427,7 +438,7 @@ def _opening(interview: _Interview, prompt: Prompt, image: Image.Image) -> list[
 
 
 def _failed(probe: str, error: TeacherError) -> Probe:
-    return Probe(probe, Result.NO if error.attempts else Result.NOT_ASKED, str(error))
+    return Probe(probe, Ability.NO if error.attempts else Ability.NOT_ASKED, str(error))
 
 
 def _said(reply: Reply) -> str:
@@ -440,7 +451,3 @@ def _silence(reply: Reply) -> str:
     if reply.finish_reason == "length":
         return "cut off before it said anything; see --max_tokens"
     return reply.refusal or "an empty reply"
-
-
-def _without_key(finding: Probe, api_key: str) -> Probe:
-    return replace(finding, detail=without_key(finding.detail, api_key))

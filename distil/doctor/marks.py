@@ -68,18 +68,16 @@ class FoundFrame:
 
 def find_frame(answers: BoxAnswers) -> FoundFrame:
     """The frame in which most answers hit their marks, or the pixels of a smaller picture."""
-    found = max(
-        (_score(frame, answers) for frame in Frame), key=lambda score: (score.num_hits, score.overlap)
-    )
+    scores = [
+        _summed(frame, [_overlap_in(frame, mark, *answer) for mark, answer in answers.items()])
+        for frame in Frame
+    ]
+    found = max(scores, key=lambda score: (score.num_hits, score.overlap))
     if found.num_hits < _MIN_HITS:
         found = FoundFrame(None, found.overlap, found.num_hits, len(answers))
     if found.frame in (None, Frame.PIXEL):
         return _find_shrunk(answers, found) or found
     return found
-
-
-def _score(frame: Frame, answers: BoxAnswers) -> FoundFrame:
-    return _summed(frame, [_overlap_in(frame, mark, *answer) for mark, answer in answers.items()])
 
 
 def _summed(frame: Frame, overlaps: Sequence[float], max_area_px: int | None = None) -> FoundFrame:

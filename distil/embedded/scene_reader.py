@@ -17,9 +17,9 @@ from distil.embedded.sign_reader import (
     ROOM_SPREAD,
     SURE_READ_SCORE,
     Mood,
+    box_around,
     gives_up,
     levelling_turn,
-    side_within,
     turn_sentence,
     zoom_box,
     zoom_gain,
@@ -62,7 +62,7 @@ def decide_scene(look: Look, question: ShapeQuestion, request: ChatRequest, mood
     is_sure = line is not None and line.read_score >= SURE_READ_SCORE and line.height_px >= GOOD_HEIGHT_PX / 2
     if box is None or is_sure or gives_up(request, mood):
         return answer_scene(read, question, mood)
-    return closer_look(look, box, lines, request, mood) or answer_scene(read, question, mood)
+    return closer_look_at_shape(look, box, lines, request, mood) or answer_scene(read, question, mood)
 
 
 def shape_box(look: Look, question: ShapeQuestion, *, is_first: bool) -> Box | None:
@@ -93,7 +93,7 @@ def best_reading(lines: list[TextLine], question: ShapeQuestion) -> tuple[str | 
     return text, line
 
 
-def closer_look(
+def closer_look_at_shape(
     look: Look, box: Box, lines: list[TextLine], request: ChatRequest, mood: Mood
 ) -> Decision | None:
     """Choose the step that makes the print readable, or None if no step on offer would."""
@@ -114,9 +114,7 @@ def with_room(look: Look, box: Box, mood: Mood) -> Box:
     """A box around a shape with a little room, inside the picture."""
     room = 1 + 2 * ROOM_AROUND_SHAPE + abs(mood.spread(ROOM_SPREAD)) / 4
     half = max(box[2] - box[0], box[3] - box[1], MIN_BOX_PX) * room / 2
-    left, right = side_within((box[0] + box[2]) / 2, half, look.width_px)
-    top, bottom = side_within((box[1] + box[3]) / 2, half, look.height_px)
-    return left, top, right, bottom
+    return box_around(box, half, half, look)
 
 
 def answer_scene(read: str | None, question: ShapeQuestion, mood: Mood) -> Decision:

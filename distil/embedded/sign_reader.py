@@ -172,8 +172,13 @@ def zoom_box(look: Look, line: TextLine, mood: Mood) -> Box:
     half_width, half_height = (right - left) / 2 + margin_x, (bottom - top) / 2 + margin_y
     smallest = height_px * VIEW_LONG_SIDE_PX / CLOSE_UP_HEIGHT_PX / 2
     grow = max(1.0, smallest / max(half_width, half_height))
-    left, right = side_within((left + right) / 2, half_width * grow, look.width_px)
-    top, bottom = side_within((top + bottom) / 2, half_height * grow, look.height_px)
+    return box_around((left, top, right, bottom), half_width * grow, half_height * grow, look)
+
+
+def box_around(box: Box, half_width: float, half_height: float, look: Look) -> Box:
+    """Return a box of another size about the same middle, inside the picture."""
+    left, right = side_within((box[0] + box[2]) / 2, half_width, look.width_px)
+    top, bottom = side_within((box[1] + box[3]) / 2, half_height, look.height_px)
     return left, top, right, bottom
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 
 from distil.exports.conversation import is_attribution
+from distil.exports.form import ExportReport
 from distil.exports.selection import Selected, indexes
 from distil.index.columns import Column
 from distil.index.query import Query
@@ -111,15 +112,10 @@ def _add(
     contents.fingerprints[str(cells["fingerprint"])] += 1
 
 
-def card_json(
-    selected: Selected,
-    contents: Contents,
-    row_tokens: Sequence[int],
-    counts: Mapping[str, Json],
-    command: str,
-) -> dict[str, Json]:
+def card_json(selected: Selected, contents: Contents, report: ExportReport, command: str) -> dict[str, Json]:
     """The card; nothing in it depends on the clock, the number of workers or where the traces lie."""
-    figures = {ROW_TOKENS: array("d", row_tokens), **contents.figures}
+    figures = {ROW_TOKENS: array("d", report.row_tokens), **contents.figures}
+    counts = report.as_json()
     return {
         "format": CARD_FORMAT,
         "command": command,
@@ -133,14 +129,12 @@ def card_json(
         **{name: counts[name] for name in ("left_out", "refused_by_reason", "rows")},
         "figures": {name: figure_json(values) for name, values in figures.items() if len(values)},
         "values": {
-            name: _counts(counts, _MAX_VALUES)
-            for name, counts in contents.values.items()
-            if _is_telling(counts)
+            name: _counts(found, _MAX_VALUES) for name, found in contents.values.items() if _is_telling(found)
         },
         "attribution": {
-            name: _counts(counts, _MAX_NAMED)
-            for name, counts in contents.attribution.items()
-            if set(counts) != {None}
+            name: _counts(found, _MAX_NAMED)
+            for name, found in contents.attribution.items()
+            if set(found) != {None}
         },
         "datasets": dict(sorted(contents.fingerprints.items())),
         "settings": _settings_json(contents),

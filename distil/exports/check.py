@@ -9,7 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -40,14 +40,7 @@ class ExportFinding:
 
     def as_json(self) -> dict[str, Json]:
         """As the document has it."""
-        return {
-            "kind": self.kind,
-            "file": self.file,
-            "row": self.row,
-            "field": self.field,
-            "message": self.message,
-            "remedy": REMEDIES[self.kind],
-        }
+        return {**asdict(self), "remedy": REMEDIES[self.kind]}
 
 
 # Each kind of finding, in the order in which they are told, with what to do about it.

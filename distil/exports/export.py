@@ -189,7 +189,7 @@ def _write_card(
     name = "replayed" if asked.limit is None else f"replayed, --limit {asked.limit}"
     written = Step(name, len(selected.picks), len(report.exported))
     selected = replace(selected, steps=(*selected.steps, written))
-    card = card_json(selected, contents, report.row_tokens, report.as_json(), _command(asked))
+    card = card_json(selected, contents, report, _command(asked))
     card["selection_sha256"] = report.rows_sha256.hexdigest()
     pictures = draw_plots(card, target.folder) if can_plot() else {}
     text += "\n" + card_text(card, pictures, "" if can_plot() else NO_PLOTS)

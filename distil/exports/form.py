@@ -104,7 +104,8 @@ class Format:
 
 def table_features(form: FormFlags, content: Any, picture: Any) -> dict[str, Any]:
     """The columns of Parquet: a row's trace, whose it is where that is known, messages, pictures."""
-    whole_number, of_owner = datasets.Value("int64"), {ATTRIBUTION: _TEXT} if form.has_attribution else {}
+    whole_number = datasets.Value("int64")
+    of_owner = {ATTRIBUTION: _TEXT} if form.has_attribution else {}
     message = {"role": _TEXT, "content": content, "loss": datasets.Value("bool")}
     if form.call_form is ToolMode.NATIVE:
         message["tool_calls"] = [{"type": _TEXT, "function": {"name": _TEXT, "arguments": _TEXT}}]

@@ -101,8 +101,9 @@ def select_traces(
             yield each
 
     _check(asked.selection)
-    positions = _positions(asked.paths)
-    candidates, columns = _find(asked, positions, partial(tell_progress, "traces"))
+    files = _files_by_folder(asked.paths)
+    positions = _positions(files)
+    candidates, columns = _find(asked, list(files), positions, partial(tell_progress, "traces"))
     unread = set(positions) - {each.path for each in candidates}
     left, steps, left_out = candidates, list[Step](), Counter[str]()
     for name, keep in _filters(asked, candidates, read, left_out):
@@ -117,7 +118,7 @@ def select_traces(
         random.Random(asked.selection.seed).shuffle(picked)  # noqa: S311 - it is to be the same each time
     return Selected(
         picks={path: VALIDATION if path in validating else TRAIN for path in picked},
-        folders=tuple(_files_by_folder(asked.paths)),
+        folders=tuple(files),
         columns=tuple(columns),
         num_found=len(positions),
         steps=tuple(steps),
@@ -158,24 +159,26 @@ def _files_by_folder(paths: Iterable[Path]) -> dict[Path, set[str] | None]:
     return files
 
 
-def _positions(paths: Iterable[Path]) -> dict[Path, int]:
+def _positions(files: Mapping[Path, set[str] | None]) -> dict[Path, int]:
     """The trace files and where they stand among all; raises UsageError for a folder without one."""
-    files: list[Path] = []
-    for folder, names in _files_by_folder(paths).items():
+    paths: list[Path] = []
+    for folder, names in files.items():
         there = find_trace_files(folder) if folder.is_dir() else []
         others = [folder / name for name in sorted(names or ()) if folder / name not in set(there)]
         found = [path for path in there if names is None or path.name in names] + others
         if not found:
             raise UsageError(f"{folder} is no trace file and holds no trace_*.json")
-        files += found
-    return {path: number for number, path in enumerate(files)}
+        paths += found
+    return {path: number for number, path in enumerate(paths)}
 
 
 def _find(
-    asked: ExportFlags, positions: Mapping[Path, int], tell_progress: Callable[[int, int], None]
+    asked: ExportFlags,
+    folders: Sequence[Path],
+    positions: Mapping[Path, int],
+    tell_progress: Callable[[int, int], None],
 ) -> tuple[list[Candidate], Collection[Column]]:
     """The traces that the index can read, and its columns."""
-    folders = list(_files_by_folder(asked.paths))
     uses_sql = asked.where is not None or asked.selection.accept is not None
     at_once = len(folders) if uses_sql else MAX_FOLDERS  # SQL is about all, or says that they are too many
     candidates: list[Candidate] = []

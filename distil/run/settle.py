@@ -30,7 +30,6 @@ from distil.teacher.models import ask_first_replica, unlisted_warning
 from distil.teacher.profile import UNKNOWN, Profile, find_profile, with_frame, with_max_area
 from distil.teacher.tool_mode import (
     ProbeResult,
-    probe_fields,
     probe_replicas,
     probe_tool_mode,
     recalled_probe,
@@ -48,8 +47,7 @@ def what_is_asked(flags: RunFlags, tell: Callable[[str], None]) -> Iterator[Trac
 
     Raises UsageError.
     """
-    own = flags.own
-    with own_code(own.task, own.tool_module, own.reward) as code:
+    with own_code(flags.task, flags.tool_module, flags.reward) as code:
         offered = load_tools(flags.tools.tools)
         names = [tool.name for tool in offered]
         idle = code.not_offered(names)
@@ -150,13 +148,13 @@ def settle(
     """
     claim = Claim(Path(flags.samples.output_dir))
     teacher = teacher_settings(flags.teacher, address.api_base, address.api_key)
-    teacher, models = ask_first_replica(teacher, address.api_bases, tell)
-    model = flags.teacher.model or models.only(teacher)
-    profile = chosen_profile(model, flags.tools)
-    unlisted = unlisted_warning(model, models.names, profile)
+    teacher = replace(teacher, model=flags.teacher.model or "")
+    teacher, names = ask_first_replica(teacher, address.api_bases, tell)
+    profile = chosen_profile(teacher.model, flags.tools)
+    unlisted = unlisted_warning(teacher.model, names, profile)
     if unlisted is not None:
         tell(f"Warning: {unlisted}")
-    settings = settings_for(asked, flags.tools, profile, model)
+    settings = settings_for(asked, flags.tools, profile, teacher.model)
     settings = replace(settings, teacher_note=address.note, columns=source.chosen or None)
     teacher = as_traces_say(teacher, settings)
     settle_claim = partial(
@@ -166,7 +164,9 @@ def settle(
     prompt = settings.prompt()
     with _setup_budget(flags.budget, teacher, claim) as budget:
         probe = _earlier_probe(flags.tools, teacher, prompt, claim)
-        probe = probe or _asked_probe(flags.tools, teacher, prompt, budget, tell)
+        told = told_tool_mode(flags.tools, prompt)
+        # In every mode the server is asked before the first sample, or remembered: a run never adapts.
+        probe = probe or probe_tool_mode(teacher, prompt, budget, tell, told)
         probe = probe_replicas(probe, prompt, _replicas_after(teacher, address), budget, tell)
     settings = _asked_settings(settings, probe)
     _print_choices(probe, urls_text(address.api_bases), profile, tell)
@@ -281,20 +281,6 @@ def _setup_budget(flags: BudgetFlags, teacher: TeacherSettings, claim: Claim) ->
         raise UsageError(f"nothing can be asked within the budget, {error}") from None
     finally:
         claim.spending.flush()
-
-
-def _asked_probe(
-    flags: ToolFlags, teacher: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None]
-) -> ProbeResult:
-    """The tool mode, and the settings without the request fields that the server refuses.
-
-    In every mode the server is asked before the first sample, or remembered: a run never adapts.
-    """
-    told = told_tool_mode(flags, prompt)
-    if told is None:
-        return probe_tool_mode(teacher, prompt, budget, tell)
-    tool_mode, reason = told
-    return probe_fields(teacher, replace(prompt, tool_mode=tool_mode), reason, budget, tell)
 
 
 def told_tool_mode(flags: ToolFlags, prompt: Prompt) -> tuple[ToolMode, str] | None:

@@ -400,9 +400,8 @@ def main() -> None:
     """Leave the namespaces, fork the server, and keep watch."""
     arguments = read_arguments(sys.argv[1:])
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # a caller that ignores it would leave us nothing to wait for
+    # A caller that ignores it would leave us nothing to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     os.umask(0o077)

@@ -52,11 +52,8 @@ def load(name: str) -> None:
 
 def load_all() -> None:
     """Import everything on offer and use the codecs, fonts and BLAS once, so that they open no file later."""
-    for name in STANDARD.split():
-        load(name)
-    for name in ENCODINGS.split():
-        load(f"encodings.{name}")
-    for name in NUMPY.split():
+    encodings = (f"encodings.{name}" for name in ENCODINGS.split())
+    for name in (*STANDARD.split(), *encodings, *NUMPY.split()):
         load(name)
     import PIL  # noqa: PLC0415 - after the environment is set
 

@@ -6,7 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import SequenceMatcher
 
 from distil.errors import TeacherError, TeacherRefused, UsageError
@@ -20,55 +20,31 @@ _MAX_NEAREST = 3
 _MAX_LISTED = 20
 
 
-@dataclass(frozen=True, slots=True)
-class ModelList:
-    """The models that a server offers, or why it names none."""
-
-    names: tuple[str, ...]
-    problem: str | None = None
-
-    def only(self, settings: TeacherSettings) -> str:
-        """The one model that is offered, where none is named.
-
-        Raises TeacherRefused where there is no list, UsageError, naming them, for no model or several.
-        """
-        if self.problem is not None:
-            raise TeacherRefused(self.problem)
-        if len(self.names) == 1:
-            return self.names[0]
-        listed = ", ".join(sorted(self.names)[:_MAX_LISTED]) or "none"
-        if len(self.names) > _MAX_LISTED:
-            listed += f", … ({len(self.names)} in all)"
-        raise UsageError(
-            f"--model is missing; {shown_url(settings.api_base)} offers: {listed}\n"
-            f"(for the embedded teacher: --api_base embedded)"
-        )
-
-
 def ask_models(
     settings: TeacherSettings,
     tell: Callable[[str], None] = lambda _: None,
     fatal: Means = Means.GATEWAY | Means.WRONG_KEY,
-) -> ModelList:
-    """Ask a server for its models; raises TeacherRefused where none answers, or with a `fatal` status.
+) -> tuple[tuple[str, ...], str | None]:
+    """The names of a server's models, and why it gives none where it gives none.
 
-    `tell` gets a line where the server asks to be waited for.
+    Raises TeacherRefused where no server answers, or with a `fatal` status. `tell` gets a line where the
+    server asks to be waited for.
     """
     with Teacher(for_setup(settings)) as teacher:
         teacher.tell_by(tell)
         try:
             with teacher.asking() as sample:
-                return ModelList(_parse_names(sample.fetch(_PATH)))
+                return _parse_names(sample.fetch(_PATH)), None
         except TeacherError as error:
             text = str(error)
             if Means.NOT_FOUND in meaning(error.status):
                 text += " (does the URL need /v1 at its end? a server without a model list needs --model)"
             if error.status is None or meaning(error.status) & fatal:
                 raise TeacherRefused(text, error.status, error.attempts) from None
-            return ModelList((), text)
+            return (), text
         except (AttributeError, KeyError, TypeError, ValueError):  # a web page, or JSON of another kind
             where = f"{shown_url(settings.api_base)}{_PATH}"
-            return ModelList((), f"{where} gave no list of models: is this an OpenAI-compatible API?")
+            return (), f"{where} gave no list of models: is this an OpenAI-compatible API?"
 
 
 def _parse_names(body: bytes) -> tuple[str, ...]:
@@ -78,23 +54,47 @@ def _parse_names(body: bytes) -> tuple[str, ...]:
     return names
 
 
+def with_model(settings: TeacherSettings, names: Sequence[str], problem: str | None) -> TeacherSettings:
+    """The settings with the one model that the server offers, where they name none.
+
+    Raises TeacherRefused where there is no list, UsageError, naming them, for no model or several.
+    """
+    if settings.model:
+        return settings
+    if problem is not None:
+        raise TeacherRefused(problem)
+    if len(names) == 1:
+        return replace(settings, model=names[0])
+    listed = ", ".join(sorted(names)[:_MAX_LISTED]) or "none"
+    if len(names) > _MAX_LISTED:
+        listed += f", … ({len(names)} in all)"
+    raise UsageError(
+        f"--model is missing; {shown_url(settings.api_base)} offers: {listed}\n"
+        f"(for the embedded teacher: --api_base embedded)"
+    )
+
+
 def ask_first_replica(
     settings: TeacherSettings, api_bases: Sequence[str], tell: Callable[[str], None]
-) -> tuple[TeacherSettings, ModelList]:
-    """The settings with the first of several replicas that is there, and its models.
+) -> tuple[TeacherSettings, tuple[str, ...]]:
+    """The settings with the first of several replicas that is there, and the names of its models.
 
-    `tell` gets a line for each that is not; raises TeacherRefused where none is, or one refuses the key.
+    Where the settings name no model, it is its only one. `tell` gets a line for each replica that is not
+    there; raises TeacherRefused where none is, or one refuses the key, and as `with_model` does.
     """
     for api_base in api_bases[:-1]:
         settings = replace(settings, api_base=api_base)
         try:
-            return settings, ask_models(settings, tell)
+            names, problem = ask_models(settings, tell)
         except TeacherRefused as error:
             if error.status is not None and Means.GATEWAY not in meaning(error.status):
                 raise
             tell(f"A replica is not there: {error}")
+        else:
+            return with_model(settings, names, problem), names
     settings = replace(settings, api_base=api_bases[-1])
-    return settings, ask_models(settings, tell)
+    names, problem = ask_models(settings, tell)
+    return with_model(settings, names, problem), names
 
 
 def nearest_names(model: str, names: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from distil.pictures import ResizeRule
 from distil.records import Frame
 
+_CLAUDE_RULE = ResizeRule(max_side_px=1568, max_area_px=1_150_000)
+_GPT_RULE = ResizeRule(max_side_px=2048, max_area_px=1_500_000)
 _QWEN25_RULE = ResizeRule(max_area_px=12_845_056, min_area_px=3_136, min_side_px=28, factor_px=28)
 
 
@@ -39,29 +41,17 @@ PROFILES: tuple[Profile, ...] = (
     Profile("internvl", r"internvl", Frame.REL1000),
     Profile("glm-v", r"glm-?4\.[0-9]+v|glm-?5v", Frame.REL1000),
     Profile("gemini", r"gemini", Frame.REL1000_YX),
-    Profile(
-        "claude",
-        r"claude",
-        Frame.PIXEL,
-        ResizeRule(max_side_px=1568, max_area_px=1_150_000),
-        states_size=True,
-    ),
+    Profile("claude", r"claude", Frame.PIXEL, _CLAUDE_RULE, states_size=True),
     Profile(
         "gpt-reasoning",
         r"(^|/)(gpt-?[5-9]|o[1-9])",
         Frame.PIXEL,
-        ResizeRule(max_side_px=2048, max_area_px=1_500_000),
+        _GPT_RULE,
         states_size=True,
         token_field="max_completion_tokens",
         sends_temperature=False,
     ),
-    Profile(
-        "gpt",
-        r"(^|/)(gpt|chatgpt)",
-        Frame.PIXEL,
-        ResizeRule(max_side_px=2048, max_area_px=1_500_000),
-        states_size=True,
-    ),
+    Profile("gpt", r"(^|/)(gpt|chatgpt)", Frame.PIXEL, _GPT_RULE, states_size=True),
 )
 # More than most families look at (Claude 1.15, GPT 1.5, InternVL 2.4 million pixels), so they miss nothing;
 # and no more than servers take: a photo of 100 million pixels is refused, or fills a context.

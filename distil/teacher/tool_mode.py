@@ -72,43 +72,31 @@ def recalled_probe(settings: TeacherSettings, earlier: Mapping[str, Json]) -> Pr
 
 
 def probe_tool_mode(
-    settings: TeacherSettings, prompt: Prompt, budget: Budget, tell: Callable[[str], None] = lambda _: None
+    settings: TeacherSettings,
+    prompt: Prompt,
+    budget: Budget,
+    tell: Callable[[str], None] = lambda _: None,
+    told: tuple[ToolMode, str] | None = None,
 ) -> ProbeResult:
-    """Ask once for a native tool call on a sign, and for its word: native if a call comes back, else text.
+    """Ask for a tool call on a sign, and for its word: what the server refuses, and whether it sees.
 
-    Where the server refuses `tools` altogether it is asked again in text form, so that a wrong key or
-    model is told apart. Where the word does not come with the call, it is asked for alone: some teachers
+    `told` are the tool mode and why; without it a native call is asked for: native if one comes back, else
+    text. Where the server refuses `tools` altogether it is then asked again in text form, so that a wrong key
+    or model is told apart. Where the word does not come with the call, it is asked for alone: some teachers
     say nothing beside a call. So this takes one request, and three at the most. Raises TeacherRefused where
     the teacher cannot be asked, BudgetExceeded.
     """
-    native = replace(prompt, user=_question(prompt), tool_mode=ToolMode.NATIVE)
+    asked = replace(prompt, user=_question(prompt), tool_mode=told[0] if told else ToolMode.NATIVE)
     ask = partial(_ask, budget=budget, tell=tell)
     try:
-        reply, settings = ask(settings, native)
-        tool_mode, reason = _judge(reply)
+        reply, settings = ask(settings, asked)
+        tool_mode, reason = told or _judge(reply)
     except TeacherError as error:
-        if Means.TOOLS_REFUSED not in meaning(error.status):
+        if told or Means.TOOLS_REFUSED not in meaning(error.status):
             raise TeacherRefused(str(error), error.status) from None
         tool_mode, reason = ToolMode.TEXT, f"the server takes no tools ({error})"
-        reply, settings = _ask_or_refuse(ask, settings, replace(native, tool_mode=ToolMode.TEXT))
-    return _seen(ask, reply, native, ProbeResult(tool_mode, reason, settings))
-
-
-def probe_fields(
-    settings: TeacherSettings,
-    prompt: Prompt,
-    reason: str,
-    budget: Budget,
-    tell: Callable[[str], None] = lambda _: None,
-) -> ProbeResult:
-    """Ask in the prompt's own tool mode, which `reason` says why: what the server refuses, whether it sees.
-
-    One request, two at the most; raises TeacherRefused where it cannot be asked, BudgetExceeded.
-    """
-    asked = replace(prompt, user=_question(prompt))
-    ask = partial(_ask, budget=budget, tell=tell)
-    reply, settings = _ask_or_refuse(ask, settings, asked)
-    return _seen(ask, reply, asked, ProbeResult(prompt.tool_mode, reason, settings))
+        reply, settings = _ask_or_refuse(ask, settings, replace(asked, tool_mode=ToolMode.TEXT))
+    return _seen(ask, reply, asked, ProbeResult(tool_mode, reason, settings))
 
 
 def probe_replicas(

@@ -17,6 +17,7 @@ from distil.teacher.address import Address, find_teacher, served
 from distil.teacher.availability import Patience
 from distil.teacher.client import TeacherSettings
 from distil.teacher.connection import shown_url
+from distil.teacher.models import with_model
 from distil.teacher.profile import Profile
 from distil.terminal.terminal import Terminal
 from distil.terminal.words import one_line
@@ -111,13 +112,13 @@ def _examined(
     settings: TeacherSettings, flags: DoctorFlags, terminal: Terminal
 ) -> tuple[Examination, TeacherSettings]:
     """What was found out, and how it was asked; raises TeacherRefused or UsageError."""
-    models = ask_models_soon(settings)
-    if flags.model is None and models.problem is not None:
-        raise UsageError(models.problem)
-    settings = replace(settings, model=flags.model or models.only(settings))
+    names, problem = ask_models_soon(settings)
+    if flags.model is None and problem is not None:
+        raise UsageError(problem)
+    settings = with_model(replace(settings, model=flags.model or ""), names, problem)
     frame = None if flags.coordinates == AUTO else flags.coordinates
     with terminal.waiting("Asking the teacher"):
-        return examine(settings, models, frame), settings
+        return examine(settings, (names, problem), frame), settings
 
 
 def _show(found: Examination, terminal: Terminal) -> int:

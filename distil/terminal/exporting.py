@@ -1,4 +1,4 @@
-"""`distil export`: traces written for a trainer, and what became of each."""
+"""`distil export` and `distil import`: traces written for a trainer, conversations of others as traces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from distil.commands.flags import ExportFlags
+from distil.commands.flags import ExportFlags, ImportFlags
 from distil.exports.export import Found, NotExported, export_traces
 from distil.exports.form import ExportReport
+from distil.exports.importing import import_rows
 from distil.exports.selection import VALIDATION, Selected, select_traces
 from distil.records import ExportFormat, FailedCalls, Json
 from distil.terminal.bar import Bar, say_above_bar
@@ -131,3 +132,29 @@ def _masked_line(report: ExportReport, asked: ExportFlags) -> str:
             f"; LLaMA-Factory cannot mark them: the rows are split, {num_trained:,} with a trained turn each"
         )
     return line
+
+
+def import_files(asked: ImportFlags, terminal: Terminal) -> int:
+    """Import files of chat messages into a new folder; returns 0, or 1 where a row was refused.
+
+    Raises UsageError where nothing can be imported.
+    """
+    num_told = 0
+
+    def tell(line: str) -> None:
+        nonlocal num_told
+        num_told += 1
+        if num_told <= _SHOWN:
+            terminal.say(line, "red")
+
+    out = asked.output_dir
+    done = import_rows(asked.paths, out, asked.coordinates, tell)
+    terminal.say(
+        f"{done.num_traces:,} traces of {done.num_photos:,} photos: {out}. Of {done.num_calls:,} calls "
+        f"{done.num_verified:,} give their pictures again, {done.num_kept:,} pictures are kept as they came"
+    )
+    if done.refused:
+        terminal.say(f"{done.refused.total():,} rows are not imported")
+    if terminal.gives_json:
+        terminal.give({"out": str(out), **done.as_json()})
+    return 1 if done.refused else 0

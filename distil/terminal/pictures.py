@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from distil.errors import DistilError, error_text
+from distil.errors import DistilError, TraceError, error_text
 from distil.records import Protocol
 from distil.replay.recipe import FAILURES
 from distil.store.summary import TraceSummary
 from distil.terminal.terminal import Terminal
-from distil.viewer.pictures import NoPicture, Pictures, View
+from distil.viewer.pictures import Pictures, View
 
 MAX_ROWS = 16  # of text, for one picture
 _CELL_PX = (9, 18)  # where a terminal does not say how large a letter is
@@ -90,12 +90,12 @@ class ShownPictures:
         """A picture as the teacher got it; raises DistilError."""
         if self._pictures is None:
             self._pictures = Pictures(self._dataset_path)
-        data = self._pictures.file(path, number, View.SENT).data
+        data = self._pictures.file(path, number, View.SENT)
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
         except FAILURES as error:  # a trace may keep half a file
-            raise NoPicture(error_text(error)) from None
+            raise TraceError(error_text(error)) from None
 
     def _draw(self, image: Image.Image, max_rows: int | None = None) -> None:
         window = window_of(self._terminal.file, self._terminal.columns)

@@ -110,14 +110,16 @@ def view(path: Path, flags: ViewFlags, terminal: Terminal, pictures: ShownPictur
 
 def _view_trace(path: Path, verbose: bool, terminal: Terminal, pictures: ShownPictures | None) -> int:
     trace = load_json(path)
-    _, note = task_to_show(trace)
+    task, note = task_to_show(trace)
     if note is not None:
         terminal.say(f"{path}: {note}", "red")
+    facts = read_summary(trace, task)
     if terminal.gives_json:
-        terminal.give(_whole_document(path, trace))
+        own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
+        terminal.give(_trace_document(path, facts) | own)
     else:
-        show = partial(pictures.show, path) if pictures is not None else _show_none
-        _show_trace(trace, verbose, terminal, show)
+        show = partial(pictures.show, path) if pictures else lambda _: None
+        _show_trace(trace, facts, verbose, terminal, show)
     return 0 if note is None else 1
 
 
@@ -130,12 +132,6 @@ def _chosen(folder: Path, where: str) -> list[Path]:
     if not files:
         raise UsageError(f"{folder} holds no trace of which this is true: {where}")
     return files
-
-
-def _whole_document(path: Path, trace: Mapping[str, Json]) -> dict[str, Json]:
-    """One trace's figures, with truth and answer."""
-    own = {"truth": dict(trace_truth(trace)), "answer": dict(trace_answer(trace))}
-    return _trace_document(path, read_summary(trace, task_to_show(trace)[0])) | own
 
 
 def _trace_document(path: Path, facts: TraceSummary) -> dict[str, Json]:
@@ -229,15 +225,14 @@ def _metric_cell(metric: Metric, facts: TraceSummary) -> str:
     return metric.cell.format(facts.metrics[metric.name]) if facts.parse_success else "no answer"
 
 
-def _show_none(number: int) -> None:
-    """What shows the pictures of a trace where there are none to be shown."""
-
-
 def _show_trace(
-    trace: Mapping[str, Json], verbose: bool, terminal: Terminal, show_picture: Callable[[int], None]
+    trace: Mapping[str, Json],
+    facts: TraceSummary,
+    verbose: bool,
+    terminal: Terminal,
+    show_picture: Callable[[int], None],
 ) -> None:
     """A trace turn by turn; `show_picture` gets 0 for the photo, or a call's number, from 1."""
-    facts = read_summary(trace, task_to_show(trace)[0])
     table = _sample_table(trace, facts)
     terminal.show(Panel(table, title=f"sample {facts.sample_id}", title_align="left"))
     show_picture(0)

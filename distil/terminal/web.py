@@ -34,8 +34,8 @@ _LARGE_BYTES = 50_000_000  # from here on a browser takes its time to open a fil
 def serve_traces(flags: ViewFlags, terminal: Terminal) -> int:
     """Serve folders, or those of trace files, until a signal; raises UsageError where that cannot be."""
     _check_installed("the web page")
-    from distil.viewer.guard import new_token  # noqa: PLC0415
-    from distil.viewer.server import bind, is_loopback, serve_until_interrupted, url_of  # noqa: PLC0415
+    from distil.viewer.guard import is_loopback, new_token  # noqa: PLC0415
+    from distil.viewer.server import bind, serve_until_interrupted, url_of  # noqa: PLC0415
 
     folders = _folders_of(flags.paths)
     port, may_be_another = (VIEW_PORT, True) if flags.port is None else (flags.port, False)
@@ -65,20 +65,21 @@ def write_html(file: Path, flags: ViewFlags, terminal: Terminal) -> int:
     names = [path.name for path in flags.paths if path.is_file()]
     filters = (Filter("file", "in", names),) if len(names) == len(flags.paths) else ()
     viewer = _open_viewer(_folders_of(flags.paths), None, flags.dataset_path)
-    query = Query(filters, where=flags.where)
+    query, limit = Query(filters, where=flags.where), flags.limit or REPORT_TRACES
     with telling_bar(**_BAR) as tell_progress:
-        written = write_report(file, viewer, query, flags.limit or REPORT_TRACES, tell_progress)
-    of = f" of {written.num_found:,}" if written.num_traces < written.num_found else ""
+        num_without = write_report(file, viewer, query, limit, tell_progress)
+    num_found, num_bytes = viewer.index.count(query), file.stat().st_size
+    of = f" of {num_found:,}" if limit < num_found else ""
     terminal.say(
-        f"{file}: {number(written.num_traces, 'trace')}{of}, {written.num_bytes / 1e6:.1f} MB"
+        f"{file}: {number(min(limit, num_found), 'trace')}{of}, {num_bytes / 1e6:.1f} MB"
         + ("" if not of else "; more of them: --limit")
     )
-    if written.num_without_picture:
+    if num_without:
         terminal.say(
-            f"Warning: {number(written.num_without_picture, 'trace')} without pictures, each says why; "
+            f"Warning: {number(num_without, 'trace')} without pictures, each says why; "
             "where the dataset has moved: --dataset_path"
         )
-    if written.num_bytes > _LARGE_BYTES:
+    if num_bytes > _LARGE_BYTES:
         terminal.say("A browser takes a while to open a file as large: --limit makes it smaller.")
     return process.EXIT_DONE
 

@@ -14,17 +14,15 @@ from starlette.staticfiles import StaticFiles
 from distil.errors import DistilError
 from distil.viewer.compare_page import COMPARE_ROUTES
 from distil.viewer.list_page import LIST_ROUTES
-from distil.viewer.marking import MARK_ROUTES
+from distil.viewer.pages import HERE, answer, render
 from distil.viewer.preview_page import PREVIEW_ROUTES
 from distil.viewer.run_page import RUN_ROUTES
-from distil.viewer.templating import HERE, Answer, render
 from distil.viewer.trace_page import TRACE_ROUTES
 from distil.viewer.viewer import Viewer
 
 ROUTES: Sequence[BaseRoute] = (
     *RUN_ROUTES,
     *LIST_ROUTES,
-    *MARK_ROUTES,
     *TRACE_ROUTES,
     *PREVIEW_ROUTES,
     *COMPARE_ROUTES,
@@ -53,5 +51,5 @@ def _say_error(request: Request, error: Exception) -> Response:
 
 def _said(request: Request, status: int, text: str) -> Response:
     if request.url.path.startswith("/api/"):
-        return Answer({"error": text}, status_code=status)
+        return answer({"error": text}, status)
     return render(request, "error.html", status, code=status, text=text)

@@ -13,8 +13,8 @@ from starlette.routing import Route
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import Json, SampleId
-from distil.viewer.templating import render
-from distil.viewer.viewer import Viewer, viewer_of
+from distil.viewer.pages import render
+from distil.viewer.viewer import Viewer, part_of, trace_link, viewer_of
 
 PAGE_ROWS = 100
 SORTS = {
@@ -28,53 +28,28 @@ _ALIKE = 1e-9  # scores that differ by less are the same
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
-    """One run's trace of a row."""
-
-    file: str
-    score: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Pair:
-    """A row that several runs have solved; None for a run that has not."""
+    """A row that several runs have solved: each run's trace and its score, None for a run that has none."""
 
     sample: SampleId
-    solved: tuple[Solved | None, ...]
-
-    @property
-    def scores(self) -> list[float]:
-        return [each.score for each in self.solved if each is not None and each.score is not None]
+    files: tuple[str | None, ...]
+    scores: tuple[float | None, ...]
 
     @property
     def is_whole(self) -> bool:
         """Whether every run has a score of it."""
-        return len(self.scores) == len(self.solved)
+        return None not in self.scores
 
     @property
     def spread(self) -> float:
         """From the worst score to the best."""
-        return max(self.scores) - min(self.scores) if len(self.scores) > 1 else 0.0
+        known = [score for score in self.scores if score is not None]
+        return max(known) - min(known) if len(known) > 1 else 0.0
 
-    @property
-    def gain(self) -> float | None:
-        """What the last run's score is above the first's."""
-        first, last = self.solved[0], self.solved[-1]
-        if first is None or last is None or first.score is None or last.score is None:
-            return None
-        return last.score - first.score
-
-
-@dataclass(frozen=True)
-class Against:
-    """How a run does against the first one, on the rows that both have."""
-
-    name: str
-    num_both: int
-    better: int
-    equal: int
-    worse: int
-    mean_gain: float | None
+    def gain(self, run: int = -1) -> float | None:
+        """What a run's score, the last one's, is above the first's."""
+        first, other = self.scores[0], self.scores[run]
+        return None if first is None or other is None else other - first
 
 
 def compare_page(request: Request) -> Response:
@@ -95,7 +70,7 @@ def compare_page(request: Request) -> Response:
         request,
         "compare.html",
         rows=[_row_json(viewer, pair) for pair in shown[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]],
-        against=[_against(viewer.names[run], run, paired) for run in range(1, len(viewer.folders))],
+        against=[_against_json(viewer.names[run], run, paired) for run in range(1, len(viewer.folders))],
         num_rows=len(shown),
         num_all=len(paired),
         number=number,
@@ -116,14 +91,16 @@ def pair_up(index: TraceIndex, num_runs: int) -> list[Pair]:
     shares_dataset = (
         all(len(each) == 1 and each == datasets[0] for each in datasets if each) and None not in datasets[0]
     )
-    rows: dict[tuple[Json, ...], list[Solved | None]] = {}
+    rows: dict[tuple[Json, ...], dict[int, tuple[str, float | None]]] = {}
     samples: dict[tuple[Json, ...], SampleId] = {}
     for run, file, sample_index, rollout, _, image, score, _ in found:
         by_row = shares_dataset or image is None
         key = (sample_index, rollout) if by_row else (image, rollout)
         samples.setdefault(key, SampleId(sample_index or 0, rollout or 0))
-        rows.setdefault(key, [None] * num_runs)[run] = Solved(file, score)
-    return [Pair(samples[key], tuple(solved)) for key, solved in rows.items()]
+        rows.setdefault(key, {})[run] = (file, score)
+    none = (None, None)
+    solved = {key: [row.get(run, none) for run in range(num_runs)] for key, row in rows.items()}
+    return [Pair(samples[key], *zip(*row, strict=True)) for key, row in solved.items()]
 
 
 def _sorted(paired: Sequence[Pair], sort: str) -> list[Pair]:
@@ -132,43 +109,48 @@ def _sorted(paired: Sequence[Pair], sort: str) -> list[Pair]:
     if sort == "spread":
         return sorted(paired, key=lambda pair: (-pair.spread, pair.sample))
     sign = -1 if sort == "gain" else 1
-    return sorted(paired, key=lambda pair: (pair.gain is None, sign * (pair.gain or 0.0), pair.sample))
+    return sorted(paired, key=lambda pair: (pair.gain() is None, sign * (pair.gain() or 0.0), pair.sample))
 
 
-def _against(name: str, run: int, paired: Sequence[Pair]) -> Against:
-    gains = [
-        gain
-        for pair in paired
-        if (gain := Pair(pair.sample, (pair.solved[0], pair.solved[run])).gain) is not None
-    ]
+def _against_json(name: str, run: int, paired: Sequence[Pair]) -> Mapping[str, Json]:
+    """How a run does against the first one, on the rows that both have."""
+    gains = [gain for pair in paired if (gain := pair.gain(run)) is not None]
     better, worse = sum(gain > _ALIKE for gain in gains), sum(gain < -_ALIKE for gain in gains)
-    mean = sum(gains) / len(gains) if gains else None
-    return Against(name, len(gains), better, len(gains) - better - worse, worse, mean)
+    return {
+        "name": name,
+        "num_both": len(gains),
+        "better": better,
+        "equal": len(gains) - better - worse,
+        "worse": worse,
+        "mean_gain": sum(gains) / len(gains) if gains else None,
+    }
 
 
 def _row_json(viewer: Viewer, pair: Pair) -> Mapping[str, Json]:
-    cells = [None if each is None else _cell_json(viewer, run, each) for run, each in enumerate(pair.solved)]
+    cells = [
+        None if file is None else _cell_json(viewer, run, file, score)
+        for run, (file, score) in enumerate(zip(pair.files, pair.scores, strict=True))
+    ]
     there = [cell for cell in cells if cell is not None]
     beside = urlencode({"beside": f"{there[1]['run']}/{there[1]['part']}"}) if len(there) > 1 else ""
     return {
         "sample": str(pair.sample),
         "cells": cells,
         "truth": there[0]["truth"],
-        "gain": pair.gain if len(pair.solved) == 2 else None,
+        "gain": pair.gain() if len(cells) == 2 else None,
         "spread": pair.spread,
         "link": there[0]["link"] + (f"?{beside}" if beside else ""),
         "picture": f"/picture/{there[0]['run']}/{quote(there[0]['part'], safe='')}/0?view=thumb",
     }
 
 
-def _cell_json(viewer: Viewer, run: int, solved: Solved) -> dict[str, Json]:
-    row = viewer.index.find((run, solved.file)) or {}
-    part = solved.file.removeprefix("trace_").removesuffix(".json")
+def _cell_json(viewer: Viewer, run: int, file: str, score: float | None) -> dict[str, Json]:
+    row = viewer.index.find((run, file)) or {}
     return {
         "run": run,
-        "part": part,
-        "link": f"/trace/{run}/{quote(part, safe='')}",
-        "score": solved.score,
+        "part": part_of(file),
+        "link": trace_link(run, file),
+        "score": score,
         "answer": row.get("answer") if row.get("parse_success") else None,
         "truth": row.get("truth"),
         "calls": row.get("calls"),

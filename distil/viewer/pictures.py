@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,13 +31,11 @@ from distil.pictures import (
     ResizeRule,
     can_send_as_stored,
     encode_sent,
-    find_grey_range,
     is_deep_grey,
     picture_facts,
     to_rgb_or_grey,
 )
 from distil.records import (
-    GreyRange,
     Json,
     PictureFacts,
     Sample,
@@ -51,7 +48,6 @@ from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.recipe import FAILURES
 from distil.replay.replay import Sources
 from distil.sandbox.bounds import MEMORY_BYTES
-from distil.sandbox.exchange import ExecResult
 from distil.sandbox.sandbox import REMEDY, Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
@@ -72,10 +68,15 @@ _CODE_SECONDS = 60.0
 _LOSSLESS_PIXELS = 16_000_000  # above, a PNG takes seconds to make and to load
 _SIDE_LIMIT_PX = 1024  # of what a view rule may make of a small picture: hundreds of times what any does
 _UNSTATED_RULE = ResizeRule(max_side_px=1600)  # for traces that do not say at what size pictures were sent
-_KEPT_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+_SHOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # by browsers
+_MEDIA_TYPES = {
+    b"\xff\xd8": "image/jpeg",
+    b"\x89P": "image/png",
+    b"RI": "image/webp",
+    b"GI": "image/gif",
+}  # by how files of these formats begin
 _DATA_URL = re.compile(r"data:image/[a-z+.-]{1,20};base64,", re.IGNORECASE)
 _FAILURES = (DistilError, MemoryError, *FAILURES)
-
 
 ResultT = TypeVar("ResultT")
 
@@ -88,7 +89,7 @@ class View(StrEnum):
     THUMB = "thumb"
 
 
-class Match(StrEnum):
+class PictureMatch(StrEnum):
     """Whether a picture is the one that the trace was made with, by the hashes that it keeps."""
 
     MATCHED = "matched"
@@ -102,7 +103,7 @@ class ShownPicture:
     """A picture of a trace: 0 is the photo, k what call k gave (from 1); `detail` says why, for a person."""
 
     number: int
-    match: Match
+    match: PictureMatch
     detail: str
     size: Size | None = None  # in full resolution
     mode: str | None = None
@@ -110,42 +111,16 @@ class ShownPicture:
     num_bytes: int | None = None  # as sent
     is_kept: bool = False  # it stands in the trace itself
 
-    def as_json(self) -> dict[str, Json]:
-        return {
-            "number": self.number,
-            "match": self.match.value,
-            "detail": self.detail,
-            "size": self.size,
-            "mode": self.mode,
-            "sent_size": self.sent_size,
-            "num_bytes": self.num_bytes,
-            "is_kept": self.is_kept,
-        }
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A picture file for a browser."""
-
-    data: bytes
-    media_type: str
-
-
-class NoPicture(DistilError):
-    """A picture that a trace has not, or that cannot be made; the text says why."""
-
 
 @dataclass(frozen=True)
 class _Made:
-    """A picture as a replay made it; `image` has its pixels."""
+    """A picture as a replay made it: the current one of `scene`; `stored` is the photo's file."""
 
     number: int
-    image: Callable[[], Image.Image]
+    scene: Scene
     facts: PictureFacts
     sent: SentPicture
-    grey_range: GreyRange | None
-    stored: StoredPicture | None = None  # of the photo
-    kept: Encoded | None = None  # where it was not made, but stands in the trace
+    stored: StoredPicture | None = None
 
 
 class Pictures:
@@ -156,17 +131,22 @@ class Pictures:
         dataset_override: str | None = None,
         *,
         max_bytes: int = _CACHE_BYTES,
-        make_sandbox: Callable[[], Sandbox] | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
-        """`dataset_override` stands in for every dataset; `make_sandbox` makes what code is run in."""
+        """`dataset_override` stands in for every dataset; `sandbox` is what code is run in.
+
+        Raises SandboxUnavailable for one that contains nothing.
+        """
+        self._sandbox = sandbox or Sandbox(_CODE_SECONDS, MEMORY_BYTES, workers=1)
+        if self._sandbox.unsafe:
+            raise SandboxUnavailable("the viewer runs no code outside the sandbox")
         self._override = dataset_override
         self._sources = Sources(dataset_override)
         self._views: dict[str, Source] = {}
-        self._sandbox = _Contained(make_sandbox or partial(Sandbox, _CODE_SECONDS, MEMORY_BYTES, workers=1))
-        self._files = _Cache(max_bytes)
-        self._marks: OrderedDict[_Key, dict[int, ShownPicture]] = OrderedDict()
-        self._running: dict[tuple[_Key, str], _Task] = {}
-        self._lock = threading.RLock()
+        self._files = _Files(max_bytes)
+        self._told: OrderedDict[_Trace, dict[int, Future[ShownPicture]]] = OrderedDict()
+        self._making: dict[_File, Future[bytes]] = {}
+        self._lock = threading.Lock()
         self._at_once = threading.BoundedSemaphore(_REPLAYS_AT_ONCE)
         self.num_replays = 0
 
@@ -181,17 +161,8 @@ class Pictures:
 
     def marks(self, path: Path) -> Iterator[ShownPicture]:
         """What can be said of each of a trace's pictures, one by one as they are made."""
-        key = _key_of(path)
-        with self._lock:
-            known = self._marks.get(key)
-        if known is not None:
-            yield from known.values()
-            return
-        task = self._replay_task(key, path)
-        seen = 0
-        while (shown := task.shown_at(seen)) is not None:
-            seen += 1
-            yield shown
+        for shown in self._shown(path).values():
+            yield shown.result()
 
     def replayed(self, path: Path, work: Callable[[StoredTrace, Source, Executor], ResultT]) -> ResultT:
         """What `work` makes of a trace whose pictures can all be made within the bounds that hold here.
@@ -205,114 +176,102 @@ class Pictures:
                     pass
                 return work(trace, self._source(path, trace), self._sandbox)
         except _FAILURES as error:
-            raise error if isinstance(error, DistilError) else NoPicture(_reason(error)) from None
+            raise _as_ours(error) from None
 
-    def file(self, path: Path, number: int, view: View) -> Encoded:
-        """A picture of a trace; raises NoPicture, TraceError where there is no such file."""
-        key = _key_of(path)
-        found = self._files.get((key, number, view))
-        if found is not None:
-            return found
-        if view is View.SENT:
-            return self._sent(key, path, number)
-        name = f"{view}{number}"
-        task = self._task(key, name, lambda _: self._made_file(key, path, number, view))
-        return task.result()
+    def file(self, path: Path, number: int, view: View) -> bytes:
+        """A picture of a trace as a file for a browser; raises DistilError where there is none."""
+        key = (_trace_of(path), number, view)
+        found = self._files.get(key)
+        if found is None and view is View.SENT:
+            shown = self._shown(path).get(number)
+            if shown is None:
+                raise TraceError(_no_such(number))
+            if shown.result().match is PictureMatch.MISSING:
+                raise TraceError(shown.result().detail)
+            found = self._files.get(key)  # there is not room for all
+        return self._made(key, path).result() if found is None else found
 
-    def _sent(self, key: _Key, path: Path, number: int) -> Encoded:
+    def _made(self, key: _File, path: Path) -> Future[bytes]:
+        """A file in the making, once for all who ask for it."""
         with self._lock:
-            known = self._marks.get(key)
-        if known is not None and number in known and known[number].match is Match.MISSING:
-            raise NoPicture(known[number].detail)
-        if known is not None and number not in known:
-            raise NoPicture(_no_such(number))
-        return self._replay_task(key, path).file(number)
+            if key not in self._making:
+                self._making[key] = Future()
+                _start(self._make, key, path, self._making[key])
+            return self._making[key]
 
-    def _made_file(self, key: _Key, path: Path, number: int, view: View) -> Encoded:
-        """A view other than the sent one, made in one of the workers."""
-        if view is View.THUMB:
-            sent = self._files.get((key, number, View.SENT))
-            encoded = _thumbnail(sent.data if sent else self._one(path, number).sent.data)
-        else:
-            encoded = _full(self._one(path, number))
-        self._files.put((key, number, view), encoded)
-        return encoded
+    def _make(self, key: _File, path: Path, made: Future[bytes]) -> None:
+        try:
+            with self._at_once:
+                file = self._file(key, path)
+            self._files.put(key, file)
+            made.set_result(file)
+        except _FAILURES as error:
+            made.set_exception(_as_ours(error))
+        finally:
+            with self._lock:
+                del self._making[key]
+            if not made.done():
+                made.set_exception(TraceError("the picture could not be made"))
 
-    def _one(self, path: Path, number: int) -> _Made:
-        """One picture, with no more made than it needs; one that the trace keeps where none can be made."""
+    def _file(self, key: _File, path: Path) -> bytes:
+        """A view of a picture, with no more made than it needs; or the picture that the trace keeps."""
+        trace, number, view = key
+        sent = self._files.get((trace, number, View.SENT))
+        if view is View.THUMB and sent is not None:
+            return _thumbnail(sent)
         value = load_json(path)
         try:
             made = next((made for made in self._replayed(path, value) if made.number == number), None)
-        except _FAILURES as error:
+        except _FAILURES:
             kept = kept_picture(value, number)
             if kept is None:
-                raise NoPicture(_reason(error)) from None
-            image = Image.open(io.BytesIO(kept.data))
-            sent = _as_sent(kept, image.size)
-            return _Made(number, lambda: image, picture_facts(image), sent, None, kept=kept)
+                raise
+            return _thumbnail(kept) if view is View.THUMB else kept
         if made is None:
-            raise NoPicture(_no_such(number))
-        return made
+            raise TraceError(_no_such(number))
+        if view is View.FULL:
+            return _full(made)
+        return _thumbnail(made.sent.data) if view is View.THUMB else _compared(made, value)[1]
 
-    def _replay_task(self, key: _Key, path: Path) -> _Task:
-        return self._task(key, "replay", lambda task: self._replay(key, path, task))
-
-    def _task(self, key: _Key, name: str, work: Callable[[_Task], Encoded | None]) -> _Task:
-        """What does a work that several may ask for at once: it is done once."""
+    def _shown(self, path: Path) -> dict[int, Future[ShownPicture]]:
+        """What is said of a trace's pictures by their numbers, each as soon as a replay has made it."""
+        trace = _trace_of(path)
         with self._lock:
-            task = self._running.get((key, name))
-            if task is None:
-                task = self._running[key, name] = _Task()
-                run = partial(self._run_task, key, name, task, work)
-                threading.Thread(target=run, name="replay", daemon=True).start()
-            return task
+            if trace in self._told:
+                return self._told[trace]
+        calls = enumerate(trace_calls(load_json(path))[:MAX_CALLS], start=1)
+        numbers = [0, *(number for number, call in calls if call_succeeded(call))]
+        with self._lock:
+            if trace not in self._told:
+                self._told[trace] = {number: Future() for number in numbers}
+                _start(self._replay, trace, path, self._told[trace])
+                if len(self._told) > _REMEMBERED_TRACES:
+                    self._told.popitem(last=False)
+            return self._told[trace]
 
-    def _run_task(self, key: _Key, name: str, task: _Task, work: Callable[[_Task], Encoded | None]) -> None:
-        result: Encoded | None = None
-        error: DistilError | None = None
-        try:
-            with self._at_once:
-                result = work(task)
-        except _FAILURES as caught:
-            error = caught if isinstance(caught, DistilError) else NoPicture(_reason(caught))
-        finally:
-            with self._lock:
-                self._running.pop((key, name), None)
-            task.end(result, error)
-
-    def _replay(self, key: _Key, path: Path, task: _Task) -> None:
+    def _replay(self, trace: _Trace, path: Path, told: dict[int, Future[ShownPicture]]) -> None:
         """Make all of a trace's pictures, telling of each as soon as it is there."""
         self.num_replays += 1
-        value = load_json(path)
-        wanted = [
-            0,
-            *(
-                number
-                for number, call in enumerate(trace_calls(value)[:MAX_CALLS], 1)
-                if call_succeeded(call)
-            ),
-        ]
-        marks: dict[int, ShownPicture] = {}
+        value: Mapping[str, Json] = {}
 
-        def tell(shown: ShownPicture, file: Encoded | None) -> None:
-            marks[shown.number] = shown
+        def tell(shown: ShownPicture, file: bytes | None) -> None:
             if file is not None:
-                self._files.put((key, shown.number, View.SENT), file)
-            task.add(shown, file)
+                self._files.put((trace, shown.number, View.SENT), file)
+            told[shown.number].set_result(shown)
 
-        reason = ""
+        reason = "the replay ended before it"
         try:
-            for made in self._replayed(path, value):
-                tell(*_compared(made, value))
+            with self._at_once:
+                value = load_json(path)
+                for made in self._replayed(path, value):
+                    if made.number in told:
+                        tell(*_compared(made, value))
         except _FAILURES as error:
             reason = _reason(error)
-        for number in wanted:
-            if number not in marks:
-                tell(*_left_out(number, reason or "the replay ended before it", value))
-        with self._lock:
-            self._marks[key] = marks
-            while len(self._marks) > _REMEMBERED_TRACES:
-                self._marks.popitem(last=False)
+        finally:
+            for number, shown in told.items():
+                if not shown.done():
+                    tell(*_left_out(number, reason, value))
 
     def _replayed(self, path: Path, value: Mapping[str, Json]) -> Iterator[_Made]:
         """The pictures of a trace, each made of the one before."""
@@ -334,12 +293,13 @@ class Pictures:
                 _check_time(until)
                 _check_area(picture.scene.picture.size, picture.scene.photo.size)
                 facts = picture_facts(picture.scene.current)
-                yield _Made(picture.number, partial(_current, picture.scene), facts, picture.sent, None)
+                yield _Made(picture.number, picture.scene, facts, picture.sent)
             return
         toolbox = trace.settings.toolbox(self._sandbox)
         _check_rule(toolbox.rule)
-        scene = Scene.start(sample.picture.picture)
-        yield _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
+        photo = _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
+        yield photo
+        scene = photo.scene
         for number, call in enumerate(trace.calls[:MAX_CALLS], start=1):
             if not call.observation.success:
                 continue
@@ -349,11 +309,9 @@ class Pictures:
                 observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
                 _check_area(scene.picture.size, scene.photo.size)
             except _FAILURES as error:
-                raise NoPicture(_call_problem(number, call.raw.name, error, trace)) from None
+                raise TraceError(_call_problem(number, call.raw.name, error, trace)) from None
             assert observation.facts is not None and observation.sent is not None
-            yield _Made(
-                number, partial(_current, scene), observation.facts, observation.sent, scene.grey_range
-            )
+            yield _Made(number, scene, observation.facts, observation.sent)
 
     def _by_recipe(self, path: Path, value: Mapping[str, Json]) -> Iterator[_Made]:
         """The pictures of a trace that another program wrote, by the restore recipe."""
@@ -380,8 +338,8 @@ class Pictures:
                 _check_area(image.size, sample.picture.image.size)
                 sent = encode_sent(image, _UNSTATED_RULE)
             except _FAILURES as error:
-                raise NoPicture(_call_problem(number, name, error)) from None
-            yield _Made(number, partial(_same, image), picture_facts(image), sent, find_grey_range(image))
+                raise TraceError(_call_problem(number, name, error)) from None
+            yield _Made(number, Scene.start(image), picture_facts(image), sent)
 
     def _source(self, path: Path, trace: StoredTrace) -> Source:
         """The dataset that a trace came from, where it may be opened; raises SourceError."""
@@ -414,10 +372,11 @@ class Pictures:
             )
 
 
-_Key = tuple[str, int, int, int]  # path, inode, size and time of change: a file that is replaced is another
+_Trace = tuple[str, int, int, int]  # path, inode, size and time of change: a file that is replaced is another
+_File = tuple[_Trace, int, View]
 
 
-def _key_of(path: Path) -> _Key:
+def _trace_of(path: Path) -> _Trace:
     try:
         stat = path.stat()
     except (OSError, ValueError) as error:
@@ -425,118 +384,31 @@ def _key_of(path: Path) -> _Key:
     return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-class _Task:
-    """One work that several wait for: pictures as they are made, or in the end one file."""
-
-    def __init__(self) -> None:
-        self._told: list[tuple[ShownPicture, Encoded | None]] = []
-        self._ended: Future[Encoded | None] = Future()
-        self._changed = threading.Condition()
-
-    def add(self, shown: ShownPicture, file: Encoded | None) -> None:
-        with self._changed:
-            self._told.append((shown, file))
-            self._changed.notify_all()
-
-    def end(self, result: Encoded | None, error: DistilError | None) -> None:
-        with self._changed:
-            if error is not None:
-                self._ended.set_exception(error)
-            else:
-                self._ended.set_result(result)
-            self._changed.notify_all()
-
-    def result(self) -> Encoded:
-        found = self._ended.result()
-        if found is None:
-            raise NoPicture("the picture could not be made")
-        return found
-
-    def shown_at(self, position: int) -> ShownPicture | None:
-        """What was told as number `position`, waited for; None where the work ended before."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._told) > position or self._ended.done())
-            if len(self._told) > position:
-                return self._told[position][0]
-        self._ended.result()
-        return None
-
-    def file(self, number: int) -> Encoded:
-        """The file of a picture as soon as it is there; raises NoPicture."""
-        position = 0
-        while True:
-            shown = self.shown_at(position)
-            if shown is None:
-                raise NoPicture(_no_such(number))
-            if shown.number == number:
-                file = self._told[position][1]
-                if file is None:
-                    raise NoPicture(shown.detail)
-                return file
-            position += 1
+def _start(work: Callable[..., None], *given: object) -> None:
+    """Work beside the one who asks; it does not keep the process from ending, as a pool's would."""
+    threading.Thread(target=work, args=given, name="replay", daemon=True).start()
 
 
-class _Cache:
+class _Files:
     """Files by what they are of, the longest unused dropped first; bounded in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._num_bytes = max_bytes, 0
-        self._files: OrderedDict[tuple[_Key, int, View], Encoded] = OrderedDict()
+        self._max_bytes, self.num_bytes = max_bytes, 0
+        self._files: OrderedDict[_File, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    @property
-    def num_bytes(self) -> int:
-        return self._num_bytes
-
-    def get(self, key: tuple[_Key, int, View]) -> Encoded | None:
+    def get(self, key: _File) -> bytes | None:
         with self._lock:
-            found = self._files.get(key)
-            if found is not None:
+            if key in self._files:
                 self._files.move_to_end(key)
-            return found
+            return self._files.get(key)
 
-    def put(self, key: tuple[_Key, int, View], file: Encoded) -> None:
+    def put(self, key: _File, file: bytes) -> None:
         with self._lock:
-            before = self._files.pop(key, None)
-            self._num_bytes += len(file.data) - (len(before.data) if before else 0)
+            self.num_bytes += len(file) - len(self._files.pop(key, b""))
             self._files[key] = file
-            while self._num_bytes > self._max_bytes and self._files:
-                _, dropped = self._files.popitem(last=False)
-                self._num_bytes -= len(dropped.data)
-
-
-class _Contained:
-    """The sandbox, started when the first code has to run; what stops it from starting is found out once."""
-
-    workers = 1
-
-    def __init__(self, make: Callable[[], Sandbox]) -> None:
-        self._make = make
-        self._sandbox: Sandbox | None = None
-        self._problem: SandboxUnavailable | None = None
-        self._lock = threading.Lock()
-
-    def run(self, code: str, picture: Image.Image) -> ExecResult:
-        with self._lock:
-            if self._problem is not None:
-                raise SandboxUnavailable(str(self._problem))
-            if self._sandbox is None:
-                sandbox = self._make()
-                try:
-                    sandbox.start()
-                except SandboxUnavailable as error:
-                    self._problem = error
-                    raise
-                if sandbox.unsafe:
-                    raise SandboxUnavailable("the viewer runs no code outside the sandbox")
-                self._sandbox = sandbox
-            sandbox = self._sandbox
-        return sandbox.run(code, picture)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._sandbox is not None:
-                self._sandbox.close()
+            while self.num_bytes > self._max_bytes:
+                self.num_bytes -= len(self._files.popitem(last=False)[1])
 
 
 def call_arguments(call: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -546,7 +418,12 @@ def call_arguments(call: Mapping[str, Json]) -> Mapping[str, Json]:
     return mapping_of(call.get("tool_arguments", call.get("arguments")))
 
 
-def kept_picture(trace: Mapping[str, Json], number: int) -> Encoded | None:
+def media_type(file: bytes) -> str:
+    """What a picture's file is, for a browser."""
+    return _MEDIA_TYPES[file[:2]]
+
+
+def kept_picture(trace: Mapping[str, Json], number: int) -> bytes | None:
     """A picture that stands in the trace itself; None where there is none that browsers show."""
     if number == 0:
         return _decoded(_photo_texts(trace))
@@ -572,49 +449,39 @@ def _texts(value: Json, depth: int) -> Iterator[str]:
             yield from _texts(item, depth - 1)
 
 
-def _decoded(urls: Iterator[str]) -> Encoded | None:
+def _decoded(urls: Iterator[str]) -> bytes | None:
     for url in urls:
         try:
             data = base64.b64decode(url.partition(",")[2], validate=True)
-            with Image.open(io.BytesIO(data), formats=list(_KEPT_FORMATS)) as image:
-                return Encoded(data, _KEPT_FORMATS[str(image.format)])
+            with Image.open(io.BytesIO(data), formats=_SHOWN_FORMATS):
+                return data
         except _FAILURES:
             continue
     return None
 
 
-def _compared(made: _Made, trace: Mapping[str, Json]) -> tuple[ShownPicture, Encoded]:
+def _compared(made: _Made, trace: Mapping[str, Json]) -> tuple[ShownPicture, bytes]:
     """What can be said of a picture, and the file that is shown: the one that the trace keeps, if it does."""
     kept = kept_picture(trace, made.number)
     stored = _stored_facts(trace, made.number)
-    sent = _as_sent(kept, made.sent.size) if kept else made.sent
+    file = made.sent.data if kept is None else kept
+    sha256 = made.sent.sha256 if kept is None else hashlib.sha256(kept).hexdigest()
     pixels, stated_sent = stored.get("pixel_sha256"), mapping_of(stored.get("sent")).get("sha256")
-    where, note = "as kept in the trace" if kept else "replayed", _versions_note(trace)
+    where, note = "replayed" if kept is None else "as kept in the trace", _versions_note(trace)
     if not isinstance(pixels, str) and not isinstance(stated_sent, str):
-        match, detail = Match.UNSTATED, f"{where}; the trace keeps no hash to compare with"
+        match, detail = PictureMatch.UNSTATED, f"{where}; the trace keeps no hash to compare with"
     elif isinstance(pixels, str) and pixels != made.facts.pixel_sha256:
-        match, detail = (
-            Match.DIFFERS,
-            f"{where}, but its pixels are others than the trace says{note}",
-        )
-    elif isinstance(stated_sent, str) and stated_sent != sent.sha256:
-        match, detail = (
-            Match.DIFFERS,
-            f"the same pixels, but the teacher was sent another file{note}",
-        )
+        match = PictureMatch.DIFFERS
+        detail = f"{where}, but its pixels are others than the trace says{note}"
+    elif isinstance(stated_sent, str) and stated_sent != sha256:
+        match, detail = PictureMatch.DIFFERS, f"the same pixels, but the teacher was sent another file{note}"
     else:
-        match, detail = Match.MATCHED, f"{where}: pixels and sent file are those of the trace"
+        match, detail = PictureMatch.MATCHED, f"{where}: pixels and sent file are those of the trace"
+    size, sent_size = (made.facts.width_px, made.facts.height_px), made.sent.size
     shown = ShownPicture(
-        made.number,
-        match,
-        detail,
-        (made.facts.width_px, made.facts.height_px),
-        made.facts.mode,
-        sent.size,
-        sent.num_bytes,
-        kept is not None,
+        made.number, match, detail, size, made.facts.mode, sent_size, len(file), kept is not None
     )
-    return shown, Encoded(sent.data, sent.media_type)
+    return shown, file
 
 
 def _versions_note(trace: Mapping[str, Json]) -> str:
@@ -625,20 +492,19 @@ def _versions_note(trace: Mapping[str, Json]) -> str:
     )
 
 
-def _left_out(number: int, reason: str, trace: Mapping[str, Json]) -> tuple[ShownPicture, Encoded | None]:
+def _left_out(number: int, reason: str, trace: Mapping[str, Json]) -> tuple[ShownPicture, bytes | None]:
     """What can be said of a picture that no replay makes: perhaps the trace keeps it."""
     kept = kept_picture(trace, number)
     if kept is None:
-        return ShownPicture(number, Match.MISSING, reason), None
-    with Image.open(io.BytesIO(kept.data)) as image:
+        return ShownPicture(number, PictureMatch.MISSING, reason), None
+    with Image.open(io.BytesIO(kept)) as image:
         size = image.size
     stated = mapping_of(_stored_facts(trace, number).get("sent")).get("sha256")
-    sha256 = hashlib.sha256(kept.data).hexdigest()
-    match = Match.UNSTATED if not isinstance(stated, str) else Match.MATCHED
-    if match is Match.MATCHED and stated != sha256:
-        match = Match.DIFFERS
+    is_same = stated == hashlib.sha256(kept).hexdigest()
+    match = PictureMatch.MATCHED if is_same else PictureMatch.DIFFERS
+    match = match if isinstance(stated, str) else PictureMatch.UNSTATED
     detail = f"as kept in the trace; not replayed: {reason}"
-    return ShownPicture(number, match, detail, None, None, size, len(kept.data), True), kept
+    return ShownPicture(number, match, detail, None, None, size, len(kept), True), kept
 
 
 def _stored_facts(trace: Mapping[str, Json], number: int) -> Mapping[str, Json]:
@@ -647,44 +513,36 @@ def _stored_facts(trace: Mapping[str, Json], number: int) -> Mapping[str, Json]:
     return mapping_of(trace_calls(trace)[number - 1].get("result"))
 
 
-def _as_sent(kept: Encoded, size: Size) -> SentPicture:
-    return SentPicture(
-        kept.media_type, size, kept.data, len(kept.data), hashlib.sha256(kept.data).hexdigest()
-    )
-
-
 def _photo(sample: Sample, sent: SentPicture) -> _Made:
     stored = sample.picture
-    return _Made(0, lambda: stored.image, stored.facts, sent, find_grey_range(stored.image), stored)
+    return _Made(0, Scene.start(stored.picture), stored.facts, sent, stored)
 
 
-def _full(made: _Made) -> Encoded:
+def _full(made: _Made) -> bytes:
     """A picture in full resolution: a photo's own file where that can be, else a new one of its pixels."""
-    if made.kept is not None:
-        return made.kept
     if made.stored is not None and can_send_as_stored(made.stored):
         bare = without_metadata(made.stored.file_format, made.stored.data)
         if bare is not None:
-            return Encoded(bare, _KEPT_FORMATS[made.stored.file_format])
+            return bare
     with PIXEL_WORK:
-        image = made.image()
-        flat = to_rgb_or_grey(image, made.grey_range if is_deep_grey(image) else None)
+        image = made.scene.current
+        flat = to_rgb_or_grey(image, made.scene.grey_range if is_deep_grey(image) else None)
         if image.width * image.height <= _LOSSLESS_PIXELS:
             return _encoded(flat, "PNG", compress_level=1)
         return _encoded(flat, "JPEG", quality=95, subsampling=0)
 
 
-def _thumbnail(data: bytes) -> Encoded:
-    with Image.open(io.BytesIO(data), formats=list(_KEPT_FORMATS)) as image:
+def _thumbnail(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data), formats=_SHOWN_FORMATS) as image:
         image.draft("RGB", (2 * THUMB_PX, 2 * THUMB_PX))  # a JPEG is decoded no larger than is needed
         image.thumbnail((THUMB_PX, THUMB_PX))
         return _encoded(to_rgb_or_grey(image, None), "JPEG", quality=85)
 
 
-def _encoded(image: Image.Image, file_format: str, **options: Json) -> Encoded:
+def _encoded(image: Image.Image, file_format: str, **options: Json) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
-    return Encoded(buffer.getvalue(), _KEPT_FORMATS[file_format])
+    return buffer.getvalue()
 
 
 def _local(dataset_path: Json) -> str:
@@ -700,14 +558,14 @@ def _refuse_far(source: Source, sample_id: SampleId) -> None:
 
 def _check_time(until: float) -> None:
     if time.monotonic() > until:
-        raise NoPicture(f"replaying this trace takes longer than {_REPLAY_SECONDS:.0f} seconds")
+        raise TraceError(f"replaying this trace takes longer than {_REPLAY_SECONDS:.0f} seconds")
 
 
 def _check_rule(rule: ResizeRule) -> None:
-    """Raise NoPicture where a trace says that small pictures are sent enormous: no run does."""
+    """Raise TraceError where a trace says that small pictures are sent enormous: no run does."""
     too_large = max(rule.min_side_px, rule.factor_px) > _SIDE_LIMIT_PX or rule.min_area_px > MAX_RESULT_PIXELS
     if too_large:
-        raise NoPicture("settings.view_rule makes pictures larger than any run does")
+        raise TraceError("settings.view_rule makes pictures larger than any run does")
 
 
 def _check_action(name: str, arguments: Mapping[str, Json], scene: Scene) -> None:
@@ -727,14 +585,6 @@ def _check_area(size: Size, photo: Size) -> None:
         raise ToolError(f"it gives a picture of {size[0]}×{size[1]} pixels, more than any run allows")
 
 
-def _current(scene: Scene) -> Image.Image:
-    return scene.current
-
-
-def _same(image: Image.Image) -> Image.Image:
-    return image
-
-
 def _no_such(number: int) -> str:
     return f"this trace has no picture {number}"
 
@@ -747,6 +597,10 @@ def _call_problem(number: int, name: str, error: BaseException, trace: StoredTra
     code = trace.settings.code if trace is not None else None
     note = " (it ran without a sandbox, and is run in one now)" if code and code.unsafe_exec else ""
     return f"{what}: {_reason(error)}{note}"
+
+
+def _as_ours(error: BaseException) -> DistilError:
+    return error if isinstance(error, DistilError) else TraceError(_reason(error))
 
 
 def _reason(error: BaseException) -> str:

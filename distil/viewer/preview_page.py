@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import TypeVar
+from itertools import count
+from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from distil.commands.flags import ExportFlags, FormFlags
 from distil.errors import DistilError, TraceError
-from distil.exports.conversation import Message, conversation_of
+from distil.exports.conversation import conversation_of
 from distil.exports.export import NOTHING_TO_TRAIN
 from distil.exports.pictures import shown_calls
 from distil.exports.preview import END, START, Preview, previews_of
@@ -32,8 +33,8 @@ from distil.records import (
 from distil.source.rows import Source
 from distil.store.trace_file import StoredTrace
 from distil.tools.python_code import Executor
-from distil.viewer.templating import render
-from distil.viewer.trace_page import asked_file, display_size, pictures_of
+from distil.viewer.pages import display_size, render
+from distil.viewer.trace_page import asked_file, pictures_of
 from distil.viewer.trace_view import Fields
 from distil.viewer.viewer import viewer_of
 from distil.viewer.visible import plain
@@ -46,15 +47,15 @@ _FORMAT_NAMES = {
     ExportFormat.OPENAI: "chat API",
     ExportFormat.HF: "the hub",
 }
-_CHOICES: tuple[tuple[str, str, type[StrEnum], tuple[StrEnum, ...]], ...] = (
-    ("format", "for", ExportFormat, tuple(ExportFormat)),
-    ("reasoning", "thoughts", Thoughts, tuple(Thoughts)),
-    ("errors", "failed calls", FailedCalls, tuple(FailedCalls)),
-    ("coordinates", "boxes", Frame, (Frame.REL1000, Frame.PIXEL)),
-    ("student", "student", Student, tuple(Student)),
-)
+_CHOICES: dict[str, tuple[str, tuple[StrEnum, ...]]] = {  # by their flags: what they are called, their values
+    "format": ("for", tuple(ExportFormat)),
+    "reasoning": ("thoughts", tuple(Thoughts)),
+    "errors": ("failed calls", tuple(FailedCalls)),
+    "coordinates": ("boxes", (Frame.REL1000, Frame.PIXEL)),
+    "student": ("student", tuple(Student)),
+}
+_USUAL: dict[str, StrEnum] = {"format": ExportFormat.TRL, **vars(FormFlags())}
 _MAX_PICTURE_PX = (480, 360)
-ChoiceT = TypeVar("ChoiceT", bound=StrEnum)
 
 
 def preview_page(request: Request) -> Response:
@@ -94,22 +95,13 @@ def preview_page(request: Request) -> Response:
 
 def _flags(asked: QueryParams) -> ExportFlags:
     """The flags of a page's address; raises HTTPException where one is none."""
-    usual = FormFlags()
-    form = FormFlags(
-        reasoning=_choice(asked, "reasoning", usual.reasoning),
-        errors=_choice(asked, "errors", usual.errors),
-        coordinates=_choice(asked, "coordinates", Frame.REL1000, Frame.PIXEL),
-        student=_choice(asked, "student", usual.student),
-    )
-    return ExportFlags(format=_choice(asked, "format", ExportFormat.TRL), form=form)
-
-
-def _choice(asked: QueryParams, name: str, default: ChoiceT, *others: ChoiceT) -> ChoiceT:
-    known = (default, *others) if others else tuple(type(default))
-    found = next((each for each in known if each.value == asked.get(name, default.value)), None)
-    if found is None:
-        raise HTTPException(404, f"{name}= is one of {', '.join(each.value for each in known)}.")
-    return found
+    stated: dict[str, Any] = {}
+    for name, (_, values) in _CHOICES.items():
+        text = asked.get(name, _USUAL[name].value)
+        if text not in list(values):
+            raise HTTPException(404, f"{name}= is one of {', '.join(values)}.")
+        stated[name] = next(value for value in values if value == text)
+    return ExportFlags(format=stated.pop("format"), form=FormFlags(**stated))
 
 
 def _choices(flags: ExportFlags) -> list[Fields]:
@@ -128,7 +120,7 @@ def _choices(flags: ExportFlags) -> list[Fields]:
                 for value in values
             ],
         }
-        for name, label, _, values in _CHOICES
+        for name, (label, values) in _CHOICES.items()
     ]
 
 
@@ -153,35 +145,27 @@ def _note(trace: StoredTrace) -> str | None:
 
 
 def _row(row: Preview) -> Fields:
-    number = 0
-    messages = []
-    for message in row.messages:
-        parts = [_part(part, number + place, row) for place, part in _placed(message)]
-        number += len(message.pictures)
-        messages.append({"role": message.role, "is_trained": bool(message.is_trained), "parts": parts})
-    num_said = sum(message.role == "assistant" for message in row.messages)
+    numbers = count(1)
+    messages = [
+        {
+            "role": message.role,
+            "is_trained": bool(message.is_trained),
+            "parts": [_part(part, numbers, row) for part in message.parts],
+        }
+        for message in row.messages
+    ]
     return {
         "id": plain(row.id),
-        "anchor": re.sub(r"\W+", "-", row.id),
         "num_tokens": row.num_tokens,
         "num_trained": row.num_trained,
-        "num_said": num_said,
+        "num_said": sum(message.role == "assistant" for message in row.messages),
         "num_pictures": row.num_pictures,
         "messages": messages,
     }
 
 
-def _placed(message: Message) -> list[tuple[int, str | SentPicture]]:
-    """The parts, each with how many pictures of the message there are up to it."""
-    found: list[tuple[int, str | SentPicture]] = []
-    number = 0
-    for part in message.parts:
-        number += not isinstance(part, str)
-        found.append((number, part))
-    return found
-
-
-def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
+def _part(part: str | SentPicture, numbers: Iterator[int], row: Preview) -> Fields:
+    """A text, or a picture with its number in the row."""
     if isinstance(part, str):
         return {"text": part}
     return {
@@ -189,7 +173,7 @@ def _part(part: str | SentPicture, number: int, row: Preview) -> Fields:
         "url": data_url(part),
         "size": part.size,
         "shown": display_size(part.size, *_MAX_PICTURE_PX),
-        "number": number,
+        "number": next(numbers),
         "num_bytes": part.num_bytes,
         "num_tokens": picture_tokens(part.size, row.form),
     }

@@ -13,11 +13,11 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from markupsafe import Markup
@@ -29,20 +29,17 @@ from distil.index.query import Query
 from distil.pictures import to_rgb_or_grey
 from distil.records import Json
 from distil.replay.recipe import FAILURES
-from distil.viewer.build_map import LAND_FILE
-from distil.viewer.charts import charts
-from distil.viewer.map import pairs, task_with_map
-from distil.viewer.pictures import Match, NoPicture, Pictures, View
-from distil.viewer.run_facts import read_facts
-from distil.viewer.run_figures import figures, read_columns
-from distil.viewer.templating import HERE, environment
+from distil.viewer.charts import charts, pairs, task_with_map
+from distil.viewer.pages import HERE, LAND_FILE, environment
+from distil.viewer.pictures import PictureMatch, Pictures, View
+from distil.viewer.run_facts import figures, read_columns, read_facts
 from distil.viewer.trace_page import column_of
-from distil.viewer.viewer import Viewer
+from distil.viewer.viewer import Viewer, part_of
 
 PICTURE_PX = 512  # the longest side of an embedded picture
 _QUALITY = 75  # of WebP
 _STYLES = ("base.css", "charts.css", "trace.css", "report.css")
-_MODULES = ("charts.js", "map.js", "scrolling.js")
+_MODULES = ("dom.js", "charts.js", "map.js", "scrolling.js")
 _SCRIPT = "report.js"
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
@@ -50,16 +47,7 @@ _IF_TOLD = ("rollout", "mark", "note")
 _THEN = ("answer", "truth", "turns", "calls", "failed_calls", "tools", "stop_reason")
 _AT_ONCE = 4  # traces whose pictures are made: most of that leaves the interpreter to others
 _PAGE = 500  # rows of the index at once
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a report came to."""
-
-    num_traces: int
-    num_found: int
-    num_bytes: int
-    num_without_picture: int
+ResultT = TypeVar("ResultT")
 
 
 def write_report(
@@ -68,30 +56,39 @@ def write_report(
     query: Query,
     limit: int,
     tell_progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Written:
+) -> int:
     """Write the first `limit` traces of a query, with charts and a map of all of them.
 
-    The file appears whole or not at all. Raises UsageError for a bad query, FolderError where the file cannot
-    be written.
+    The file appears whole or not at all. Returns how many of the traces have no picture. Raises UsageError
+    for a bad query, FolderError where the file cannot be written.
     """
-    found = viewer.index.count(query)
-    rows = _rows(viewer, query, min(limit, found))
+    rows = _rows(viewer, query, limit)
     pictures = Pictures(viewer.dataset_override)
-    entries = _Entries(viewer, rows, pictures, tell_progress)
+    num_without = 0
+
+    def traces() -> Iterator[dict[str, Any]]:
+        nonlocal num_without
+        paths = [viewer.folders[row["run"]] / row["file"] for row in rows]
+        all_embedded = _made_ahead(partial(_embedded, pictures), paths)
+        for done, (row, embedded) in enumerate(zip(rows, all_embedded, strict=True), start=1):
+            num_without += not any("data" in each for each in embedded.values())
+            column = column_of(viewer, row["run"], part_of(row["file"]))
+            yield {"id": trace_id(row), "c": column, "pictures": embedded}
+            tell_progress(done, len(rows))
+
     template = environment().get_template("report.html")
-    pieces = template.generate(traces=entries, **_context(viewer, query, rows, found))
+    pieces = template.generate(traces=traces(), **_context(viewer, query, rows))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
             file.writelines(pieces)
-        num_bytes = part.stat().st_size
         part.replace(path)
     except OSError as error:
         raise FolderError(f"{path} cannot be written: {error_text(error)}") from None
     finally:
         part.unlink(missing_ok=True)
         pictures.close()
-    return Written(len(rows), found, num_bytes, entries.num_without_picture)
+    return num_without
 
 
 def _rows(viewer: Viewer, query: Query, limit: int) -> list[dict[str, Json]]:
@@ -104,9 +101,8 @@ def _rows(viewer: Viewer, query: Query, limit: int) -> list[dict[str, Json]]:
     return rows
 
 
-def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]], found: int) -> dict[str, Any]:
+def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]]) -> dict[str, Any]:
     style, script = _style(), _script()
-    of_runs = read_columns(viewer.index, len(viewer.folders))
     columns = _columns(viewer, rows)
     folders = zip(viewer.folders, viewer.names, strict=True)
     return {
@@ -116,14 +112,14 @@ def _context(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]], f
         "policy": f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
         "facts": [read_facts(folder, name) for folder, name in folders],
-        "figures": figures(viewer.index, of_runs),
-        "charts": charts(viewer.index, query, viewer.names),
+        "figures": figures(viewer.index, read_columns(viewer.index, viewer.names)),
+        "charts": charts(viewer.index, read_columns(viewer.index, viewer.names, query)),
         "map": _map(viewer, query, rows),
         "columns": [{"name": each.name, "kind": each.kind, "heading": each.heading} for each in columns],
         "rows": [
             {"id": trace_id(row)} | {column.name: row[column.name] for column in columns} for row in rows
         ],
-        "num_found": found,
+        "num_found": viewer.index.count(query),
         "where": query.where,
         "num_broken": len(viewer.index.broken),
     }
@@ -155,57 +151,43 @@ def _map(viewer: Viewer, query: Query, rows: Sequence[Mapping[str, Json]]) -> Js
 
 def trace_id(row: Mapping[str, Json]) -> str:
     """What a trace is called within the file: its folder's number and its file's own part."""
-    return f"{row['run']}/{row['file'].removeprefix('trace_').removesuffix('.json')}"
+    return f"{row['run']}/{part_of(row['file'])}"
 
 
-class _Entries:
-    """The traces one by one, as the template asks for them: a few are made ahead, no more are held."""
+def _made_ahead(make: Callable[[Path], ResultT], paths: Iterable[Path]) -> Iterator[ResultT]:
+    """What is made of each path, one by one: a few are made ahead, no more are held."""
+    with ThreadPoolExecutor(_AT_ONCE, "distil-report") as workers:
+        ahead: deque[Future[ResultT]] = deque()
+        for path in paths:
+            if len(ahead) == 2 * _AT_ONCE:
+                yield ahead.popleft().result()
+            ahead.append(workers.submit(make, path))
+        while ahead:
+            yield ahead.popleft().result()
 
-    def __init__(
-        self,
-        viewer: Viewer,
-        rows: Sequence[Mapping[str, Json]],
-        pictures: Pictures,
-        tell_progress: Callable[[int, int], None],
-    ) -> None:
-        self._viewer, self._rows, self._pictures = viewer, rows, pictures
-        self._tell_progress = tell_progress
-        self.num_without_picture = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(_AT_ONCE, "distil-report") as workers:
-            ahead: deque[Future[dict[str, Json]]] = deque()
-            paths = [self._viewer.folders[row["run"]] / row["file"] for row in self._rows]
-            for done, row in enumerate(self._rows, start=1):
-                for path in paths[done - 1 + len(ahead) : done - 1 + 2 * _AT_ONCE]:
-                    ahead.append(workers.submit(self._embedded, path))
-                embedded = ahead.popleft().result()
-                self.num_without_picture += not any("data" in each for each in embedded.values())
-                column = column_of(self._viewer, row["run"], trace_id(row).partition("/")[2])
-                yield {"id": trace_id(row), "c": column, "pictures": embedded}
-                self._tell_progress(done, len(self._rows))
+def _embedded(pictures: Pictures, path: Path) -> dict[str, Json]:
+    """The pictures of a trace by their numbers, each with its data URL or why there is none."""
+    found: dict[str, Json] = {}
+    try:
+        for shown in pictures.marks(path):
+            found[str(shown.number)] = {"match": shown.match.value, "detail": shown.detail}
+            if shown.match is not PictureMatch.MISSING:
+                found[str(shown.number)] |= _small(pictures, path, shown.number)
+    except DistilError as error:
+        found.setdefault("0", _missing(str(error)))
+    return found
 
-    def _embedded(self, path: Path) -> dict[str, Json]:
-        """The pictures of a trace by their numbers, each with its data URL or why there is none."""
-        found: dict[str, Json] = {}
-        try:
-            for shown in self._pictures.marks(path):
-                found[str(shown.number)] = {"match": shown.match.value, "detail": shown.detail}
-                if shown.match is not Match.MISSING:
-                    found[str(shown.number)] |= self._small(path, shown.number)
-        except DistilError as error:
-            found.setdefault("0", _missing(str(error)))
-        return found
 
-    def _small(self, path: Path, number: int) -> dict[str, Json]:
-        try:
-            return {"data": small_data_url(self._pictures.file(path, number, View.SENT).data)}
-        except (NoPicture, *FAILURES) as error:  # a trace may keep half a file
-            return _missing(error_text(error))
+def _small(pictures: Pictures, path: Path, number: int) -> dict[str, Json]:
+    try:
+        return {"data": small_data_url(pictures.file(path, number, View.SENT))}
+    except (DistilError, *FAILURES) as error:  # a trace may keep half a file
+        return _missing(error_text(error))
 
 
 def _missing(detail: str) -> dict[str, Json]:
-    return {"match": Match.MISSING.value, "detail": detail}
+    return {"match": PictureMatch.MISSING.value, "detail": detail}
 
 
 def small_data_url(data: bytes) -> str:
@@ -225,7 +207,7 @@ def _style() -> str:
 def _script() -> str:
     """The modules of pages and the report's own as one script, each in a function that gives its exports."""
     own = (HERE / "static" / _SCRIPT).read_text(encoding="utf-8")
-    script = "\n".join([*map(_wrapped, _MODULES), _IMPORT.sub("", own)])
+    script = _IMPORT.sub("", "\n".join([*map(_wrapped, _MODULES), own]))
     return re.sub(r"<(?=/script|!--)", r"<\\", script)  # in a comment or a string, where it ends no script
 
 

@@ -14,14 +14,17 @@ from distil.index.query import Query
 from distil.records import Json, SampleId
 from distil.store.status import FolderStatus
 from distil.tasks.base import Task
-from distil.viewer.charts import charts
-from distil.viewer.keeper import Now
-from distil.viewer.map import pairs, task_with_map
-from distil.viewer.query_string import query_pairs, read_query
-from distil.viewer.run_facts import failure_rows, read_facts, settings_rows
-from distil.viewer.run_figures import figures, read_columns, spending_figures
-from distil.viewer.templating import Answer, render
-from distil.viewer.viewer import Viewer, viewer_of
+from distil.viewer.charts import charts, pairs, task_with_map
+from distil.viewer.pages import answer, query_pairs, read_query, render
+from distil.viewer.run_facts import (
+    failure_rows,
+    figures,
+    read_columns,
+    read_facts,
+    settings_rows,
+    spending_figures,
+)
+from distil.viewer.viewer import Now, Viewer, viewer_of
 
 _FIRST_WAIT_SECONDS = 0.25  # for where a run stands; a large folder's comes a moment later
 _IS_ALIVE_SECONDS = 120  # since the last change of a run that may be another machine's
@@ -53,10 +56,10 @@ def _figures(viewer: Viewer, generation: int) -> dict[str, Any]:
 
 
 def _read_figures(viewer: Viewer) -> dict[str, Any]:
-    runs = read_columns(viewer.index, len(viewer.folders))
+    runs = read_columns(viewer.index, viewer.names)
     return {
         "figures": figures(viewer.index, runs),
-        "charts": charts(viewer.index, Query(), viewer.names),
+        "charts": charts(viewer.index, runs),
         "num_traces": sum(run.num_traces for run in runs),
         "map_task": task_with_map(dict.fromkeys(task for run in runs for task in run.counts("task"))),
         "models": [", ".join(run.counts("model")) for run in runs],
@@ -73,7 +76,7 @@ def _failures(viewer: Viewer, run: int, status: FolderStatus | None) -> Any:
 def now_page(request: Request) -> Response:
     """Where the runs stand, for a page that asks again and again."""
     viewer = viewer_of(request)
-    return Answer(now_json(viewer, viewer.keeper.now()))
+    return answer(now_json(viewer, viewer.keeper.now()))
 
 
 def now_json(viewer: Viewer, now: Now) -> dict[str, Json]:
@@ -116,11 +119,11 @@ def pairs_of(request: Request) -> Response:
     generation = viewer.keeper.now().generation
     task = _figures(viewer, generation)["map_task"]
     if task is None:
-        return Answer({"pairs": [], "total": 0})
+        return answer({"pairs": [], "total": 0})
     if query != Query():
-        return Answer(_pairs(viewer, query, task))
-    body = viewer.cached("map", generation, lambda: Answer(_pairs(viewer, query, task)).body)
-    return Response(body, media_type=Answer.media_type)
+        return answer(_pairs(viewer, query, task))
+    body = viewer.cached("map", generation, lambda: answer(_pairs(viewer, query, task)).body)
+    return Response(body, media_type="application/json")
 
 
 def _pairs(viewer: Viewer, query: Query, task: Task) -> Json:

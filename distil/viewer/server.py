@@ -15,7 +15,7 @@ import uvicorn
 from distil import interrupts
 from distil.errors import UsageError
 from distil.viewer.app import create_app
-from distil.viewer.guard import TOKEN, Guard, allowed_names, in_url, is_every_address, is_loopback
+from distil.viewer.guard import TOKEN, Guard, allowed_names, in_url, is_every_address
 from distil.viewer.viewer import Viewer
 
 _BACKLOG = 128
@@ -97,6 +97,3 @@ def serve_until_interrupted(
             os.read(woken, 1)
     except KeyboardInterrupt:
         return
-
-
-__all__ = ["bind", "is_loopback", "serve_until_interrupted", "serving", "url_of"]

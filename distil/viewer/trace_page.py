@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
-    JSONResponse,
     PlainTextResponse,
     Response,
     StreamingResponse,
@@ -25,19 +24,17 @@ from starlette.routing import Route
 
 from distil.errors import DistilError, TraceError, UsageError, error_text
 from distil.messages.compose import Message, opening_messages, turn_messages
-from distil.records import Json, SampleId, SentPicture, Size
+from distil.records import Json, SampleId, SentPicture
 from distil.replay.replay import turns_of
 from distil.rollout import turn_seed
 from distil.store.folder import TIMINGS
 from distil.store.json_lines import parse_line
 from distil.store.trace_file import StoredTrace, load_json, read_trace, trace_name
-from distil.viewer.map import trace_link
-from distil.viewer.pictures import NoPicture, Pictures, View
-from distil.viewer.query_string import read_query
-from distil.viewer.templating import environment, render
-from distil.viewer.trace_view import Fields, Timings, view_of
-from distil.viewer.viewer import Viewer, viewer_of
-from distil.viewer.visible import finite, json_text, plain, value_at, visible
+from distil.viewer.pages import answer, environment, json_bytes, read_query, render
+from distil.viewer.pictures import Pictures, View, media_type
+from distil.viewer.trace_view import Fields, view_of
+from distil.viewer.viewer import Viewer, part_of, trace_link, viewer_of
+from distil.viewer.visible import finite, json_text, plain, value_at
 
 _PREFIX, _SUFFIX = "trace_", ".json"
 _MAX_PART_CHARS = 150
@@ -49,17 +46,6 @@ _NO_PICTURE = (
     b'<rect width="160" height="120" fill="#8884"/>'
     b'<path d="M64 44l32 32M96 44l-32 32" stroke="#888" stroke-width="4" stroke-linecap="round"/></svg>'
 )
-
-
-def display_size(size: Size | None, max_width: int, max_height: int) -> Size | None:
-    """At what size a picture is laid out: its own, or the largest that fits."""
-    if size is None:
-        return None
-    scale = min(1, max_width / size[0], max_height / size[1])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-environment().filters.update(visible=visible, display_size=display_size)
 
 
 # --- which file
@@ -161,20 +147,12 @@ def column_of(viewer: Viewer, run: int, part: str) -> Fields:
         "view": None,
         "recipe": _recipe(path),
         "verify": plain(f"distil verify {shlex.quote(str(path))}{_override_text(viewer)}"),
-        "dataset_override": viewer.dataset_override,
     }
     try:
         trace = load_json(path)
     except TraceError as error:
         return column | {"error": plain(str(error)), "raw": _beginning(path)}
     return column | {"sample": _sample_of(trace, part), "view": view_of(trace, _timings(path, trace))}
-
-
-def _view(path: Path) -> Fields:
-    try:
-        return view_of(load_json(path), Timings())
-    except TraceError as error:
-        raise HTTPException(404, plain(str(error))) from None
 
 
 def _override_text(viewer: Viewer) -> str:
@@ -206,14 +184,14 @@ def _sample_of(trace: Mapping[str, Json], part: str) -> Fields:
     }
 
 
-def _timings(path: Path, trace: Mapping[str, Json]) -> Timings:
-    """What the folder says of how long the sample took: its last line counts."""
+def _timings(path: Path, trace: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The line of `timings.jsonl` that says how long the sample took: the last one counts."""
     index, rollout = trace.get("sample_index"), trace.get("rollout", 0)
     file = path.parent / TIMINGS
     if type(index) is not int or not file.is_file():
-        return Timings()
+        return {}
     needle = b'"sample_index": %d' % index
-    found: Mapping[str, Json] | None = None
+    found: Mapping[str, Json] = {}
     try:
         with file.open("rb") as lines:
             for line in lines:
@@ -222,12 +200,8 @@ def _timings(path: Path, trace: Mapping[str, Json]) -> Timings:
                     if value and value.get("sample_index") == index and value.get("rollout", 0) == rollout:
                         found = value
     except OSError:
-        return Timings()
-    if found is None:
-        return Timings()
-    turn_seconds = found.get("turn_seconds")
-    each = turn_seconds if isinstance(turn_seconds, list) else []
-    return Timings(finite(found.get("seconds")), tuple(map(finite, each)))
+        return {}
+    return found
 
 
 def _recipe(path: Path) -> str:
@@ -246,8 +220,8 @@ def _others(request: Request, part: str) -> list[Fields]:
     found = []
     for number, folder in enumerate(viewer.folders):
         paths = folder.glob(f"{_PREFIX}{sample_id.index:05d}*{_SUFFIX}")
-        parts = [path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in paths]
-        ids = sorted(each for name in parts if (each := SampleId.from_file_part(name)) is not None)
+        parts = (SampleId.from_file_part(part_of(path.name)) for path in paths)
+        ids = sorted(each for each in parts if each is not None)
         found += [
             {"run": number, "name": viewer.names[number], "part": each.file_part, "rollout": each.rollout}
             for each in ids
@@ -266,14 +240,15 @@ def _photo_of(viewer: Viewer, run: int, sample_id: SampleId) -> Json:
 
 def pair(request: Request) -> Response:
     """Answer and truth of one trace for the map, as `map.pairs` gives those of many."""
-    found = _view(asked_file(request))["result"]
+    try:
+        found = view_of(load_json(asked_file(request)), {})["result"]
+    except TraceError as error:
+        raise HTTPException(404, plain(str(error))) from None
     ends = found["map"] or {}
     if "answer" not in ends:
-        return JSONResponse({"pairs": [], "total": 0})
+        return answer({"pairs": [], "total": 0})
     words = " · ".join(f"{label} {text}" for label, text in found["metrics"]) or "this trace"
-    return JSONResponse(
-        {"pairs": [[None, words, *ends["answer"], *ends["truth"], found["score"]]], "total": 1}
-    )
+    return answer({"pairs": [[None, words, *ends["answer"], *ends["truth"], found["score"]]], "total": 1})
 
 
 # --- pictures
@@ -291,11 +266,11 @@ def picture(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     try:
         file = pictures_of(request).file(path, number, view)
-    except (NoPicture, TraceError) as error:
+    except DistilError as error:
         if view is View.THUMB:  # in a list of many: a sign in its place, and no error for each
             return Response(_NO_PICTURE, media_type="image/svg+xml")
         return PlainTextResponse(plain(str(error)), 404)
-    return Response(file.data, media_type=file.media_type, headers=headers)
+    return Response(file, media_type=media_type(file), headers=headers)
 
 
 def _etag(viewer: Viewer, path: Path, number: int, view: View) -> str:
@@ -312,9 +287,9 @@ def marks(request: Request) -> Response:
     def lines() -> Iterator[bytes]:
         try:
             for shown in found:
-                yield _json_bytes(shown.as_json()) + b"\n"
+                yield json_bytes(asdict(shown)) + b"\n"
         except DistilError as error:
-            yield _json_bytes({"error": str(error)}) + b"\n"
+            yield json_bytes({"error": str(error)}) + b"\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
@@ -331,9 +306,9 @@ def messages(request: Request) -> Response:
         found = _sent_messages(trace)
     except (DistilError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         text = error_text(error) if isinstance(error, DistilError) else f"a field cannot be read: {error!r}"
-        return JSONResponse({"problem": plain(f"What was sent cannot be told: {text}")})
+        return answer({"problem": plain(f"What was sent cannot be told: {text}")})
     limit = sys.maxsize if whole else _MESSAGE_CHARS
-    return Response(_json_bytes(_cut(found, limit)), media_type="application/json")
+    return answer(_cut(found, limit))
 
 
 def _sent_messages(trace: StoredTrace) -> Fields:
@@ -417,10 +392,6 @@ def raw(request: Request) -> Response:
     """The file, to be saved."""
     path = asked_file(request)
     return FileResponse(path, media_type="application/json", filename=path.name)
-
-
-def _json_bytes(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
 
 
 TRACE_ROUTES = (

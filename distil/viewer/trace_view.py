@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -22,9 +21,8 @@ from distil.tasks import task_of
 from distil.tasks.base import Task
 from distil.tools.base import Tool
 from distil.tools.toolbox import find_tool
-from distil.viewer.code_colours import coloured
 from distil.viewer.pictures import MAX_CALLS, call_arguments, kept_picture
-from distil.viewer.visible import CUT_CHARS, finite, json_text, plain, pointer_to, shown, visible
+from distil.viewer.visible import CUT_CHARS, coloured, finite, json_text, plain, pointer_to, shown, visible
 
 Fields = dict[str, Any]  # what a template is given
 
@@ -37,31 +35,22 @@ _FRAMES = {
     Frame.REL1000_YX: "0–1000, y first",
     Frame.REL1: "0–1",
 }
-_TOKENS = {"prompt_tokens": "in", "completion_tokens": "out"}
 _MAX_TURNS = 1000  # of one page; what follows is in the raw JSON
 _MAX_COLOURED = 300  # calls whose code is coloured, which takes a hundredth of a second each
 _MAX_FIELD_CHARS = 400
 
 
-@dataclass(frozen=True)
-class Timings:
-    """How long a sample took, as `timings.jsonl` says."""
-
-    seconds: float | None = None
-    turn_seconds: tuple[float | None, ...] = ()
-
-
-def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
-    """What the page of a trace shows."""
+def view_of(trace: Mapping[str, Json], timings: Mapping[str, Json]) -> Fields:
+    """What the page of a trace shows; `timings` is its line of `timings.jsonl`, empty where there is none."""
     settings, metadata = mapping_of(trace.get("settings")), mapping_of(trace.get("metadata"))
     calls = _calls(trace)
-    turns, num_left_out = _turns(trace, timings, calls)
+    seconds = timings.get("turn_seconds")
+    turns, num_left_out = _turns(trace, seconds if isinstance(seconds, list) else [], calls)
     task = _task(trace)
     return {
         "task": task.name if task else _line(settings.get("task"), "not known"),
         "task_is_known": task is not None,
         "teacher": [_line(line) for line in teacher_lines(settings)],
-        "profile": _line(settings.get("profile"), ""),
         "is_edited": _is_edited(trace),
         "format": _line(trace.get("format"), "another program's"),
         "prompts": _prompts(settings, metadata),
@@ -72,7 +61,7 @@ def view_of(trace: Mapping[str, Json], timings: Timings) -> Fields:
         "num_calls_left_out": len(trace_calls(trace)) - len(calls),
         "photo": _photo(trace),
         "result": _result(trace, task),
-        "tokens": _token_rows(turns, timings),
+        "tokens": _token_rows(turns, finite(timings.get("seconds"))),
         "facts": _facts(trace, settings, metadata),
         "row": [(_line(name), _short_value(value)) for name, value in _items(trace.get("sample_data"))],
         "settings": shown(json_text(settings), pointer_to("settings"), 20_000) if settings else None,
@@ -130,29 +119,28 @@ def _offered(settings: Mapping[str, Json]) -> Fields:
     }
 
 
-def _turns(trace: Mapping[str, Json], timings: Timings, calls: Sequence[Fields]) -> tuple[list[Fields], int]:
+def _turns(
+    trace: Mapping[str, Json], seconds: Sequence[Json], calls: Sequence[Fields]
+) -> tuple[list[Fields], int]:
     """The turns with the calls of each, and how many are left out of the page."""
     log, entries = _log(trace, _LOGS)
     made = []
     for position, entry in enumerate(entries[:_MAX_TURNS]):
         turn = mapping_of(entry)
+        usage = mapping_of(turn.get("usage"))
         number = turn.get("turn") if isinstance(turn.get("turn"), int) else position + 1
-        seconds = timings.turn_seconds[position] if position < len(timings.turn_seconds) else None
         made.append(
             {
                 "number": number,
                 "role": _line(turn.get("role"), ""),
-                "pointer": pointer_to(log, position),
                 **_reply(turn, log, position),
                 "calls": [call for call in calls if call["turn"] == number],
                 "not_run": _not_run(turn, log, position),
                 "finish_reason": _line(turn.get("finish_reason"), ""),
                 "model": _line(turn.get("model"), ""),
-                "call_form": _line(turn.get("call_form"), ""),
-                "usage": mapping_of(turn.get("usage")),
-                "tokens_in": finite(mapping_of(turn.get("usage")).get("prompt_tokens")),
-                "tokens_out": finite(mapping_of(turn.get("usage")).get("completion_tokens")),
-                "seconds": seconds,
+                "tokens_in": finite(usage.get("prompt_tokens")),
+                "tokens_out": finite(usage.get("completion_tokens")),
+                "seconds": finite(seconds[position]) if position < len(seconds) else None,
             }
         )
     return made, max(0, len(entries) - _MAX_TURNS)
@@ -415,24 +403,18 @@ def _result(trace: Mapping[str, Json], task: Task | None) -> Fields:
     reward, metadata = mapping_of(trace.get("reward_score")), mapping_of(trace.get("metadata"))
     score = finite(reward.get("score", metadata.get("score")))
     answer, truth = _answers(trace, task)
-    parse_success = reward.get("parse_success", metadata.get("parse_success"))
     named = {metric.name for metric in task.metrics} if task else set()
     others = [
         (name, value) for name, value in reward.items() if name not in {"score", "parse_success", *named}
     ]
-    final = trace.get("final_response")
     return {
         "answer": _task_text(task, answer) if answer else "no answer",
         "truth": _task_text(task, truth) if truth else "not stated",
-        "answer_json": answer,
-        "truth_json": truth,
         "has_answer": bool(answer),
-        "parse_success": parse_success is True,
         "score": score,
         "score_text": task.reward_text(score) if task and score is not None else _plain_figure(score),
         "metrics": _metric_rows(trace, task),
         "others": [(_line(name), _short_value(value)) for name, value in others],
-        "final_response": shown(final, pointer_to("final_response")) if isinstance(final, str) else None,
         "map": _map_pair(task, answer, truth),
     }
 
@@ -475,37 +457,28 @@ def _map_pair(task: Task | None, answer: Mapping[str, Json], truth: Mapping[str,
 # --- figures beside it
 
 
-def _token_rows(turns: Sequence[Fields], timings: Timings) -> Fields:
+def _token_rows(turns: Sequence[Fields], seconds: float | None) -> Fields:
     """Tokens and seconds turn by turn, with what share of the most each is."""
-    rows = []
-    for turn in turns:
-        counts = {short: finite(turn["usage"].get(name)) for name, short in _TOKENS.items()}
-        details = mapping_of(turn["usage"].get("completion_tokens_details"))
-        cached = mapping_of(turn["usage"].get("prompt_tokens_details"))
-        rows.append(
-            {
-                "turn": turn["number"],
-                **counts,
-                "reasoning": finite(details.get("reasoning_tokens")),
-                "cached": finite(cached.get("cached_tokens")),
-                "seconds": turn["seconds"],
-                "finish_reason": turn["finish_reason"],
-            }
-        )
-    most = {name: max((row[name] or 0 for row in rows), default=0) for name in ("in", "out", "seconds")}
-    for row in rows:
-        row["shares"] = {
-            name: round(100 * (row[name] or 0) / most[name], 1) if most[name] else 0 for name in most
+    known = {"in": "tokens_in", "out": "tokens_out", "seconds": "seconds"}
+    columns = {name: [turn[place] for turn in turns] for name, place in known.items()}
+    most = {name: max((value or 0 for value in values), default=0) for name, values in columns.items()}
+    rows = [
+        {
+            "turn": turn["number"],
+            **{name: turn[place] for name, place in known.items()},
+            "shares": {name: _percent(turn[place], most[name]) for name, place in known.items()},
         }
-    totals = {name: sum(row[name] or 0 for row in rows) for name in ("in", "out", "seconds")}
-    return {
-        "rows": rows,
-        "totals": {
-            name: total if any(row[name] is not None for row in rows) else None
-            for name, total in totals.items()
-        },
-        "seconds": timings.seconds,
+        for turn in turns
+    ]
+    totals = {
+        name: None if set(values) <= {None} else sum(value or 0 for value in values)
+        for name, values in columns.items()
     }
+    return {"rows": rows, "totals": totals, "seconds": seconds}
+
+
+def _percent(value: float | None, most: float) -> float:
+    return round(100 * (value or 0) / most, 1) if most else 0
 
 
 def _facts(

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
+from pygments.lexers.python import PythonLexer
+from pygments.token import STANDARD_TYPES, Token
 
 from distil.records import Json
 
@@ -26,10 +28,12 @@ _UNSEEN = re.compile(
     r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b\u200e\u200f"
     r"\u2028-\u202e\u2060-\u206f\ufe00-\ufe0e\ufeff\ufff9-\ufffc\ud800-\udfff\ue000-\uf8ff\U000e0000-\U0010ffff]"
 )
+_LEXER = PythonLexer(stripnl=False, ensurenl=False)
+_TOLD_APART = {"k", "kn", "kc", "ow", "s", "c", "m", "nf", "nc", "nb", "o", "nd"}  # Pygments' short names
 
 
 @dataclass(frozen=True)
-class Shown:
+class CutText:
     """A text as a page shows it; `pointer` is where the whole stands in the trace (RFC 6901)."""
 
     text: str
@@ -44,9 +48,9 @@ class Shown:
         return self.num_chars > 0
 
 
-def shown(text: str, pointer: str = "", limit: int = CUT_CHARS) -> Shown:
+def shown(text: str, pointer: str = "", limit: int = CUT_CHARS) -> CutText:
     """The text, or its beginning."""
-    return Shown(text[:limit], pointer, len(text))
+    return CutText(text[:limit], pointer, len(text))
 
 
 def pointer_to(*path: str | int) -> str:
@@ -84,6 +88,26 @@ def _mark(letter: str) -> str:
     number = f"U+{ord(letter):04X}"
     name = unicodedata.name(letter, "control character")
     return f'<span class="unseen-letter" title="{escape(name.lower())}">{number}</span>'
+
+
+def coloured(code: str) -> Markup:
+    """Python code as HTML, its words told apart by classes that `trace.css` gives colours."""
+    return Markup("").join(_span(kind, text) for kind, text in _LEXER.get_tokens(code))
+
+
+def _span(kind: type[Token] | object, text: str) -> Markup:
+    name = _class_of(kind)
+    return Markup('<span class="tok-{}">{}</span>').format(name, visible(text)) if name else visible(text)
+
+
+def _class_of(kind: object) -> str:
+    """The name of a kind of word, or of the nearest that it is a kind of; empty for plain text."""
+    while kind is not Token and kind is not None:
+        name = STANDARD_TYPES.get(kind, "")
+        if name in _TOLD_APART:
+            return str(name)
+        kind = getattr(kind, "parent", None)
+    return ""
 
 
 def plain(text: str) -> str:

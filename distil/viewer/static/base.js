@@ -1,34 +1,7 @@
-// What every page has: theme, keys and their help, requests, short notices.
+// What every page has: keys and their help, requests, short notices; the theme that is kept.
 
+import { element, toggleTheme } from "./dom.js";
 import { letKeysScroll } from "./scrolling.js";
-
-const root = document.documentElement;
-
-// --- theme ---
-
-export function isDark() {
-  const chosen = root.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-/** The value of a design token, for what draws on a canvas. */
-export function token(name) {
-  return getComputedStyle(root).getPropertyValue(name).trim();
-}
-
-function toggleTheme() {
-  root.dataset.theme = isDark() ? "light" : "dark";
-  try {
-    localStorage.setItem("distil-theme", root.dataset.theme);
-  } catch {
-    // storage is off: it holds for this page
-  }
-  dispatchEvent(new CustomEvent("themechange"));
-}
-
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  dispatchEvent(new CustomEvent("themechange"));
-});
 
 // --- requests ---
 
@@ -111,14 +84,6 @@ const NAMES = {
 
 const help = document.getElementById("help");
 
-export function element(name, properties = {}, ...children) {
-  const { dataset, ...others } = properties;
-  const made = Object.assign(document.createElement(name), others);
-  if (dataset) Object.assign(made.dataset, dataset);
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
 function showHelp() {
   const rows = described.flatMap(({ keys, text }) => [
     element("dt", {}, ...keys.map((key) => element("kbd", { textContent: NAMES[key] ?? key }))),
@@ -128,14 +93,23 @@ function showHelp() {
   help.showModal();
 }
 
+function changeTheme() {
+  const theme = toggleTheme();
+  try {
+    localStorage.setItem("distil-theme", theme);
+  } catch {
+    // storage is off: it holds for this page
+  }
+}
+
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog || event.target.closest("[data-close]")) dialog.close();
   });
 }
 document.getElementById("help-button").addEventListener("click", showHelp);
-document.getElementById("theme-button").addEventListener("click", toggleTheme);
+document.getElementById("theme-button").addEventListener("click", changeTheme);
 bindKeys(["?"], "these keys", showHelp);
-bindKeys(["T"], "light or dark", toggleTheme);
+bindKeys(["T"], "light or dark", changeTheme);
 
 letKeysScroll(document.body);

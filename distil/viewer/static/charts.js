@@ -5,14 +5,14 @@
 // Every chart can be read three ways: as a picture, mark by mark with the arrow keys (or the pointer), and as
 // a table. No style is written into attributes: what a page's policy forbids, and its themes could not change.
 
+import { element, whole } from "./dom.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 44, right: 12, top: 10, bottom: 30 };
 const PLOT_HEIGHT_PX = 150;
 const ROW_HEIGHT_PX = 26;
 const LETTER_PX = 6.4; // of the axes' font, about
 const MAX_LABEL_LETTERS = 24;
-
-const whole = new Intl.NumberFormat("en-US");
 
 /** A number as an axis shows it. */
 export function short(value) {
@@ -36,13 +36,6 @@ export function percent(share, places) {
 
 function node(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-function html(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
@@ -268,13 +261,13 @@ function sum(numbers) {
 
 /** Draws a chart into `figure`, again whenever its width changes. */
 export function drawChart(figure, chart) {
-  const head = html("figcaption", { class: "chart-title" }, chart.title);
-  const note = html("span", { class: "chart-note" });
+  const head = element("figcaption", { className: "chart-title" }, chart.title);
+  const note = element("span", { className: "chart-note" });
   head.append(" ", note);
-  const tip = html("div", { class: "chart-tip", hidden: "" });
-  const said = html("span", { class: "unseen", role: "status" });
-  const plot = html("div", { class: "chart-plot", tabindex: "0", role: "group", "aria-label": `${chart.title}: a chart. Arrow keys go from mark to mark.` });
-  const table = html("details", { class: "chart-table" }, html("summary", {}, "as a table", html("span", { class: "unseen" }, `: ${chart.title}`)));
+  const tip = element("div", { className: "chart-tip", hidden: true });
+  const said = element("span", { className: "unseen", role: "status" });
+  const plot = element("div", { className: "chart-plot", tabIndex: 0, role: "group", ariaLabel: `${chart.title}: a chart. Arrow keys go from mark to mark.` });
+  const table = element("details", { className: "chart-table" }, element("summary", {}, "as a table", element("span", { className: "unseen" }, `: ${chart.title}`)));
   figure.classList.add("chart");
   figure.replaceChildren(head, legend(chart), plot, said, table);
 
@@ -336,14 +329,14 @@ export function drawChart(figure, chart) {
 
 function legend(chart) {
   if (chart.series.length < 2) return "";
-  return html("ul", { class: "chart-legend" }, ...chart.series.map((_, index) => html("li", { class: `s${index}` }, seriesLabel(chart, index))));
+  return element("ul", { className: "chart-legend" }, ...chart.series.map((_, index) => element("li", { className: `s${index}` }, seriesLabel(chart, index))));
 }
 
 function tableOf(title, heads, rows) {
-  const head = html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)));
-  const body = rows.map((cells) => html("tr", {}, html("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((words) => html("td", {}, words))));
-  return html("div", { class: "chart-scroll", tabindex: "0", role: "region", "aria-label": `${title}: a table` },
-    html("table", {}, html("caption", { class: "unseen" }, title), html("thead", {}, head), html("tbody", {}, ...body)));
+  const head = element("tr", {}, ...heads.map((words) => element("th", { scope: "col" }, words)));
+  const body = rows.map((cells) => element("tr", {}, element("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((words) => element("td", {}, words))));
+  return element("div", { className: "chart-scroll", tabIndex: 0, role: "region", ariaLabel: `${title}: a table` },
+    element("table", {}, element("caption", { className: "unseen" }, title), element("thead", {}, head), element("tbody", {}, ...body)));
 }
 
 /** Draws all charts of a list into `place`, in the place of what it held. */
@@ -351,7 +344,7 @@ export function drawCharts(place, charts) {
   place.classList.add("charts");
   place.replaceChildren();
   for (const chart of charts) {
-    const figure = html("figure", { id: `chart-${chart.id}` });
+    const figure = element("figure", { id: `chart-${chart.id}` });
     place.append(figure);
     drawChart(figure, chart);
   }

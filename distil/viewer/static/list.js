@@ -1,7 +1,8 @@
 // The list of traces: only the rows in sight are in the page, the others come in pieces as they are scrolled to.
 // What is shown is what the address says: conditions, search, SQL, order, columns.
 
-import { bindKeys, element, fetchJson, postJson, say } from "./base.js";
+import { bindKeys, fetchJson, postJson, say } from "./base.js";
+import { element, whole } from "./dom.js";
 
 const given = JSON.parse(document.getElementById("state").textContent);
 const columns = new Map(given.columns.map((column) => [column.name, column]));
@@ -11,7 +12,6 @@ const THUMB_ROW_PX = 86;
 const BEYOND = 12; // rows drawn above and below what is seen
 const POLL_MS = 2000;
 const TYPING_MS = 250;
-const count = new Intl.NumberFormat("en");
 const at = (id) => document.getElementById(id);
 const scroller = at("scroller");
 const body = at("rows");
@@ -116,8 +116,8 @@ function take(number, piece) {
   stale.delete(number);
   if (piece.total !== undefined) {
     total = piece.total;
-    at("num-keep").textContent = count.format(piece.marks.keep);
-    at("num-drop").textContent = count.format(piece.marks.drop);
+    at("num-keep").textContent = whole.format(piece.marks.keep);
+    at("num-drop").textContent = whole.format(piece.marks.drop);
   }
 }
 
@@ -234,20 +234,24 @@ function conditionsOf(column, text) {
   });
 }
 
+/** A condition of the address as its column, its sign and its value; a sign without a value is `:null` or `:known`. */
+function partsOf(filter) {
+  const known = filter.match(/^(.*)(:null|:known)$/s);
+  if (known) return [known[1], known[2], ""];
+  const [, name, sign, value] = filter.match(/^([^<>=!~]+)(<=|>=|!=|=|<|>|~)?(.*)$/s) ?? ["", filter, "", ""];
+  return [name, sign ?? "", value];
+}
+
 function columnOfFilter(filter) {
-  return filter.replace(/:(null|known)$/, "").match(/^[^<>=!~]+/)?.[0] ?? filter;
+  return partsOf(filter)[0];
 }
 
 /** The other way round: what stands in the field for a column's conditions. */
 function textOf(column) {
-  const own = view.filters.filter((filter) => columnOfFilter(filter) === column.name);
-  return own.map((filter) => {
-    if (filter.endsWith(":null")) return "null";
-    if (filter.endsWith(":known")) return "!null";
-    const rest = filter.slice(column.name.length);
-    if (column.kind === "text") return rest.startsWith("~") ? rest.slice(1) : rest.startsWith("!=") ? `!${rest.slice(2)}` : rest;
-    return rest.startsWith("=") ? rest.slice(1) : rest;
-  }).join(column.kind === "text" ? " & " : " ");
+  const isText = column.kind === "text";
+  const typed = { ":null": "null", ":known": "!null", [isText ? "~" : "="]: "", ...(isText ? { "!=": "!" } : {}) };
+  const own = view.filters.map(partsOf).filter(([name]) => name === column.name);
+  return own.map(([, sign, value]) => (typed[sign] ?? sign) + value).join(isText ? " & " : " ");
 }
 
 const HINTS = { number: "> 0.5, 1..9", flag: "yes, no", text: "contains" };
@@ -303,17 +307,13 @@ async function offerValues(column, input) {
   }
 }
 
-const WORDED = [["!=", " is not "], ["<=", " ≤ "], [">=", " ≥ "], ["~", " contains "], ["=", " = "], ["<", " < "], [">", " > "]];
+const WORDED = { "!=": "is not ", "<=": "≤ ", ">=": "≥ ", "~": "contains ", "=": "= ", "<": "< ", ">": "> ", ":null": "is not known", ":known": "is known" };
 
 function worded(filter) {
-  const name = columnOfFilter(filter);
+  const [name, sign, value] = partsOf(filter);
   const heading = columns.get(name)?.heading ?? name;
-  if (filter.endsWith(":null")) return `${heading} is not known`;
-  if (filter.endsWith(":known")) return `${heading} is known`;
-  const rest = filter.slice(name.length);
-  const [sign, words] = WORDED.find(([sign]) => rest.startsWith(sign)) ?? ["", " "];
-  const value = name === "run" ? given.runs[Number(rest.slice(sign.length))] ?? rest.slice(sign.length) : rest.slice(sign.length);
-  return `${heading}${words}${value}`;
+  const run = name === "run" && value ? given.runs[Number(value)] : undefined;
+  return `${heading} ${WORDED[sign] ?? ""}${run ?? value}`;
 }
 
 function showTools() {
@@ -388,7 +388,7 @@ function draw() {
   at("below").style.height = `${Math.max(0, total - last) * height}px`;
   at("traces").setAttribute("aria-rowcount", total + 2);
   const noun = total === 1 ? "trace" : "traces";
-  at("total").textContent = at("list-error").hidden ? `${count.format(total)} ${noun}` : "";
+  at("total").textContent = at("list-error").hidden ? `${whole.format(total)} ${noun}` : "";
   at("nothing").hidden = total > 0 || pieces.size === 0 || !Array.isArray(pieces.get(0)) || !at("list-error").hidden;
   for (let number = Math.floor(first / PIECE); number <= Math.floor(Math.max(first, last - 1) / PIECE); number += 1) {
     if (number * PIECE < total) load(number);
@@ -468,7 +468,7 @@ function cellOf(column, data, link, isLink) {
 }
 
 function figure(value) {
-  if (Number.isInteger(value)) return count.format(value);
+  if (Number.isInteger(value)) return whole.format(value);
   const size = Math.abs(value);
   if (size >= 1e9 || size < 1e-4) return value.toPrecision(3);
   return value.toLocaleString("en", { maximumFractionDigits: size >= 100 ? 1 : size >= 1 ? 2 : 4 });
@@ -542,8 +542,8 @@ async function refreshCounts() {
   params.delete("photos");
   params.set("limit", "0");
   const { marks } = await fetchJson(`/api/rows?${params}`);
-  at("num-keep").textContent = count.format(marks.keep);
-  at("num-drop").textContent = count.format(marks.drop);
+  at("num-keep").textContent = whole.format(marks.keep);
+  at("num-drop").textContent = whole.format(marks.drop);
 }
 
 function writeNote() {
@@ -694,7 +694,7 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) poll
 
 if (given.num_broken) {
   at("broken").hidden = false;
-  at("broken").textContent = `${count.format(given.num_broken)} unreadable`;
+  at("broken").textContent = `${whole.format(given.num_broken)} unreadable`;
 }
 if (view.where) {
   at("where-row").hidden = false;

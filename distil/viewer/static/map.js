@@ -1,9 +1,11 @@
-// The world with every answer joined to its truth, on a canvas; distil/viewer/map.py says what `data` holds:
+// The world with every answer joined to its truth, on a canvas; distil/viewer/charts.py says what `data` holds:
 //   {pairs: [[link, words, answer north, answer east, truth north, truth east, score], …], total}
 //
 // Ten thousand pairs stay fluid: everything is projected once, what lies outside the window is passed over,
 // and while the map moves only a part of the lines is drawn; all of them are as soon as it rests. Whoever
 // sees no map has the same pairs as a table of links.
+
+import { element } from "./dom.js";
 
 const TURN = Math.PI / 180;
 const MAX_ZOOM = 400;
@@ -139,23 +141,16 @@ function cellOf(x, y) {
 
 // --- the map in the page
 
-function html(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
 /** Draws a map into `figure`; `fit` shows the part of the world where the pairs are. */
 export function drawMap(figure, outlines, data, { fit = false, label = "Answers and truths on a map" } = {}) {
   const { ready, cells } = prepare(data.pairs);
   const paths = { land: landPath(outlines), sphere: spherePath(), graticule: graticulePath() };
-  const canvas = html("canvas", { tabindex: "0", role: "application", "aria-label": `${label}. Arrow keys move, plus and minus zoom, 0 shows the whole; the table below has the same.` });
-  const above = html("canvas", { class: "map-above", "aria-hidden": "true" });
-  const tip = html("div", { class: "chart-tip", hidden: "" });
-  const tools = html("div", { class: "map-tools" });
-  const plot = html("div", { class: "map-plot" }, canvas, above, tip, tools);
-  const probe = html("span", { hidden: "" });
+  const canvas = element("canvas", { tabIndex: 0, role: "application", ariaLabel: `${label}. Arrow keys move, plus and minus zoom, 0 shows the whole; the table below has the same.` });
+  const above = element("canvas", { className: "map-above", ariaHidden: "true" });
+  const tip = element("div", { className: "chart-tip", hidden: true });
+  const tools = element("div", { className: "map-tools" });
+  const plot = element("div", { className: "map-plot" }, canvas, above, tip, tools);
+  const probe = element("span", { hidden: true });
   figure.classList.add("map");
   figure.replaceChildren(plot, probe, legend(data), tableOf(data.pairs));
 
@@ -395,7 +390,7 @@ export function drawMap(figure, outlines, data, { fit = false, label = "Answers 
   }
 
   for (const [sign, words, action] of [["+", "Zoom in", () => zoom(1.6)], ["−", "Zoom out", () => zoom(1 / 1.6)], ["⤢", "Show the whole map", () => move(home())]]) {
-    const button = html("button", { type: "button", "aria-label": words, title: words }, sign);
+    const button = element("button", { type: "button", ariaLabel: words, title: words }, sign);
     button.addEventListener("click", action);
     tools.append(button);
   }
@@ -451,25 +446,25 @@ function parts(colour) {
 function legend(data) {
   const shown = data.pairs.length;
   const few = data.total > shown ? `, ${shown.toLocaleString("en-US")} of them shown` : "";
-  return html("p", { class: "map-key" },
-    html("span", { class: "map-truth" }, "truth"), html("span", { class: "map-answer" }, "answer"),
-    html("span", { class: "map-scale" }, html("span", { class: "map-bad" }), html("span", { class: "map-warn" }), html("span", { class: "map-good" }), "score, low to high"),
-    shown === 1 ? "" : html("span", { class: "map-total" }, `${data.total.toLocaleString("en-US")} with both${few}`));
+  return element("p", { className: "map-key" },
+    element("span", { className: "map-truth" }, "truth"), element("span", { className: "map-answer" }, "answer"),
+    element("span", { className: "map-scale" }, element("span", { className: "map-bad" }), element("span", { className: "map-warn" }), element("span", { className: "map-good" }), "score, low to high"),
+    shown === 1 ? "" : element("span", { className: "map-total" }, `${data.total.toLocaleString("en-US")} with both${few}`));
 }
 
 /** The same pairs for who sees no map: links, the lowest scores first. */
 function tableOf(pairs) {
   const listed = [...pairs].sort((one, other) => (one[SCORE] ?? 0) - (other[SCORE] ?? 0)).slice(0, MAX_LISTED);
-  const details = html("details", { class: "chart-table" }, html("summary", {}, listed.length < pairs.length ? `as a table (the ${MAX_LISTED} lowest scores)` : "as a table"));
+  const details = element("details", { className: "chart-table" }, element("summary", {}, listed.length < pairs.length ? `as a table (the ${MAX_LISTED} lowest scores)` : "as a table"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.childElementCount > 1) return;
     const rows = listed.map((pair) => {
-      const link = pair[LINK] ? html("a", { href: pair[LINK] }, pair[WORDS]) : pair[WORDS];
-      return html("tr", {}, html("th", { scope: "row" }, link), html("td", {}, degrees(pair, TRUTH)), html("td", {}, degrees(pair, ANSWER)));
+      const link = pair[LINK] ? element("a", { href: pair[LINK] }, pair[WORDS]) : pair[WORDS];
+      return element("tr", {}, element("th", { scope: "row" }, link), element("td", {}, degrees(pair, TRUTH)), element("td", {}, degrees(pair, ANSWER)));
     });
-    const head = html("tr", {}, ...["trace", "truth", "answer"].map((words) => html("th", { scope: "col" }, words)));
-    details.append(html("div", { class: "chart-scroll", tabindex: "0", role: "region", "aria-label": "Answers and truths" },
-      html("table", {}, html("thead", {}, head), html("tbody", {}, ...rows))));
+    const head = element("tr", {}, ...["trace", "truth", "answer"].map((words) => element("th", { scope: "col" }, words)));
+    details.append(element("div", { className: "chart-scroll", tabIndex: 0, role: "region", ariaLabel: "Answers and truths" },
+      element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   });
   return details;
 }
@@ -491,5 +486,5 @@ async function load(figure) {
 }
 
 for (const figure of document.querySelectorAll("[data-map]")) {
-  load(figure).catch((error) => figure.replaceChildren(html("p", { class: "map-error" }, `The map cannot be drawn: ${error.message}`)));
+  load(figure).catch((error) => figure.replaceChildren(element("p", { className: "map-error" }, `The map cannot be drawn: ${error.message}`)));
 }

@@ -1,5 +1,6 @@
 // A report's list and its traces: everything is in the file. It runs as one script with the modules below.
 import { drawCharts } from "./charts.js";
+import { element, toggleTheme } from "./dom.js";
 import { drawMap } from "./map.js";
 import { letKeysScroll } from "./scrolling.js";
 
@@ -23,12 +24,6 @@ const decimals = new Map(columns.map(({ name }) => {
   const digits = values.every(Number.isInteger) ? 0 : values.every((value) => Math.abs(value) < 10) ? 3 : 1;
   return [name, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: name !== "sample_index" }];
 }));
-
-function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
-}
 
 function templateOf(id) {
   return document.querySelector(`template[data-trace="${CSS.escape(id)}"]`);
@@ -212,11 +207,7 @@ function step(by) {
 
 document.getElementById("before").addEventListener("click", () => step(-1));
 document.getElementById("after").addEventListener("click", () => step(1));
-document.getElementById("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = isDark ? "light" : "dark";
-});
+document.getElementById("theme").addEventListener("click", toggleTheme);
 addEventListener("hashchange", follow);
 addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,7 +1,8 @@
 // The page of runs: where they stand, again and again while one goes on; figures as soon as there are others.
 
-import { bindKeys, element, fetchJson } from "./base.js";
+import { bindKeys, fetchJson } from "./base.js";
 import { drawCharts } from "./charts.js";
+import { element, whole } from "./dom.js";
 
 const POLL_MS = 2000;
 const MAP_MS = 10000; // at least, between two drawings of the map
@@ -26,8 +27,6 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-const count = new Intl.NumberFormat("en");
-
 function showRun(run, number) {
   const [words, kind] = WORDS[run.state] ?? (now.is_read ? ["no run here", ""] : ["reading …", ""]);
   const pill = document.querySelector(`[data-state="${number}"]`);
@@ -36,12 +35,12 @@ function showRun(run, number) {
   const standing = document.querySelector(`[data-standing="${number}"]`);
   const progress = document.querySelector(`[data-progress="${number}"]`);
   if (!run.state) return;
-  const rows = [["done", count.format(run.num_done) + (run.num_samples ? ` of ${count.format(run.num_samples)}` : "")]];
-  if (run.num_failed) rows.push(["failed", count.format(run.num_failed)]);
+  const rows = [["done", whole.format(run.num_done) + (run.num_samples ? ` of ${whole.format(run.num_samples)}` : "")]];
+  if (run.num_failed) rows.push(["failed", whole.format(run.num_failed)]);
   const isRunning = run.state === "running";
-  if (isRunning) rows.push(["in flight", count.format(run.num_in_flight)]);
-  if (run.num_left) rows.push(["left", count.format(run.num_left)]);
-  if (run.num_unfinished && !isRunning) rows.push(["unfinished, with paid turns", count.format(run.num_unfinished)]);
+  if (isRunning) rows.push(["in flight", whole.format(run.num_in_flight)]);
+  if (run.num_left) rows.push(["left", whole.format(run.num_left)]);
+  if (run.num_unfinished && !isRunning) rows.push(["unfinished, with paid turns", whole.format(run.num_unfinished)]);
   if (run.rate_per_minute) rows.push(["a minute", run.rate_per_minute.toFixed(1)]);
   if (isRunning && run.seconds_left !== null) rows.push(["to go", duration(run.seconds_left)]);
   if (run.cost_usd !== null) rows.push(["spent", `$${run.cost_usd.toFixed(4)}`]);

@@ -1,6 +1,7 @@
 // The page of one trace: pictures as they are made, a lightbox, marks, steps, and what is loaded when asked for.
 
-import { bindKeys, element, fetchJson, postJson, say } from "./base.js";
+import { bindKeys, fetchJson, postJson, say } from "./base.js";
+import { element } from "./dom.js";
 
 const TREE_PIECE = 200; // entries of a list that are shown at once
 const TEXT_CHARS = 2000; // of a text in the tree

@@ -1,9 +1,9 @@
-"""Make `static/land.json`, the outlines that maps are drawn of, from Natural Earth's as npm has them.
+"""Make `land.json`, the outlines that the viewer draws maps of, from Natural Earth's as npm has them.
 
     npm pack world-atlas && tar xzf world-atlas-*.tgz
-    python -m distil.viewer.build_map package/land-110m.json package/package.json
+    python docs/make_map.py package/land-110m.json package/package.json
 
-What it writes is part of the package: nobody needs this to use distil.
+What it writes is part of the package.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from distil.records import Json
+from distil.viewer.pages import LAND_FILE
 
-LAND_FILE = Path(__file__).parent / "static" / "land.json"
 _HALF_TURN, _POLE = 180.0, 90.0
 _DECIMALS = 2  # a hundredth of a degree is half a pixel where the world is 20,000 wide
 

