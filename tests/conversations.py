@@ -208,7 +208,7 @@ class Bench:
         """Assert that a trace can be read, shown, replayed and restored, and says what the teacher said."""
         stored = read_trace(path)
         assert stored.is_unedited
-        assert stored.replies == tuple(map(_as_stored, asked.replies))
+        assert [turn.reply for turn in stored.turns] == list(map(_as_stored, asked.replies))
         found = verify_trace(path, self.sources, self.executors)
         assert found.verdict is Verdict.MATCHED, found
         if shown:

@@ -52,8 +52,8 @@ def replay(trace: StoredTrace, source: Source, executor: Executor | None = None)
     scene = Scene.start(sample.picture.picture)
     observations = []
     for call in trace.calls:
-        observation = Observation(call.success, call.message, stdout=call.stdout)
-        if call.success:
+        observation = call.observation
+        if observation.success:
             observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
         observations.append(observation)
     return Replay(trace, sample, sent, tuple(observations), scene)

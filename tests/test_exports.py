@@ -897,13 +897,15 @@ def test_whatever_is_said_no_special_word_is_left_but_those_placed(
         "reasoning": "".join(thought),
         "reasoning_field": "reasoning",
     }
-    replies = tuple(replace(reply, call_form=form, **changes) for reply in trace.replies)
+    turns = tuple(replace(turn, reply=replace(turn.reply, call_form=form, **changes)) for turn in trace.turns)
+    text = "".join(printed)
+    seen = [replace(call.stored.observation, message=text, stdout=text) for call in calls]
     shown = tuple(
-        replace(call, stored=replace(call.stored, message="".join(printed), stdout="".join(printed)))
-        for call in calls
+        replace(call, stored=replace(call.stored, observation=observation))
+        for call, observation in zip(calls, seen, strict=True)
     )
     flags = FormFlags(errors="train", reasoning="keep")
-    found = conversation_of(replace(trace, replies=replies), photo, shown, flags)
+    found = conversation_of(replace(trace, turns=turns), photo, shown, flags)
     if found is None:
         return  # nobody said anything
     system, *others = found.messages()

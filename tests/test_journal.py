@@ -33,7 +33,15 @@ from distil.errors import FolderError
 from distil.records import RawCall, Reply, SampleId, ToolMode
 from distil.store.atomic import write_bytes
 from distil.store.groups import Groups
-from distil.store.journal import FOLDER, Journal, SampleJournal, _reply_json, unfinished_samples
+from distil.store.journal import (
+    FOLDER,
+    Journal,
+    SampleJournal,
+    _Index,
+    _reply_json,
+    _Turn,
+    unfinished_samples,
+)
 from distil.store.json_lines import line_bytes
 
 SAMPLE = SampleId(3)
@@ -884,3 +892,16 @@ def test_a_file_that_is_written_anew_is_whole_to_a_reader(tmp_path: Path) -> Non
         assert path.read_bytes() in texts
     writer.join()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_turn_written_anew_is_passed_over_where_another_stands_in_its_place_by_then(tmp_path: Path) -> None:
+    old, new = tmp_path / "00001.jsonl", tmp_path / "00002.jsonl"
+    turn = _Turn(SampleId(3), "s", "f", 1, "a", path=old, num_bytes=10)
+    for changed in ({"request_sha256": "b"}, {"file_sha256": "g"}):
+        index = _Index()
+        assert index.take(turn) and index.take(turn._replace(**changed))
+        index.move(turn._replace(path=new))
+        assert [each.path for each in index.samples[SampleId(3)]] == [old] and not index.live_bytes[new]
+    index.move(turn._replace(path=new, **changed))
+    assert [each.path for each in index.samples[SampleId(3)]] == [new]
+    assert (index.live_bytes[old], index.live_bytes[new]) == (0, 10)

@@ -16,7 +16,6 @@ from distil.messages.tags import split_thinking, tool_call_bodies
 from distil.records import (
     Frame,
     Json,
-    Observation,
     Prompt,
     Reply,
     SentPicture,
@@ -193,10 +192,11 @@ def _until_trained(turns: Sequence[StudentTurn]) -> tuple[StudentTurn, ...]:
 
 
 def _turns(trace: StoredTrace, shown: Sequence[ShownCall], form: FormFlags) -> Iterator[StudentTurn | None]:
-    for number, reply in enumerate(trace.replies, start=1):
-        calls = [call for call in shown if call.stored.turn == number]
-        turn = _turn(trace, reply, calls, form)
-        is_masked = trace.json["conversation_log"][number - 1].get("trained") is False  # of an imported one
+    log = trace.json["tool_calls_log"]
+    for had, entry in zip(trace.turns, trace.json["conversation_log"], strict=True):
+        calls = [call for call, logged in zip(shown, log, strict=True) if logged["turn"] == had.number]
+        turn = _turn(trace, had.reply, calls, form)
+        is_masked = entry.get("trained") is False  # of an imported one
         yield replace(turn, is_trained=False) if turn is not None and is_masked else turn
 
 
@@ -204,7 +204,7 @@ def _turn(
     trace: StoredTrace, reply: Reply, calls: Sequence[ShownCall], form: FormFlags
 ) -> StudentTurn | None:
     """A turn as the student is shown it; None where nothing of it is left."""
-    failed = [call for call in calls if not call.stored.success]
+    failed = [call for call in calls if not call.stored.observation.success]
     drops = form.errors == "drop"
     if drops and failed and len(failed) == len(calls):
         return None
@@ -260,17 +260,16 @@ def _call(call: ShownCall, written: str | None, form: FormFlags) -> Call:
     body = f'{{"name": {name}, "arguments": {arguments}}}'
     if written is not None and (not raw.name or isinstance(raw.arguments, str)):
         body = escaped(written.strip())  # no call that can be read: as it stands
-    return Call(
-        json.loads(name), arguments, body, call.stored.success, _result_text(call, form), call.picture
-    )
+    succeeded = call.stored.observation.success
+    return Call(json.loads(name), arguments, body, succeeded, _result_text(call, form), call.picture)
 
 
 def _result_text(call: ShownCall, form: FormFlags) -> str:
     """What came of a call; a message that is its picture's size says it as exported, where it is of use."""
-    stored, message = call.stored, call.stored.message
+    stored, message = call.stored.observation, call.stored.observation.message
     if call.picture is not None and message == success_message(call.sent_size):
         message = success_message(call.picture.size if form.coordinates is Frame.PIXEL else None)
-    return escaped(observation_text(Observation(stored.success, message, stdout=stored.stdout)))
+    return escaped(observation_text(replace(stored, message=message)))
 
 
 def _stripped(pieces: Sequence[str | Call]) -> list[str | Call]:

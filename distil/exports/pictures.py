@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from distil.commands.flags import FormFlags
 from distil.errors import ToolError, TraceError
 from distil.pictures import ResizeRule, encode_at, encode_sent, sent_size
-from distil.records import Frame, Json, PictureFacts, SentPicture, Size, Student
+from distil.records import Frame, Json, PictureFacts, SentPicture, Size, Student, ToolCall
 from distil.replay.imported import imported_pictures, photo_of
 from distil.source.rows import Source
-from distil.store.trace_file import StoredCall, StoredTrace
+from distil.store.trace_file import StoredTrace
 from distil.tools.base import BoxFrame, Scene, SeenSizes
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool
@@ -32,7 +32,7 @@ class ShownCall:
     `arguments` are None for a call that failed before it had any, the picture where none came of it.
     """
 
-    stored: StoredCall
+    stored: ToolCall
     arguments: Mapping[str, Json] | None
     picture: SentPicture | None = field(default=None, repr=False)
     sent_size: Size | None = None  # what the teacher saw of the picture
@@ -77,7 +77,8 @@ def shown_calls(
     calls = []
     for number, call in enumerate(trace.calls, start=1):
         boxes, seen = box_frame(trace, form), SeenSizes(scene, photo.size, current.size)
-        if not call.success:
+        stored = call.observation
+        if not stored.success:
             calls.append(ShownCall(call, _restated(call, seen, boxes) if call.arguments else None))
             continue
         try:
@@ -85,8 +86,8 @@ def shown_calls(
             arguments = _restated(call, seen, boxes)
         except ToolError as error:
             raise TraceError(f"call {number} cannot be replayed: {error}") from None
-        _check_facts(observation.facts, call.facts, f"the picture of call {number}")
-        if observation.sent is None or observation.sent.sha256 != call.sent_sha256:
+        _check_facts(observation.facts, stored.facts, f"the picture of call {number}")
+        if observation.sent is None or stored.sent is None or observation.sent.sha256 != stored.sent.sha256:
             raise TraceError(f"the picture of call {number} encodes to other bytes than the teacher got")
         current = _sized(scene, observation.sent, form)
         scene.let_go()
@@ -120,7 +121,7 @@ def _shown_as_imported(
     return photo, calls
 
 
-def has_box(call: StoredCall) -> bool:
+def has_box(call: ToolCall) -> bool:
     """Whether a call's arguments hold a box."""
     tool = find_tool(call.raw.name)
     return tool is not None and tool.box_of(call.raw.arguments) is not None
@@ -137,7 +138,7 @@ def _check_facts(found: PictureFacts | None, stored: PictureFacts | None, what: 
         raise TraceError(f"{what} has other pixels than the teacher saw")
 
 
-def _restated(call: StoredCall, seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
+def _restated(call: ToolCall, seen: SeenSizes, boxes: BoxFrame) -> Mapping[str, Json]:
     tool = find_tool(call.raw.name)
     return call.arguments if tool is None else tool.restate(call.arguments, seen, boxes)
 

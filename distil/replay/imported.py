@@ -13,8 +13,8 @@ from PIL import Image
 
 from distil.errors import ToolError, TraceError
 from distil.pictures import ResizeRule, encode_sent, picture_facts
-from distil.records import Frame, Json, PictureFacts, Sample, SentPicture
-from distil.store.trace_file import StoredCall, StoredTrace
+from distil.records import Frame, Json, PictureFacts, Sample, SentPicture, ToolCall
+from distil.store.trace_file import StoredTrace
 from distil.tools.base import BoxFrame, Scene
 from distil.tools.toolbox import Toolbox, all_tools, find_tool
 
@@ -57,7 +57,8 @@ def imported_pictures(trace: StoredTrace, sample: Sample) -> Iterator[ImportedPi
     toolbox = tools_of_ours(trace.settings.coordinates)
     scene = Scene.start(sample.picture.picture)
     for number, call in enumerate(trace.calls, start=1):
-        if call.facts is None:
+        stored = call.observation
+        if stored.facts is None or stored.sent is None:
             continue
         entry = trace.json["tool_calls_log"][number - 1]
         before, made = scene, None
@@ -67,19 +68,19 @@ def imported_pictures(trace: StoredTrace, sample: Sample) -> Iterator[ImportedPi
                 observation, scene = toolbox.observe(call.raw.name, call.arguments, scene)
             except ToolError as error:
                 raise TraceError(f"call {number} cannot be replayed: {error}") from None
-            _check(observation.facts, call.facts, number)
+            _check(observation.facts, stored.facts, number)
             made = observation.sent
         sent = kept_picture(entry["picture"]) if "picture" in entry else made
-        if sent is None or sent.sha256 != call.sent_sha256:
+        if sent is None or sent.sha256 != stored.sent.sha256:
             raise TraceError(f"the picture of call {number} is not the one that was imported")
         if not entry["verified"]:
             image = decoded(sent)
-            _check(picture_facts(image), call.facts, number)
+            _check(picture_facts(image), stored.facts, number)
             scene = scene.replaced(image)
         yield ImportedPicture(number, sent, before, scene, bool(entry["verified"]))
 
 
-def _check_box(call: StoredCall, scene: Scene, number: int) -> None:
+def _check_box(call: ToolCall, scene: Scene, number: int) -> None:
     """Raise TraceError for a box that no import stores: it would crop what is not there, however large."""
     tool = find_tool(call.raw.name)
     box = tool.box_of(call.arguments) if tool is not None else None

@@ -16,10 +16,10 @@ from PIL import Image
 
 from distil.errors import ContextOverflow
 from distil.messages.read import parse_text_calls, recalled_native_call
-from distil.records import DatasetIdentity, Json, Reply, Sample, ToolMode
+from distil.records import DatasetIdentity, Json, Reply, Sample, ToolCall, ToolMode, Turn
 from distil.rollout import RolloutSettings, run_rollout
 from distil.sandbox.exchange import ExecResult, is_of_the_machine
-from distil.store.trace_file import RunFacts, StoredCall, StoredTrace, trace_json
+from distil.store.trace_file import RunFacts, StoredTrace, trace_json
 from distil.store.trace_settings import MAX_SHOWN_CHARS, TraceSettings, settings_sha256, short_json
 from distil.tasks import task_of
 from distil.tasks.rewards import reward_fields, reward_of
@@ -56,7 +56,7 @@ def rebuilt_trace(
     """
     settings = trace.settings
     toolbox = settings.toolbox(executor)
-    replies = [_reply(trace, number) for number in range(1, len(trace.replies) + 1)]
+    replies = [_reply(trace, turn) for turn in trace.turns]
 
     def ask(messages: Sequence[bytes], seed: int) -> Reply:
         if not replies:
@@ -108,14 +108,14 @@ def _shown(value: Json, other: Json) -> str:
     return short_json(value)
 
 
-def _reply(trace: StoredTrace, number: int) -> Reply:
+def _reply(trace: StoredTrace, turn: Turn) -> Reply:
     """A stored reply as it was read from the server: text calls read again, native ones as they are kept."""
-    entry, reply = trace.json["conversation_log"][number - 1], trace.replies[number - 1]
+    reply = turn.reply
     text_calls = parse_text_calls(reply.content)
     if reply.call_form is not ToolMode.NATIVE:
         return replace(reply, calls=text_calls)
-    run = [call for call in trace.calls if call.turn == entry["turn"]]
-    calls = tuple(recalled_native_call(call.raw, call.message) for call in run) or reply.calls
+    calls = tuple(recalled_native_call(call.raw, call.observation.message) for call in turn.calls)
+    calls = calls or reply.calls
     # Without tools of its own in the request a server reads no calls out of the text: the text has them.
     if calls and calls == text_calls and trace.settings.tool_mode is ToolMode.TEXT:
         return replace(reply, calls=calls, call_form=ToolMode.TEXT)
@@ -160,7 +160,8 @@ class Reruns:
         """Run code on a picture; the calls come in the order of the trace."""
         call = self._calls.pop(0) if self._calls else None
         if call is not None and call.arguments["code"] == code and self._is_taken(call):
-            return ExecResult(None, call.message, call.stdout or "", 0.0, "error")
+            stored = call.observation
+            return ExecResult(None, stored.message, stored.stdout or "", 0.0, "error")
         for earlier_code, earlier_picture, result in self._runs:
             if earlier_picture is picture and earlier_code == code:
                 return result
@@ -168,10 +169,10 @@ class Reruns:
         self._runs.append((code, picture, result))
         return result
 
-    def _is_taken(self, call: StoredCall) -> bool:
-        limits = self._limits
+    def _is_taken(self, call: ToolCall) -> bool:
+        limits, stored = self._limits, call.observation
         return (
             limits is not None
-            and not call.success
-            and (limits.unsafe_exec or is_of_the_machine(call.message, limits.timeout_seconds))
+            and not stored.success
+            and (limits.unsafe_exec or is_of_the_machine(stored.message, limits.timeout_seconds))
         )

@@ -16,9 +16,10 @@ from PIL import Image
 
 from distil.errors import error_text
 from distil.pictures import picture_facts
+from distil.records import ToolCall
 from distil.source.rows import page_trimmer
 from distil.source.saved import IMAGE_COLUMN
-from distil.store.trace_file import StoredCall, StoredTrace
+from distil.store.trace_file import StoredTrace
 from distil.tools.python_code import Executor
 from distil.tools.toolbox import find_tool
 
@@ -81,9 +82,9 @@ def recipe_problem(trace: StoredTrace, picture: Image.Image, executor: Executor 
         return None
     facts = trace.facts
     for number, call in enumerate(trace.calls, start=1):
-        if not call.success:
+        if not call.observation.success:
             continue
-        facts = call.facts or facts
+        facts = call.observation.facts or facts
         try:
             picture = _next_picture(call, picture, executor)
         except FAILURES as error:
@@ -93,6 +94,6 @@ def recipe_problem(trace: StoredTrace, picture: Image.Image, executor: Executor 
     return None
 
 
-def _next_picture(call: StoredCall, image: Image.Image, executor: Executor | None) -> Image.Image:
+def _next_picture(call: ToolCall, image: Image.Image, executor: Executor | None) -> Image.Image:
     tool = find_tool(call.raw.name, executor)
     return image if tool is None else tool.recipe(call.arguments, image)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
@@ -31,16 +30,12 @@ def _is_there(trace: StoredTrace) -> bool:
 
 def turns_of(trace: StoredTrace, pictures: Sequence[SentPicture | None]) -> tuple[Turn, ...]:
     """The turns of a trace as its rollout had them, given what was sent of each call's picture."""
-    calls = [
-        (stored.turn, stored.with_observation(picture))
-        for stored, picture in zip(trace.calls, pictures, strict=True)
-    ]
-    by_turn: Mapping[int, tuple[ToolCall, ...]] = {
-        number: tuple(call for _, call in group) for number, group in groupby(calls, key=lambda pair: pair[0])
-    }
-    return tuple(
-        Turn(number, reply, by_turn.get(number, ())) for number, reply in enumerate(trace.replies, start=1)
-    )
+    sent = {id(call): picture for call, picture in zip(trace.calls, pictures, strict=True)}
+
+    def had(call: ToolCall) -> ToolCall:
+        return replace(call, observation=replace(call.observation, sent=sent[id(call)]))
+
+    return tuple(replace(turn, calls=tuple(map(had, turn.calls))) for turn in trace.turns)
 
 
 class Executors:

@@ -259,28 +259,11 @@ def dataset_json(identity: DatasetIdentity) -> Json:
 
 
 @dataclass(frozen=True)
-class StoredCall:
-    """A call read back from a trace, with the facts of the picture it made."""
-
-    turn: int
-    raw: RawCall
-    arguments: Mapping[str, Json]
-    success: bool
-    message: str
-    stdout: str | None
-    clamped: bool
-    facts: PictureFacts | None
-    sent_sha256: str | None
-
-    def with_observation(self, sent: SentPicture | None) -> ToolCall:
-        """The call as a rollout had it, given the picture that was sent."""
-        observation = Observation(self.success, self.message, self.facts, sent, self.stdout)
-        return ToolCall(self.raw, self.arguments, self.clamped, observation)
-
-
-@dataclass(frozen=True)
 class StoredTrace:
-    """A trace read back: the typed parts that a replay needs, and the whole JSON."""
+    """A trace read back: the typed parts that a replay needs, and the whole JSON.
+
+    Its pictures are without their data.
+    """
 
     path: Path
     json: Mapping[str, Json] = field(repr=False)
@@ -289,8 +272,8 @@ class StoredTrace:
     file_sha256: str
     facts: PictureFacts
     sent_sha256: str
-    replies: tuple[Reply, ...]
-    calls: tuple[StoredCall, ...]
+    turns: tuple[Turn, ...]
+    calls: tuple[ToolCall, ...]  # of all turns, in the order of its log
     is_unedited: bool
 
     @property
@@ -358,7 +341,13 @@ def _checked_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
 
 def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
     unsigned = {name: field for name, field in value.items() if name != "integrity_sha256"}
-    calls = tuple(_stored_call(entry) for entry in value["tool_calls_log"])
+    log = value["tool_calls_log"]
+    calls = tuple(map(_stored_call, log))
+    turns = []
+    for number, entry in enumerate(value["conversation_log"], start=1):
+        logged = zip(calls, log, strict=True)
+        of_turn = tuple(call for call, item in logged if item["turn"] == entry["turn"])
+        turns.append(Turn(number, _stored_reply(entry, of_turn), of_turn))
     return StoredTrace(
         path=path,
         json=value,
@@ -367,7 +356,7 @@ def _stored_trace(path: Path, value: dict[str, Json]) -> StoredTrace:
         file_sha256=value["image"]["file_sha256"],
         facts=_stored_facts(value["image"]),
         sent_sha256=value["image"]["sent"]["sha256"],
-        replies=tuple(_stored_reply(entry, calls) for entry in value["conversation_log"]),
+        turns=tuple(turns),
         calls=calls,
         is_unedited=value["integrity_sha256"] == json_sha256(unsigned),
     )
@@ -377,20 +366,23 @@ def _stored_facts(entry: Mapping[str, Json]) -> PictureFacts:
     return PictureFacts(entry["width_px"], entry["height_px"], entry["mode"], entry["pixel_sha256"])
 
 
-def _stored_call(entry: Mapping[str, Json]) -> StoredCall:
+def _stored_call(entry: Mapping[str, Json]) -> ToolCall:
     result = entry.get("result")
     arguments = {"code": entry["code"]} if "code" in entry else entry["tool_arguments"]
-    return StoredCall(
-        turn=entry["turn"],
-        raw=RawCall(entry["tool_name"], raw_arguments(entry), entry.get("call_id")),
-        arguments=dict(arguments),
+    observation = Observation(
         success=bool(entry["success"]),
         message=entry["message"],
-        stdout=entry.get("stdout"),
-        clamped=bool(entry["clamped"]),
         facts=_stored_facts(result) if result else None,
-        sent_sha256=result["sent"]["sha256"] if result else None,
+        sent=_stored_sent(result["sent"]) if result else None,
+        stdout=entry.get("stdout"),
     )
+    raw = RawCall(entry["tool_name"], raw_arguments(entry), entry.get("call_id"))
+    return ToolCall(raw, dict(arguments), bool(entry["clamped"]), observation)
+
+
+def _stored_sent(entry: Mapping[str, Json]) -> SentPicture:
+    size = (entry["width_px"], entry["height_px"])
+    return SentPicture(entry["media_type"], size, b"", entry["num_bytes"], entry["sha256"])
 
 
 def raw_arguments(entry: Mapping[str, Json]) -> Json:
@@ -399,8 +391,8 @@ def raw_arguments(entry: Mapping[str, Json]) -> Json:
     return entry["raw_arguments"] if "raw_arguments" in entry else {"code": entry.get("code")}
 
 
-def _stored_reply(entry: Mapping[str, Json], calls: Sequence[StoredCall]) -> Reply:
-    run = tuple(call.raw for call in calls if call.turn == entry["turn"])
+def _stored_reply(entry: Mapping[str, Json], calls: Sequence[ToolCall]) -> Reply:
+    run = tuple(call.raw for call in calls)
     not_run = tuple(
         RawCall(call["name"], call["arguments"], call.get("call_id"))
         for call in entry.get("calls_not_run", ())

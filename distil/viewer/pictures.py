@@ -302,7 +302,7 @@ class Pictures:
         yield photo
         scene = photo.scene
         for number, call in enumerate(trace.calls[:MAX_CALLS], start=1):
-            if not call.success:
+            if not call.observation.success:
                 continue
             try:
                 _check_time(until)
