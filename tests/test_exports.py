@@ -560,6 +560,7 @@ def test_trl_and_verl_have_calls_with_strings_of_arguments(traces: Path, tmp_pat
         ]
         assert result["role"] == result_role
         assert "<tool_call>" not in texts_of(row)[6]
+        assert texts_of(row)[0].count('"name": "') == 3  # neither takes them from a column
         roles = [message["role"] for message in row["messages"]]
         assert not any(one == other for one, other in zip(roles, roles[1:], strict=False))
 
