@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -541,6 +541,47 @@ def test_the_server_is_restarted_once(photo: Image.Image) -> None:
                 box._calls_since_restart = 0
         with pytest.raises(SandboxUnavailable, match="twice"):
             box.run(KEEP, photo)
+
+
+def dead_child() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        yield ours
+
+
+def no_server() -> Iterator[None]:
+    yield None
+
+
+@pytest.mark.parametrize("dies", [dead_child, no_server])
+def test_what_died_before_the_code_began_is_passed_over(
+    dies: Callable[[], Iterator[socket.socket | None]], photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox() as box:
+        server = box._running_server()
+        to_lend = [contextlib.contextmanager(dies), server.spare]
+
+        def lend() -> contextlib.AbstractContextManager[socket.socket | None]:
+            return to_lend.pop(0)()
+
+        monkeypatch.setattr(server, "spare", lend)
+        assert box.run(KEEP, photo).success
+        assert not to_lend
+        monkeypatch.setattr(server, "spare", contextlib.contextmanager(dies))
+        with pytest.raises(SandboxUnavailable, match="do not live long enough"):
+            box.run(KEEP, photo)
+
+
+def test_a_server_that_has_died_lends_no_child() -> None:
+    with Sandbox() as box:
+        server = box._running_server()
+        server._keeper.kill()
+        assert wait_for(server.has_ended)
+        for _ in range(3):  # those that were lent before lie in the socket still
+            with server.spare() as job:
+                pass
+        assert job is None
 
 
 def test_calls_in_flight_fail_clearly_when_the_server_dies(photo: Image.Image) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import trace_rebuilder as rebuilder
 from builders import file_bytes, noise, stored_picture
@@ -29,7 +30,7 @@ from distil.embedded.drawn_scenes import (
 )
 from distil.embedded.drawn_signs import jpeg_bytes
 from distil.embedded.launch import draw_data, embedded_teacher
-from distil.embedded.shapes import PALETTE
+from distil.embedded.shapes import PALETTE, find_shapes
 from distil.errors import SampleError, SourceError
 from distil.records import Prompt
 from distil.store.trace_file import read_trace
@@ -428,6 +429,18 @@ def test_scenes_depend_on_seed_and_index_alone_and_have_what_is_asked(tmp_path: 
         kinds = [(each.colour, each.shape) for each in inscriptions]
         assert len(set(kinds)) == len(kinds) and asked.shape in SHAPE_NAMES
         assert 12 <= asked.text_px <= 24 and asked.text
+
+
+def test_shapes_of_a_colour_are_found_the_largest_first() -> None:
+    view = Image.new("RGB", (512, 384), (180, 180, 180))
+    pen = ImageDraw.Draw(view)
+    pen.rectangle((40, 40, 79, 79), fill=PALETTE["red"])
+    pen.ellipse((200, 100, 319, 219), fill=PALETTE["red"])
+    pen.polygon(((400, 360), (500, 360), (450, 260)), fill=PALETTE["blue"])
+    (first, _), (second, box) = find_shapes(np.asarray(view), "red")
+    assert (first, second, box) == ("circle", "square", (40, 40, 80, 80))
+    assert [name for name, _ in find_shapes(np.asarray(view), "blue")] == ["triangle"]
+    assert find_shapes(np.asarray(view), "green") == []
 
 
 def test_more_scenes_are_drawn_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

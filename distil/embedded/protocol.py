@@ -275,11 +275,6 @@ def write_models() -> Json:
     return {"object": "list", "data": [model | {"description": DESCRIPTION}]}
 
 
-def write_error(message: str, kind: str, code: str) -> Json:
-    """Write an error as the protocol shapes it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
 def write_reply(request: ChatRequest, decisions: Sequence[Decision]) -> Json:
     """Write the reply to a chat request; the same request gives the same bytes."""
     choices = [write_choice(request, decision, at) for at, decision in enumerate(decisions)]

@@ -18,7 +18,6 @@ from distil.embedded.protocol import (
     Decision,
     Json,
     parse_request,
-    write_error,
     write_models,
     write_reply,
 )
@@ -92,11 +91,11 @@ class Routes(BaseHTTPRequestHandler):
         try:
             self._send(200, self.server.reply(body))
         except BadRequest as wrong:
-            self._send(400, write_error(str(wrong), "invalid_request_error", "bad_request"))
+            self._send_error(400, str(wrong), "bad_request")
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         except Exception as fault:  # noqa: BLE001  the client must get an answer whatever went wrong
-            self._send(500, write_error(f"{type(fault).__name__}: {fault}", "server_error", "internal_error"))
+            self._send_error(500, f"{type(fault).__name__}: {fault}", "internal_error")
 
     def _read_body(self) -> bytes | None:
         length = self.headers.get("Content-Length", "")
@@ -104,13 +103,17 @@ class Routes(BaseHTTPRequestHandler):
             return self.rfile.read(int(length))
         self.close_connection = True  # what follows on this connection cannot be told apart from the body
         if length.isdecimal():
-            self._send(413, write_error("the body is too large", "invalid_request_error", "too_large"))
+            self._send_error(413, "the body is too large", "too_large")
         else:
-            self._send(411, write_error("send a Content-Length", "invalid_request_error", "no_length"))
+            self._send_error(411, "send a Content-Length", "no_length")
         return None
 
     def _send_unknown_path(self) -> None:
-        self._send(404, write_error(f"unknown path {self.path}", "invalid_request_error", "not_found"))
+        self._send_error(404, f"unknown path {self.path}", "not_found")
+
+    def _send_error(self, status: int, message: str, code: str) -> None:
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self._send(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
 
     def _send(self, status: int, reply: Json) -> None:
         body = json.dumps(reply, ensure_ascii=False).encode()

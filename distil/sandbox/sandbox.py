@@ -64,28 +64,25 @@ class FairSlots:
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one slot; waits as long as it takes."""
+        turn = threading.Event()
         with self._lock:
-            turn = None if self._free else threading.Event()
-            if turn is None:
-                self._free -= 1
-            else:
-                self._waiting.append(turn)
+            self._waiting.append(turn)
+            self._give()
         try:
-            if turn is not None:
-                turn.wait()
+            turn.wait()
             yield
         finally:
-            self._leave(turn)
+            with self._lock:
+                if turn.is_set():
+                    self._free += 1
+                else:
+                    self._waiting.remove(turn)  # interrupted while it waited
+                self._give()
 
-    def _leave(self, turn: threading.Event | None) -> None:
-        """Pass the slot on; one who was interrupted while waiting only leaves the queue."""
-        with self._lock:
-            if turn is not None and not turn.is_set():
-                self._waiting.remove(turn)
-            elif self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._free += 1
+    def _give(self) -> None:
+        while self._free and self._waiting:
+            self._free -= 1
+            self._waiting.popleft().set()
 
 
 class Sandbox:
