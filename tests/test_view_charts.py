@@ -117,6 +117,7 @@ def test_charts_of_traces_that_say_little_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "trace_00000.json").write_text(json.dumps({"sample_index": 0, "conversation_history": []}))
     found = by_id(charts_of(TraceIndex.open([tmp_path]), ["a"]))
     assert "score" not in found and "distance_km" not in found and found["shares"]
+    assert found["stop_reason"]["rows"] == [{"label": "not stated", "counts": [1]}]
 
 
 @pytest.mark.parametrize(("count", "num"), [(0, 10), (3, 10), (10, 10), (1, 1), (0, 1), (999, 1000)])

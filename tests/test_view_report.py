@@ -20,6 +20,7 @@ from run_folders import distil_photos
 
 from distil.replay.replay import Sources
 from distil.store.trace_file import read_trace
+from distil.viewer.report import made_ahead
 
 VIEWER = "view_traces_enhanced.py"
 
@@ -268,3 +269,17 @@ def test_the_same_run_gives_the_same_file(run: Path, report: Path, run_door: Run
     again = run.parent / "again.html"
     run_door(VIEWER, run, "--html", again)
     assert again.read_bytes() == report.read_bytes()
+
+
+def test_pictures_are_made_a_few_traces_ahead_and_come_in_their_order() -> None:
+    begun: list[Path] = []
+    paths = [Path(str(number)) for number in range(50)]
+
+    def make(path: Path) -> Path:
+        begun.append(path)
+        return path
+
+    for number, path in enumerate(made_ahead(make, paths)):
+        assert path == paths[number]
+        assert len(begun) <= number + 9, "more are held than can be used soon"
+    assert sorted(begun) == sorted(paths)

@@ -267,7 +267,8 @@ def test_a_mark_is_written_for_a_trace_of_the_index_alone(folder: Path, site: Si
         status, answer = site.post("/api/mark", asked)
         assert status == 400, asked
         assert answer["error"]
-    for body in (b"", b"{", b"[" * 100_000, b"\xff", b'{"run": 0' + b" " * 200_000):
+    long = b'{"run": 0, "file": "trace_00000.json", "mark": "keep"' + b" " * 200_000 + b"}"
+    for body in (b"", b"{", b"[" * 100_000, b"\xff", long):
         assert site.ask("/api/mark", "POST", body, origin=f"http://127.0.0.1:{site.port}")[0] == 400
     assert not (folder / MARKS).exists()
 

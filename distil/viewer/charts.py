@@ -110,11 +110,8 @@ def _histogram(name: str, title: str, runs: Sequence[RunColumns], values: Sequen
     if np.isnan(of_all).all():
         return None
     edges = bin_edges(of_all[~np.isnan(of_all)])
-    return {
-        "kind": "histogram", "id": name, "title": title, "edges": edges,
-        "series": [_binned(run.label, of_run, edges) for run, of_run in zip(runs, values, strict=True)],
-        "is_log": edges[-1] - edges[-2] > 2 * (edges[1] - edges[0]),
-    }  # fmt: skip
+    series = [_binned(run.label, of_run, edges) for run, of_run in zip(runs, values, strict=True)]
+    return {"kind": "histogram", "id": name, "title": title, "edges": edges, "series": series}
 
 
 def _binned(label: str, values: Floats, edges: list[float]) -> Json:

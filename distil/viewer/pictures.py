@@ -237,9 +237,6 @@ class Pictures:
     def _shown(self, path: Path) -> dict[int, Future[ShownPicture]]:
         """What is said of a trace's pictures by their numbers, each as soon as a replay has made it."""
         trace = _trace_of(path)
-        with self._lock:
-            if trace in self._told:
-                return self._told[trace]
         calls = enumerate(trace_calls(load_json(path))[:MAX_CALLS], start=1)
         numbers = [0, *(number for number, call in calls if call_succeeded(call))]
         with self._lock:

@@ -69,7 +69,7 @@ def write_report(
     def traces() -> Iterator[dict[str, Any]]:
         nonlocal num_without
         paths = [viewer.folders[row["run"]] / row["file"] for row in rows]
-        all_embedded = _made_ahead(partial(_embedded, pictures), paths)
+        all_embedded = made_ahead(partial(_embedded, pictures), paths)
         for done, (row, embedded) in enumerate(zip(rows, all_embedded, strict=True), start=1):
             num_without += not any("data" in each for each in embedded.values())
             column = column_of(viewer, row["run"], part_of(row["file"]))
@@ -154,7 +154,7 @@ def trace_id(row: Mapping[str, Json]) -> str:
     return f"{row['run']}/{part_of(row['file'])}"
 
 
-def _made_ahead(make: Callable[[Path], ResultT], paths: Iterable[Path]) -> Iterator[ResultT]:
+def made_ahead(make: Callable[[Path], ResultT], paths: Iterable[Path]) -> Iterator[ResultT]:
     """What is made of each path, one by one: a few are made ahead, no more are held."""
     with ThreadPoolExecutor(_AT_ONCE, "distil-report") as workers:
         ahead: deque[Future[ResultT]] = deque()

@@ -117,7 +117,7 @@ def _facts(run: Mapping[str, Json]) -> Iterable[tuple[str, str]]:
     if probe.get("api_base"):
         yield "at", _text(probe["api_base"])
     if settings:
-        yield "tools", ", ".join(_tool_names(settings)) or "none"
+        yield "tools", ", ".join(tool_names(settings)) or "none"
         yield "task", _text(settings.get("task"))
     if dataset:
         split = f", split {dataset['split']}" if dataset.get("split") else ""
@@ -131,7 +131,8 @@ def _facts(run: Mapping[str, Json]) -> Iterable[tuple[str, str]]:
         yield "order", _text(options["order"])
 
 
-def _tool_names(settings: Mapping[str, Json]) -> list[str]:
+def tool_names(settings: Mapping[str, Json]) -> list[str]:
+    """The tools that a run's settings offer."""
     schemas = settings.get("tool_schemas")
     names = [mapping_of(mapping_of(schema).get("function")).get("name") for schema in _list(schemas)]
     return [name for name in names if isinstance(name, str)]
@@ -178,7 +179,7 @@ def _flat(facts: FolderFacts) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, value in facts.settings.items():
         if name == "tool_schemas":
-            values["tools"] = ", ".join(_tool_names(facts.settings)) or "none"
+            values["tools"] = ", ".join(tool_names(facts.settings)) or "none"
             values["tool schemas"] = json.dumps(value, ensure_ascii=False, indent=1)
         elif isinstance(value, dict):
             values |= {f"{name}.{key}": _text(inner) for key, inner in value.items()}

@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from distil.errors import DistilError
 from distil.messages.tags import split_thinking, text_outside
 from distil.records import CropFrom, Frame, Json, Size, mapping_of
@@ -22,7 +20,8 @@ from distil.tasks.base import Task
 from distil.tools.base import Tool
 from distil.tools.toolbox import find_tool
 from distil.viewer.pictures import MAX_CALLS, call_arguments, kept_picture
-from distil.viewer.visible import CUT_CHARS, coloured, finite, json_text, plain, pointer_to, shown, visible
+from distil.viewer.run_facts import tool_names
+from distil.viewer.visible import CutText, coloured, finite, json_text, plain, pointer_to, shown, visible
 
 Fields = dict[str, Any]  # what a template is given
 
@@ -96,26 +95,26 @@ def _task(trace: Mapping[str, Json]) -> Task | None:
 def _prompts(settings: Mapping[str, Json], metadata: Mapping[str, Json]) -> list[Fields]:
     """The prompts of the run, and what the row put in place of each `{FIELD}`."""
     names = {"system_prompt": "System prompt", "user_prompt": "User prompt"}
-    of_run = [
-        {"title": title, "text": shown(settings[name], pointer_to("settings", name))}
-        for name, title in names.items()
-        if isinstance(settings.get(name), str)
-    ]
+    of_run = [(title, settings.get(name), ("settings", name)) for name, title in names.items()]
     of_row = [
-        {"title": _line(f"{{{name}}}"), "text": shown(text, pointer_to("metadata", "prompt_fields", name))}
+        (_line(f"{{{name}}}"), text, ("metadata", "prompt_fields", name))
         for name, text in _items(metadata.get("prompt_fields"))
-        if isinstance(text, str)
     ]
-    return of_run + of_row
+    found = [{"title": title, "text": _text(text, *path)} for title, text, path in of_run + of_row]
+    return [prompt for prompt in found if prompt["text"] is not None]
+
+
+def _text(value: Json, *path: str | int) -> CutText | None:
+    """A text that stands at a place of the trace; None for what is no text."""
+    return shown(value, pointer_to(*path)) if isinstance(value, str) else None
 
 
 def _offered(settings: Mapping[str, Json]) -> Fields:
     schemas = settings.get("tool_schemas")
-    found = schemas if isinstance(schemas, list) else []
-    names = [mapping_of(mapping_of(schema).get("function")).get("name") for schema in found]
+    text = json_text(schemas) if isinstance(schemas, list) and schemas else None
     return {
-        "names": [_line(name) for name in names if isinstance(name, str)],
-        "schemas": shown(json_text(found), pointer_to("settings", "tool_schemas"), 20_000) if found else None,
+        "names": list(map(_line, tool_names(settings))),
+        "schemas": text and shown(text, pointer_to("settings", "tool_schemas"), 20_000),
     }
 
 
@@ -168,12 +167,11 @@ def _reply(turn: Mapping[str, Json], log: str, position: int) -> Fields:
     ]
     if turn.get("reasoning_field") == "content" and thinking:
         thoughts = thoughts[1:]  # it is the same, said twice
-    refusal = turn.get("refusal")
     return {
         "text": shown(said, at),
         "as_written": shown(text, at) if text.strip() != said else None,
         "thoughts": [thought for thought in thoughts if thought],
-        "refusal": shown(refusal, pointer_to(log, position, "refusal")) if isinstance(refusal, str) else None,
+        "refusal": _text(turn.get("refusal"), log, position, "refusal"),
     }
 
 
@@ -232,7 +230,7 @@ def _calls(trace: Mapping[str, Json]) -> list[Fields]:
                 "after": number if call_succeeded(entry) else None,
                 "after_size": sizes[number],
                 "after_sent": sent[number],
-                **_call(entry, tool, number, pointer_to(log, number - 1)),
+                **_call(entry, tool, number, (log, number - 1)),
                 **_drawn(trace, entry, tool, sizes[before], sent[before]),
             }
         )
@@ -241,20 +239,21 @@ def _calls(trace: Mapping[str, Json]) -> list[Fields]:
     return made
 
 
-def _call(call: Mapping[str, Json], tool: Tool | None, number: int, at: str) -> Fields:
-    code, message = call_arguments(call).get("code"), call.get("message")
-    code = code if isinstance(code, str) else None
+def _call(call: Mapping[str, Json], tool: Tool | None, number: int, place: tuple[str, int]) -> Fields:
+    arguments = call_arguments(call)
+    code = _text(arguments.get("code"), *place, "code")
+    colour = coloured if number <= _MAX_COLOURED else visible
     return {
         "turn": call.get("turn"),
         "name": _line(call_name(call)),
         "is_known": tool is not None,
         "succeeded": call_succeeded(call),
-        "message": shown(message if isinstance(message, str) else "", f"{at}/message"),
-        "stdout": shown(call["stdout"], f"{at}/stdout") if isinstance(call.get("stdout"), str) else None,
+        "message": _text(call.get("message"), *place, "message") or shown(""),
+        "stdout": _text(call.get("stdout"), *place, "stdout"),
         "clamped": call.get("clamped") is True,
-        "code": _coloured(code, number) if code is not None else None,
-        "code_text": shown(code, f"{at}/code") if code is not None else None,
-        **_arguments(_raw(call), call_arguments(call), at, code is not None),
+        "code": None if code is None else colour(code.text),
+        "code_text": code,
+        **_arguments(_raw(call), arguments, pointer_to(*place), code is not None),
     }
 
 
@@ -263,21 +262,13 @@ def _raw(call: Mapping[str, Json]) -> Json:
     return raw_arguments(call) if "raw_arguments" in call or "code" in call else None
 
 
-def _coloured(code: str, number: int) -> Markup:
-    cut = code[:CUT_CHARS]
-    return coloured(cut) if number <= _MAX_COLOURED else visible(cut)
-
-
 def _arguments(raw: Json, resolved: Mapping[str, Json], at: str, is_code: bool) -> Fields:
     """What the teacher wrote and what was run, where that is not the same."""
-    if is_code:
-        same = raw is None or raw == {"code": resolved.get("code")}
-        raw_text = None if same else shown(json_text(raw), f"{at}/raw_arguments")
-        return {"raw": raw_text, "resolved": None, "is_same": same}
     is_same = raw is None or raw == resolved
+    shows_resolved = not is_code and (resolved or is_same)
     return {
         "raw": None if is_same else shown(json_text(raw), f"{at}/raw_arguments"),
-        "resolved": shown(json_text(dict(resolved)), at) if resolved or is_same else None,
+        "resolved": shown(json_text(dict(resolved)), at) if shows_resolved else None,
         "is_same": is_same,
     }
 

@@ -61,7 +61,7 @@ export function bindKeys(keys, text, action) {
   if (text) described.push({ keys, text });
 }
 
-export function isWriting(target) {
+function isWriting(target) {
   return target instanceof HTMLElement
     && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
 }

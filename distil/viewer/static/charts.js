@@ -69,7 +69,7 @@ function seriesLabel(chart, index) {
 function drawHistogram(chart, width) {
   const { edges, series } = chart;
   const highest = Math.max(1, ...series.flatMap((each) => each.counts));
-  const plot = frame(width, highest, true);
+  const plot = frame(width, highest);
   const inner = width - MARGIN.left - MARGIN.right;
   const binWidth = inner / (edges.length - 1);
   const x = (position) => MARGIN.left + position * binWidth; // equal widths: on a log scale, too
@@ -105,7 +105,7 @@ function drawHistogram(chart, width) {
 }
 
 /** Where among edges at equal distances a value lies. */
-export function positionOf(value, edges) {
+function positionOf(value, edges) {
   let bin = 0;
   while (bin < edges.length - 2 && edges[bin + 1] <= value) bin += 1;
   return bin + Math.min(1, Math.max(0, (value - edges[bin]) / (edges[bin + 1] - edges[bin])));
@@ -113,7 +113,7 @@ export function positionOf(value, edges) {
 
 function drawColumns(chart, width) {
   const highest = Math.max(1, ...chart.rows.flatMap((row) => row.counts));
-  const plot = frame(width, highest, true);
+  const plot = frame(width, highest);
   const step = (width - MARGIN.left - MARGIN.right) / chart.rows.length;
   const gap = Math.min(6, step * 0.2);
   const barWidth = Math.min(40, (step - gap) / chart.series.length);
@@ -149,17 +149,14 @@ function drawBars(chart, width) {
     row.counts.forEach((count, index) => {
       const y = top + 4 + index * height;
       const length = (room * count) / highest;
-      const note = row.note ? `. ${row.note}` : "";
       marks.push(
         bar({ svg }, { x: left, width: length, y, height: Math.max(2, height - 1), index },
-          `${ofSeries(chart, index)}${row.label}: ${whole.format(count)} (${percent(count / Math.max(1, totals[index]), 1)})${note}`),
+          `${ofSeries(chart, index)}${row.label}: ${whole.format(count)} (${percent(count / Math.max(1, totals[index]), 1)})`),
       );
       svg.append(node("text", { class: "chart-value", x: left + length + 6, y: y + height / 2, "dominant-baseline": "central" }, whole.format(count)));
     });
   });
-  const notes = chart.rows.some((row) => row.note);
-  const rows = chart.rows.map((row) => [row.label, ...row.counts.map((count) => whole.format(count)), ...(notes ? [row.note ?? ""] : [])]);
-  return { svg, marks, heads: [""], rows, extra: notes ? ["most often"] : [], note: "" };
+  return { svg, marks, heads: [""], rows: countRows(chart), note: "" };
 }
 
 function drawShares(chart, width) {
@@ -212,11 +209,10 @@ function canvas(width, height) {
 }
 
 /** The plot of a chart with an axis of counts: its grid, and where a count lies. */
-function frame(width, highest, integers) {
+function frame(width, highest) {
   const svg = canvas(width, MARGIN.top + PLOT_HEIGHT_PX + MARGIN.bottom);
   const bottom = MARGIN.top + PLOT_HEIGHT_PX;
-  let steps = ticks(highest);
-  if (integers) steps = steps.filter(Number.isInteger);
+  const steps = ticks(highest).filter(Number.isInteger);
   const top = Math.max(steps[steps.length - 1], highest);
   const y = (count) => bottom - (PLOT_HEIGHT_PX * count) / top;
   for (const step of steps) {
@@ -260,7 +256,7 @@ function sum(numbers) {
 // --- a chart in the page
 
 /** Draws a chart into `figure`, again whenever its width changes. */
-export function drawChart(figure, chart) {
+function drawChart(figure, chart) {
   const head = element("figcaption", { className: "chart-title" }, chart.title);
   const note = element("span", { className: "chart-note" });
   head.append(" ", note);
@@ -296,7 +292,7 @@ export function drawChart(figure, chart) {
     note.textContent = drawn.note;
     plot.replaceChildren(drawn.svg, tip);
     if (table.childElementCount === 1) {
-      const heads = [...drawn.heads, ...chart.series.map((_, index) => (chart.series.length > 1 ? seriesLabel(chart, index) : "traces")), ...(drawn.extra ?? [])];
+      const heads = [...drawn.heads, ...chart.series.map((_, index) => (chart.series.length > 1 ? seriesLabel(chart, index) : "traces"))];
       table.append(tableOf(chart.title, heads, drawn.rows));
     }
   }

@@ -418,7 +418,6 @@ export function drawMap(figure, outlines, data, { fit = false, label = "Answers 
   new ResizeObserver(resize).observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
-  return { draw, zoom, move, get view() { return { ...view }; } };
 }
 
 /** The theme's colours as a canvas takes them; tokens may be of any form, so the browser works them out. */
