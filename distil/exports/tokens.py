@@ -18,7 +18,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 TOKENS_A_MESSAGE = 5  # <|im_start|>, role, newline, <|im_end|>, newline
 _TOKENS_A_PICTURE = 2  # its first and its last, beside its patches
 ESTIMATED = "estimated, rather too high"
-NO_LIBRARY = f"{ESTIMATED}: neither tokenizers nor transformers is installed"
+NO_LIBRARY = f"{ESTIMATED}: tokenizers is not installed"
 _TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -60,28 +60,12 @@ def token_counter(folder: Path | None) -> tuple[Callable[[str], int], str]:
         return text_tokens, ESTIMATED
     if not folder.is_dir():
         raise UsageError(f"--tokenizer {folder} is no folder")
-    return _by_tokenizers(folder) or _by_transformers(folder) or (text_tokens, NO_LIBRARY)
-
-
-def _by_tokenizers(folder: Path) -> tuple[Callable[[str], int], str] | None:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415
     except ImportError:
-        return None
+        return text_tokens, NO_LIBRARY
     path = folder / _TOKENIZER_FILE
     if not path.is_file():
         raise UsageError(f"--tokenizer {folder}: there is no {_TOKENIZER_FILE} in it")
     tokenizer = Tokenizer.from_file(str(path))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"counted by {folder}"
-
-
-def _by_transformers(folder: Path) -> tuple[Callable[[str], int], str] | None:
-    try:
-        from transformers import AutoTokenizer  # noqa: PLC0415
-    except ImportError:
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--tokenizer {folder}: {error}") from None
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False)), f"counted by {folder}"
