@@ -135,7 +135,7 @@ def choose_columns(
         usual = next((name for name in names if name in columns), None)
         column = asked[field] if field in asked else usual or _only_fitting(field, columns, pattern)
         other = None if otherwise is None else otherwise[field]
-        column = column or other
+        column = other if column is None else column
         if column is None or (column not in columns and asked.get(field) != other):
             raise SourceError(_no_column_text(field, asked.get(field), missing, columns))
         if column != usual:
