@@ -47,7 +47,9 @@ def test_a_size_that_is_refused_of_every_sample_stops_the_run_with_the_flag(
     assert "--image_max_pixels" in result.stderr
     assert len(server.requests) <= 1 + 2 + 2 * 2
     failures = [json.loads(line) for line in (tmp_path / "failed_samples.jsonl").read_text().splitlines()]
-    assert len(failures) == 2 and all("--image_max_pixels" in failure["message"] for failure in failures)
+    # The second may not have come to be written when the third ends the run: then it is asked again.
+    assert len(failures) in (1, 2)
+    assert all("--image_max_pixels" in failure["message"] for failure in failures)
 
 
 def test_a_few_that_are_too_large_are_failed_samples(run_door: RunDoor, photos: Path, tmp_path: Path) -> None:
