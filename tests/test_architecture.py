@@ -115,6 +115,16 @@ def test_no_module_beside_the_scripts_shadows_another() -> None:
         assert name not in installed, name
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    """One word for one thing: who reads a name in one room needs not ask which of two is meant."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_requirements_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
