@@ -103,6 +103,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_plots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Exports made in this process draw no plots, as where matplotlib is not installed: they take the longest.
+
+    The tests of the data card have them, and so has every export by a door.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_data_card.py":
+            patch.setattr("distil.exports.export.can_plot", lambda: False)
+        yield
+
+
 LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files
     "test_exports.py",
     "test_embedded.py",

@@ -22,6 +22,7 @@ from distil.messages.read import parse_reply
 from distil.records import Outcome, SampleId
 from distil.spending.budget import Budget, calls_of, tokens_of
 from distil.store import folder as folder_module
+from distil.store.atomic import write_json
 from distil.store.claim import SPENDING, SpendingFile
 from distil.store.folder import RunFolder
 from distil.store.journal import Journal
@@ -111,6 +112,12 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "unlink", unlink)
     return names
+
+
+def test_a_record_is_durable_with_its_name_when_it_is_written(tmp_path: Path, synced: list[str]) -> None:
+    write_json(tmp_path / "run_record.json", {"runs": []})
+    assert len(synced) == 2 and synced[-1] == tmp_path.name, "the file, and then the folder that names it"
+    assert "run_record.json" in synced[0]
 
 
 def test_turns_go_only_when_their_traces_and_names_are_durable(

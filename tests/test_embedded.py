@@ -27,6 +27,7 @@ pytest.importorskip("rapidocr", reason="the local teacher's OCR is an optional e
 
 from distil.embedded import drawn_signs
 from distil.embedded.drawn_signs import SignScene, draw_row, draw_scene
+from distil.embedded.eyes import Eyes
 from distil.embedded.gazetteer import find_place
 
 MODULE = [sys.executable, "-m", "distil.embedded"]
@@ -589,3 +590,15 @@ def test_the_fonts_have_every_letter_of_the_signs() -> None:
     ):
         letters = tool.TTFont(path).getBestCmap()
         assert [name for name in names if any(ord(letter) not in letters for letter in name)] == []
+
+
+def test_a_picture_that_was_seen_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distil.embedded.eyes.MAX_REMEMBERED", 2)
+    eyes = Eyes(1)
+    pictures = [jpeg(Image.new("RGB", (96 + number, 64), "white")) for number in range(3)]
+    first = eyes.look(pictures[0], None)
+    assert eyes.look(pictures[0], None) is first and eyes.look(pictures[0], "red") is not first
+    for picture in pictures[1:]:
+        eyes.look(picture, None)
+    assert eyes.look(pictures[0], None) is not first, "the oldest make room"
+    assert eyes.look(pictures[0], None) == first

@@ -111,7 +111,7 @@ def test_totals_are_those_of_the_samples_that_they_do_not_keep(indices: list[int
     assert totals.mean_score == pytest.approx(statistics.fmean(item.score for item in samples))
     assert totals.parse_rate == len(distances) / len(samples)
     assert totals.metrics == DISTANCE.over_many(distances, len(samples))
-    assert totals.num_calls == len(samples)
+    assert totals.num_calls == len(samples) and totals.mean_turns == 2
     assert (totals.prompt_tokens, totals.completion_tokens) == (1000 * len(samples), 50 * len(samples))
 
 

@@ -7,10 +7,12 @@ theatre. And only text within a few degrees of level is read, so that turning a 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
 import queue
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ DETECT_THRESHOLD, BOX_THRESHOLD = 0.25, 0.35  # low: a faint find costs a zoom, 
 MAX_TEXT_HEIGHT_PX = 130.0  # taller finds in the view are house fronts rather than writing
 MAX_THREADS_PER_ENGINE = 4
 ENLARGED_BLUR = 0.4  # of a picture pixel
+MAX_REMEMBERED = 1024  # pictures; what was seen of one takes a few kB
 READ_MARGIN = 0.08  # of the line height: the detector cuts close to the letters
 
 Find = tuple[NDArray[np.float32], float]  # the four corners of a line, and a score
@@ -76,13 +79,26 @@ class Eyes:
         for _ in range(engines):
             self._engines.put(load_engine(threads))
         self._pool = ThreadPoolExecutor(engines, thread_name_prefix="eyes")
+        self._seen: dict[tuple[bytes, str | None], Look] = {}
+        self._lock = threading.Lock()
 
     def look(self, encoded: bytes, colour: str | None) -> Look:
         """Read one encoded picture through the fixed view, and find the shapes of a colour in it.
 
-        Raises what Pillow raises if the picture is damaged.
+        The last pictures are remembered by their hashes: rollouts of a row begin with the same one. Raises
+        what Pillow raises if the picture is damaged.
         """
-        return self._pool.submit(self._look, encoded, colour).result()
+        key = hashlib.sha256(encoded).digest(), colour
+        with self._lock:
+            seen = self._seen.get(key)
+        if seen is not None:
+            return seen
+        look = self._pool.submit(self._look, encoded, colour).result()
+        with self._lock:
+            self._seen[key] = look
+            if len(self._seen) > MAX_REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+        return look
 
     def _look(self, encoded: bytes, colour: str | None) -> Look:
         engine = self._engines.get()
