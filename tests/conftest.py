@@ -115,22 +115,27 @@ def without_plots(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-LONGEST_FIRST = (  # else a worker is left with one of them when the other has no more files
-    "test_exports.py",
-    "test_embedded.py",
-    "test_sandbox_corpus.py",
-    "test_soak.py",
-    "test_doors.py",
-    "test_fuzz_conversations.py",
+LONGEST_FIRST = (  # else a worker is left with one of them when the others have no more files
     "test_readme.py",
+    "test_view_pages.py",
+    "test_embedded.py",
+    "test_doors.py",
+    "test_sandbox_corpus.py",
+    "test_exports.py",
     "test_sandbox.py",
+    "test_check.py",
+    "test_view_axe.py",
+    "test_soak.py",
     "test_journal.py",
+    "test_fuzz_conversations.py",
+    "test_vqa.py",
+    "test_view_trace_browser.py",
+    "test_target_accuracy.py",
+    "test_gateways.py",
+    "test_view_charts.py",
     "test_doctor.py",
-    "test_trace_format_page.py",
-    "test_settings_sent.py",
-    "test_long_tails.py",
-    "test_attempts.py",
-    "test_kills.py",
+    "test_rollouts.py",
+    "test_view_second_reader.py",
 )
 
 
