@@ -16,7 +16,7 @@ from distil.pictures import ResizeRule, encode_sent, picture_facts
 from distil.records import Frame, Json, PictureFacts, Sample, SentPicture, ToolCall
 from distil.store.trace_file import StoredTrace
 from distil.tools.base import BoxFrame, Scene
-from distil.tools.toolbox import Toolbox, all_tools, find_tool
+from distil.tools.toolbox import Toolbox, all_tools, stored_box_problem
 
 AS_IT_IS = ResizeRule(min_side_px=0)  # pictures keep the sizes in which they came
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png"}
@@ -81,16 +81,9 @@ def imported_pictures(trace: StoredTrace, sample: Sample) -> Iterator[ImportedPi
 
 
 def _check_box(call: ToolCall, scene: Scene, number: int) -> None:
-    """Raise TraceError for a box that no import stores: it would crop what is not there, however large."""
-    tool = find_tool(call.raw.name)
-    box = tool.box_of(call.arguments) if tool is not None else None
-    if box is None:
-        return
-    width, height = scene.picture.size
-    if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
-        raise TraceError(
-            f"the stored box of call {number} lies outside its picture of {width}×{height} pixels"
-        )
+    problem = stored_box_problem(call.raw.name, call.arguments, scene)
+    if problem is not None:
+        raise TraceError(f"the stored box of call {number} {problem}")
 
 
 def _check(found: PictureFacts | None, stored: PictureFacts, number: int) -> None:

@@ -31,6 +31,18 @@ def find_tool(name: str, executor: Executor | None = None) -> Tool | None:
     return next((tool for tool in all_tools(executor) if tool.name == name), None)
 
 
+def stored_box_problem(name: str, arguments: Mapping[str, Json], scene: Scene) -> str | None:
+    """Why a stored box is none that a run stores, or None: it would crop what is not there, however large."""
+    tool = find_tool(name)
+    box = tool.box_of(arguments) if tool is not None else None
+    if tool is None or box is None:
+        return None
+    width, height = (scene.photo if tool.works_on_photo(arguments) else scene.picture).size
+    if 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height:
+        return None
+    return f"lies outside its picture of {width}×{height} pixels"
+
+
 def load_tools(names: str, executor: Executor | None = None) -> tuple[Tool, ...]:
     """The tools named in a comma-separated list ("zoom,rotate"), or none for "none"; raises UsageError.
 

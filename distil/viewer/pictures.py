@@ -57,7 +57,7 @@ from distil.store.summary import call_name, call_succeeded, trace_calls, trace_t
 from distil.store.trace_file import StoredTrace, load_json, read_trace
 from distil.tools.base import MAX_RESULT_PIXELS, Scene
 from distil.tools.python_code import Executor
-from distil.tools.toolbox import find_tool
+from distil.tools.toolbox import find_tool, stored_box_problem
 
 MAX_CALLS = 2000  # of a trace: no teacher makes as many
 THUMB_PX = 160  # the longest side
@@ -567,15 +567,9 @@ def _check_rule(rule: ResizeRule) -> None:
 
 
 def _check_action(name: str, arguments: Mapping[str, Json], scene: Scene) -> None:
-    """Raise ToolError where a stored box is none that a run stores: it would crop what is not there."""
-    tool = find_tool(name)
-    box = tool.box_of(arguments) if tool is not None else None
-    if tool is None or box is None:
-        return
-    width, height = (scene.photo if tool.works_on_photo(arguments) else scene.picture).size
-    x1, y1, x2, y2 = box
-    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        raise ToolError(f"the stored box lies outside its picture of {width}×{height} pixels")
+    problem = stored_box_problem(name, arguments, scene)
+    if problem is not None:
+        raise ToolError(f"the stored box {problem}")
 
 
 def _check_area(size: Size, photo: Size) -> None:
