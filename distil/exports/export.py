@@ -25,7 +25,7 @@ from distil.exports.form import ExportReport, Format, Target
 from distil.exports.pictures import shown_calls
 from distil.exports.plots import FOLDER as PLOTS
 from distil.exports.plots import NO_PLOTS, can_plot, draw_plots
-from distil.exports.selection import TRAIN, Selected, Step
+from distil.exports.selection import TRAIN, Selected, Step, reason_to_leave_out
 from distil.exports.to_hf import HF, card_head
 from distil.exports.to_llamafactory import LLAMAFACTORY
 from distil.exports.to_ms_swift import MS_SWIFT
@@ -34,7 +34,7 @@ from distil.exports.to_trl import TRL
 from distil.exports.to_verl import VERL
 from distil.exports.tokens import row_tokens
 from distil.interrupts import interruptible
-from distil.records import ExportFormat, Frame, Json, StopReason, ToolMode
+from distil.records import ExportFormat, Frame, Json, ToolMode
 from distil.replay.processes import each_trace
 from distil.replay.replay import Executors, Sources
 from distil.store.atomic import folder_errors, json_bytes
@@ -202,7 +202,8 @@ def conversation_at(path: Path, sources: Sources, executors: Executors, asked: E
     """The conversation of one trace file, or why there is none."""
     try:
         trace = read_trace(path)
-        reason = None if asked.all else _reason_to_leave_out(trace)
+        ended = trace.json["metadata"]
+        reason = None if asked.all else reason_to_leave_out(ended["stop_reason"], ended["parse_success"])
         conversation = None if reason else _conversation(trace, sources, executors, asked.form)
     except (TraceError, SourceError, ToolError) as error:
         return NotExported(path, str(error), is_refused=True)
@@ -221,14 +222,6 @@ def _conversation(
         raise TraceError(f"it is of row {trace.sample_id}, whose file is {name}")
     photo, calls = shown_calls(trace, sources.of(trace), executors.of(trace), form)
     return conversation_of(trace, photo, calls, form)
-
-
-def _reason_to_leave_out(trace: StoredTrace) -> str | None:
-    """Why a trace is no example to learn from unless it is asked for; None for one that is."""
-    metadata = trace.json["metadata"]
-    if metadata["stop_reason"] != StopReason.ANSWERED:
-        return f"it ended without an answer ({metadata['stop_reason']})"
-    return None if metadata["parse_success"] else "its answer cannot be read"
 
 
 def _why_none(report: ExportReport) -> str:

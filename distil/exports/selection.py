@@ -225,7 +225,7 @@ def _candidates(
             photo=str(cells["image_sha256"] or row),
             num_pixels=int(cells["width_px"] or 0) * int(cells["height_px"] or 0),
             score=cells["score"],
-            reason_out=_reason_out(cells["stop_reason"], cells["parse_success"]),
+            reason_out=reason_to_leave_out(cells["stop_reason"], cells["parse_success"]),
             mark=cells["mark"],
             is_wanted=path in wanted,
             passes=path in passed,
@@ -240,7 +240,7 @@ def _meeting(index: TraceIndex, folders: Sequence[Path], condition: str | None) 
     return {folders[int(run)] / str(file) for run, file in rows}
 
 
-def _reason_out(stop_reason: str | None, parse_success: bool | None) -> str | None:
+def reason_to_leave_out(stop_reason: str | None, parse_success: bool | None) -> str | None:
     """Why a trace is no example to learn from unless it is asked for; None for one that is.
 
     A trace that does not say how it ended is of another program, and refused as it is read.

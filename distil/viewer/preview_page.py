@@ -18,6 +18,7 @@ from distil.exports.conversation import conversation_of
 from distil.exports.export import NOTHING_TO_TRAIN
 from distil.exports.pictures import shown_calls
 from distil.exports.preview import END, START, Preview, previews_of
+from distil.exports.selection import reason_to_leave_out
 from distil.exports.tokens import picture_tokens
 from distil.pictures import data_url
 from distil.records import (
@@ -25,7 +26,6 @@ from distil.records import (
     FailedCalls,
     Frame,
     SentPicture,
-    StopReason,
     Student,
     Thoughts,
 )
@@ -135,12 +135,9 @@ def _rows(trace: StoredTrace, source: Source, executor: Executor, flags: ExportF
 
 def _note(trace: StoredTrace) -> str | None:
     """Why an export leaves the trace out unless it is told to take all; None where it takes it."""
-    metadata = trace.json["metadata"]
-    if metadata["stop_reason"] != StopReason.ANSWERED:
-        return f"It ended without an answer ({metadata['stop_reason']}): an export has it with --all only."
-    if not metadata["parse_success"]:
-        return "Its answer cannot be read: an export has it with --all only."
-    return None
+    ended = trace.json["metadata"]
+    reason = reason_to_leave_out(ended["stop_reason"], ended["parse_success"])
+    return reason and f"{reason[0].upper()}{reason[1:]}: an export has it with --all only."
 
 
 def _row(row: Preview) -> Fields:
