@@ -25,7 +25,7 @@ from distil.run.solver import RolloutSolver, open_budget
 from distil.run.suspicion import Tally
 from distil.run.work import Work
 from distil.store.run_totals import RunTotals
-from distil.store.summary import Totals, TraceSummary, ZoomBox, read_summary
+from distil.store.summary import StatedBox, Totals, TraceSummary, read_summary
 from distil.tasks.geolocation import DISTANCE
 from distil.teacher.client import Teacher
 from distil.teacher.slots import Slots
@@ -45,7 +45,7 @@ def summary(index: int, **changes: Any) -> TraceSummary:
         "sample_id": SampleId(index), "task": "geolocation", "parse_success": index % 5 > 0,
         "metrics": {DISTANCE.name: 1.5 * index}, "score": 1 / (1 + index), "turns": 2, "stop_reason": "answered", "calls": {ZOOM: 1}, "failed_calls": {}, "prompt_tokens": 1000,
         "completion_tokens": 50, "seconds": 0.25 * (index % 7), "billed_tokens": 1000 + index, "cost_usd": 0.01,
-        "boxes": (ZoomBox((1.0, 2.0, 3.0 + index, 4.0), bool(index % 3), is_first_view=True),),
+        "boxes": (StatedBox((1.0, 2.0, 3.0 + index, 4.0), bool(index % 3), is_first_view=True),),
         "final_text": f"text {index % 100}",
     }  # fmt: skip
     return TraceSummary(**fields | changes)
@@ -196,8 +196,8 @@ def test_a_run_counts_what_failed_and_why_it_stopped(bench: Bench) -> None:
 # --- boxes
 
 
-def box(*numbers: float, fitted: bool = False, first: bool = True) -> ZoomBox:
-    return ZoomBox(numbers, fitted, first)
+def box(*numbers: float, fitted: bool = False, first: bool = True) -> StatedBox:
+    return StatedBox(numbers, fitted, first)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def box(*numbers: float, fitted: bool = False, first: bool = True) -> ZoomBox:
     ],
 )  # fmt: skip
 def test_boxes_that_do_not_fit_name_the_likely_setting(
-    frame: Frame, crop_from: CropFrom, boxes: list[ZoomBox], words: str | None
+    frame: Frame, crop_from: CropFrom, boxes: list[StatedBox], words: str | None
 ) -> None:
     tally = Tally(2048, 10, frame=frame, crop_from=crop_from)
     for number, each in enumerate(boxes):

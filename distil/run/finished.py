@@ -10,7 +10,7 @@ from distil.messages.tags import text_outside
 from distil.records import Prompt, Rollout, Size, ToolCall, Turn
 from distil.rollout import RolloutSettings
 from distil.spending.prices import Tokens, fewest_prompt_tokens, read_tokens
-from distil.store.summary import TraceSummary, ZoomBox, reported_tokens, stated_metrics, sum_or_none
+from distil.store.summary import StatedBox, TraceSummary, reported_tokens, stated_metrics, sum_or_none
 from distil.tools.toolbox import find_tool
 
 _MIN_SAME_TURNS = 4  # of one sample: turning a picture by 90 degrees three times is no loop
@@ -53,7 +53,7 @@ def _name(call: ToolCall) -> str:
     return call.raw.name or "unknown"
 
 
-def _boxes(calls: Sequence[ToolCall]) -> list[ZoomBox]:
+def _boxes(calls: Sequence[ToolCall]) -> list[StatedBox]:
     boxes = []
     is_first_view = True
     for call in calls:
@@ -61,7 +61,7 @@ def _boxes(calls: Sequence[ToolCall]) -> list[ZoomBox]:
         tool = find_tool(call.raw.name)
         numbers = None if tool is None else tool.box_of(call.raw.arguments)
         if numbers is not None:
-            boxes.append(ZoomBox(numbers, success and not call.clamped, is_first_view))
+            boxes.append(StatedBox(numbers, success and not call.clamped, is_first_view))
         is_first_view = is_first_view and not success
     return boxes
 

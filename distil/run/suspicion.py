@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from distil.records import CropFrom, Frame, SampleId, StopReason
 from distil.spending.prices import PICTURES_DROPPED
-from distil.store.summary import TraceSummary, ZoomBox
+from distil.store.summary import StatedBox, TraceSummary
 
 FIRST_SAMPLES = 20  # of a teacher that answers every second time, one run in a million begins without any
 _MIN_HALTING_CALLS = 20
@@ -108,7 +108,7 @@ class Tally:
         if len(self._texts) > _MAX_TEXTS:
             self._texts = Counter({text: number for text, number in self._texts.items() if number > 1})
 
-    def _add_box(self, box: ZoomBox) -> None:
+    def _add_box(self, box: StatedBox) -> None:
         is_tiny = self._frame is not Frame.REL1 and all(0 <= value <= 1 for value in box.numbers)
         self._num_boxes += 1
         if not box.fitted or is_tiny:

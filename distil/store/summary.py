@@ -21,7 +21,7 @@ from distil.tasks.base import Metric, Rows, Task
 NumberT = TypeVar("NumberT", int, float)
 
 
-class ZoomBox(NamedTuple):
+class StatedBox(NamedTuple):
     """A zoom box as the teacher wrote it, whether it fitted, and whether it is of the photo itself."""
 
     numbers: tuple[float, ...]
@@ -50,7 +50,7 @@ class TraceSummary:
     cost_usd: float | None = None
     is_resumed: bool = False  # it went on from turns of an earlier run
     is_accepted: bool | None = None  # None where nobody says which traces are
-    boxes: tuple[ZoomBox, ...] = ()
+    boxes: tuple[StatedBox, ...] = ()
     first_failure: str | None = None  # what the teacher was told of its first failed call
     reports_tokens: bool = False  # of every turn
     too_few_tokens: str | None = None  # the first turn with fewer prompt tokens than its pictures need
