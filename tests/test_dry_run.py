@@ -48,6 +48,18 @@ def test_the_request_that_is_shown_is_the_first_that_is_sent(
     assert "Nothing is left to ask." in again.stdout
 
 
+def test_where_the_tool_mode_is_found_out_the_request_has_native_tools(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    flags = ("--api_base", "http://127.0.0.1:9/v1", "--dataset_path", photos, "--model", MODEL)
+    dry = run_door("demo_concurrent.py", *flags, "--output_dir", tmp_path / "out", "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert [tool["function"]["name"] for tool in shown(dry.stdout)["tools"]] == [
+        "image_zoom_in_tool",
+        "image_rotate_tool",
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

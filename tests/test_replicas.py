@@ -17,7 +17,7 @@ from conftest import RunDoor
 from fault_server import FaultServer, hang_up, stall
 from scripted_teacher import ScriptedTeacher, calls, is_probe, num_turns, says
 
-from distil.errors import DeadlinePassed, RunHalted, TeacherError, UsageError
+from distil.errors import DeadlinePassed, RunHalted, TeacherError, TeacherRefused, UsageError
 from distil.spending.budget import Budget
 from distil.teacher.address import find_teacher
 from distil.teacher.client import Teacher
@@ -178,6 +178,18 @@ def test_a_turn_has_one_deadline_whatever_replicas_it_meets() -> None:
             with pytest.raises(DeadlinePassed):
                 teacher.ask(message(0, 0), 0)
         assert time.monotonic() - started < 2
+
+
+def test_one_round_of_replicas_of_which_none_is_there_is_an_outage() -> None:
+    """It is waited for, as that of a single server is; a sample's few tries are not used up."""
+    told: list[str] = []
+    few = {**QUICK, "max_retries": 2}
+    settings = teacher_settings("http://127.0.0.1:9/v1", "k" * 8, "m", timeout_seconds=20, **few, **SHORT)
+    with Teacher(settings, api_bases=("http://127.0.0.1:9/v1", "http://127.0.0.1:10/v1")) as teacher:
+        teacher.tell_by(told.append)
+        with pytest.raises(TeacherRefused, match="given up after"):
+            teacher.ask(message(0, 0), 0)
+    assert any("does not answer since" in line for line in told)
 
 
 def test_a_failure_counts_the_requests_to_every_replica() -> None:
