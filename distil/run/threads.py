@@ -57,7 +57,7 @@ def run_samples(
     SandboxUnavailable, FolderError) ends it at once, and so does closing the iterator.
     Whatever ends it at once, `abort` is called to break off what is in flight. After a signal no sample is
     begun, those in flight have the seconds that `drain` grants, and then it raises KeyboardInterrupt; those
-    end with RunGivenUp that would have to ask again.
+    end with RunHalted that would have to ask again.
     """
     pool = ThreadPoolExecutor(max_workers, thread_name_prefix="rollout")
     try:
