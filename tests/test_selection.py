@@ -151,6 +151,20 @@ def test_a_row_is_taken_by_the_share_of_all_its_rollouts_that_pass(tmp_path: Pat
     assert rows_in("0.2..0.2") == {"00001"}
 
 
+def test_a_share_is_taken_as_exactly_as_it_is_written(tmp_path: Path) -> None:
+    for index, passing in enumerate([1, 2]):
+        for rollout in range(3):
+            write(tmp_path, index, rollout, score=1.0 if rollout < passing else 0.0)
+
+    def rows_in(low: float, high: float) -> set[str]:
+        found = chosen(tmp_path, pass_rate=_band(f"{low}..{high}"), accept="score > 0.8")
+        return {name[:5] for name in names(found)}
+
+    assert rows_in(0.5, 2 / 3) == {"00001"} == rows_in(2 / 3, 1)
+    assert rows_in(0, 1 / 3) == {"00000"}
+    assert _band("0.20..") == "0.2..1" and _band(".0..00.5") == "0..0.5"
+
+
 def test_repeats_of_a_row_are_dropped_and_those_of_other_rows_stay(tmp_path: Path) -> None:
     for index in (0, 1):
         for rollout, text in enumerate(["A", "B", "A"]):
