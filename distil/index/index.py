@@ -237,6 +237,8 @@ class TraceIndex:
             if "interrupted" in str(error):
                 raise UsageError(f"the query takes longer than {seconds:g} seconds: ask for less") from None
             raise where_error(str(error), self._shape.names) from None
+        finally:
+            connection.set_progress_handler(None, 0)  # its time is not that of what runs next
 
     @contextmanager
     def _reading(self) -> Iterator[_Reader]:
