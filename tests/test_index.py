@@ -773,6 +773,13 @@ def test_neighbours_follow_what_changes(tmp_path: Path) -> None:
     assert index.neighbours(query, key)[1] == (0, "trace_00003.json")
 
 
+def test_each_name_that_is_asked_for_has_its_value_though_it_is_asked_for_twice(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    index = TraceIndex.open([tmp_path])
+    asked = ("sample_index", "file", "Sample_Index")
+    assert list(index.rows(ALL, asked)) == [(3, "trace_00003.json", 3)]
+
+
 def test_who_looks_again_later_is_not_ended_by_the_time_of_the_look_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,26 @@ def test_repeats_of_a_row_are_dropped_and_those_of_other_rows_stay(tmp_path: Pat
     assert names(chosen(tmp_path, drop_repeats=True)) == ["00000", "00000_r1", "00001", "00001_r1"]
 
 
+# --- columns that are read for other filters too ---
+
+
+def test_any_column_can_be_balanced_and_split_by_one_that_other_filters_read_too(tmp_path: Path) -> None:
+    for index in range(24):
+        write(tmp_path, index, score=float(index % 3 > 0), country=f"c{index % 4}", x=float(index % 3 > 0))
+
+    for more in ({}, {"split_by": "country", "validation": 0.3}):
+        balanced_by = {name: chosen(tmp_path, balance=name, **more).picks for name in ("score", "x")}
+        assert balanced_by["score"] == balanced_by["x"] and len(balanced_by["x"]) == 16
+    for splitting in ("score", "score,country", "country, score,country", "Score"):
+        same = splitting.lower().replace("score", "x")
+        sides = [chosen(tmp_path, validation=0.4, split_by=names).picks for names in (splitting, same)]
+        assert sides[0] == sides[1]
+    scores = defaultdict(set)
+    for path, split in chosen(tmp_path, validation=0.4, split_by="score").picks.items():
+        scores[split].add(json.loads(path.read_text())["reward_score"]["score"])
+    assert scores == {"train": {1.0}, "validation": {0.0}}
+
+
 # --- marks ---
 
 
