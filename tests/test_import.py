@@ -323,3 +323,14 @@ def test_as_json_it_says_what_became_of_the_rows(tmp_path: Path, capsys: pytest.
     document = json.loads(capsys.readouterr().out)
     assert (document["num_traces"], document["num_photos"]) == (2, 1)
     assert list(document["refused"].values()) == [1]
+
+
+def test_rows_that_are_refused_for_the_same_are_counted_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = {"messages": [say("user", PHOTO, text("?")), say("assistant", "!")]}
+    half = {"messages": REFUSED[2][0]}
+    capsys.readouterr()
+    imported_rows(tmp_path, half, half, sound, half, expected=1, flags=("--json",))
+    ((reason, count),) = json.loads(capsys.readouterr().out)["refused"].items()
+    assert count == 3 and "no JPEG or PNG" in reason and "0x" not in reason

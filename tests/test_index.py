@@ -773,6 +773,25 @@ def test_neighbours_follow_what_changes(tmp_path: Path) -> None:
     assert index.neighbours(query, key)[1] == (0, "trace_00003.json")
 
 
+def test_each_name_that_is_asked_for_has_its_value_though_it_is_asked_for_twice(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    index = TraceIndex.open([tmp_path])
+    asked = ("sample_index", "file", "Sample_Index")
+    assert list(index.rows(ALL, asked)) == [(3, "trace_00003.json", 3)]
+
+
+def test_who_looks_again_later_is_not_ended_by_the_time_of_the_look_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "PAGE_SECONDS", 0.5)
+    monkeypatch.setattr(index_module, "_STEPS_A_LOOK", 1)
+    write(tmp_path, 0)
+    index = TraceIndex.open([tmp_path])
+    for _ in range(2):
+        assert index.neighbours(ALL, (0, "trace_00000.json")) == (None, None, 0)
+        time.sleep(0.6)
+
+
 TEXTS = {
     "crossing": ["A zebra crossing near the kerb.", "I look at the crossing of zebras"],
     "中国": ["路牌上写着北京南路，车辆靠右行驶。"],

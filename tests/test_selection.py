@@ -151,11 +151,45 @@ def test_a_row_is_taken_by_the_share_of_all_its_rollouts_that_pass(tmp_path: Pat
     assert rows_in("0.2..0.2") == {"00001"}
 
 
+def test_a_share_is_taken_as_exactly_as_it_is_written(tmp_path: Path) -> None:
+    for index, passing in enumerate([1, 2]):
+        for rollout in range(3):
+            write(tmp_path, index, rollout, score=1.0 if rollout < passing else 0.0)
+
+    def rows_in(low: float, high: float) -> set[str]:
+        found = chosen(tmp_path, pass_rate=_band(f"{low}..{high}"), accept="score > 0.8")
+        return {name[:5] for name in names(found)}
+
+    assert rows_in(0.5, 2 / 3) == {"00001"} == rows_in(2 / 3, 1)
+    assert rows_in(0, 1 / 3) == {"00000"}
+    assert _band("0.20..") == "0.2..1" and _band(".0..00.5") == "0..0.5"
+
+
 def test_repeats_of_a_row_are_dropped_and_those_of_other_rows_stay(tmp_path: Path) -> None:
     for index in (0, 1):
         for rollout, text in enumerate(["A", "B", "A"]):
             write(tmp_path, index, rollout, text=text)
     assert names(chosen(tmp_path, drop_repeats=True)) == ["00000", "00000_r1", "00001", "00001_r1"]
+
+
+# --- columns that are read for other filters too ---
+
+
+def test_any_column_can_be_balanced_and_split_by_one_that_other_filters_read_too(tmp_path: Path) -> None:
+    for index in range(24):
+        write(tmp_path, index, score=float(index % 3 > 0), country=f"c{index % 4}", x=float(index % 3 > 0))
+
+    for more in ({}, {"split_by": "country", "validation": 0.3}):
+        balanced_by = {name: chosen(tmp_path, balance=name, **more).picks for name in ("score", "x")}
+        assert balanced_by["score"] == balanced_by["x"] and len(balanced_by["x"]) == 16
+    for splitting in ("score", "score,country", "country, score,country", "Score"):
+        same = splitting.lower().replace("score", "x")
+        sides = [chosen(tmp_path, validation=0.4, split_by=names).picks for names in (splitting, same)]
+        assert sides[0] == sides[1]
+    scores = defaultdict(set)
+    for path, split in chosen(tmp_path, validation=0.4, split_by="score").picks.items():
+        scores[split].add(json.loads(path.read_text())["reward_score"]["score"])
+    assert scores == {"train": {1.0}, "validation": {0.0}}
 
 
 # --- marks ---

@@ -293,6 +293,24 @@ def test_where_there_is_no_sandbox_code_is_not_run_and_the_photo_is_shown(code_f
             pictures.file(code_folder / "trace_00000.json", 1, view)
 
 
+def test_what_keeps_the_sandbox_from_starting_is_found_out_once(code_folder: Path) -> None:
+    class Counted(Sandbox):
+        num_starts = 0
+
+        def _start_server(self) -> Any:
+            self.num_starts += 1
+            return super()._start_server()
+
+    sandbox = Counted(_disable=("seccomp",))
+    pictures = Pictures(sandbox=sandbox)
+    path = code_folder / "trace_00000.json"
+    for _ in range(3):
+        with pytest.raises(TraceError, match="cannot be contained here"):
+            pictures.file(path, 1, View.FULL)
+    assert [mark.match for mark in pictures.marks(path)] == [PictureMatch.MATCHED, PictureMatch.MISSING]
+    assert sandbox.num_starts == 1
+
+
 def test_an_unsafe_sandbox_is_not_used(code_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(code_folder, tmp_path / "unsafe"))
     path = folder / "trace_00000.json"

@@ -208,7 +208,7 @@ def _shares(text: str) -> str:
     first, last = float(low or 0), float(high or 1)
     if not dots or not 0 <= first <= last <= 1:
         raise ValueError(text)
-    return f"{first:.12g}..{last:.12g}"
+    return "..".join(repr(share).removesuffix(".0") for share in (first, last))  # exactly: 1/3 is a share
 
 
 _whole = _reader(int, "must be a whole number")

@@ -159,7 +159,7 @@ class TraceIndex:
             columns = [by_name[name.lower()] for name in names]
             statement = self._listed(query, shape, [column.name for column in columns])
             for row in self._run(connection, statement, seconds):
-                yield tuple(_as_json(columns, row).values())
+                yield tuple(map(_cell_json, columns, row))
 
     def find(self, key: TraceKey) -> dict[str, Json] | None:
         """One trace's values by the names of all columns, None where it is not in the index."""
@@ -237,6 +237,8 @@ class TraceIndex:
             if "interrupted" in str(error):
                 raise UsageError(f"the query takes longer than {seconds:g} seconds: ask for less") from None
             raise where_error(str(error), self._shape.names) from None
+        finally:
+            connection.set_progress_handler(None, 0)  # its time is not that of what runs next
 
     @contextmanager
     def _reading(self) -> Iterator[_Reader]:
@@ -348,8 +350,10 @@ def _all_columns(of_folders: Sequence[Sequence[Column]]) -> tuple[Column, ...]:
 
 
 def _as_json(columns: Sequence[Column], row: Sequence[Json]) -> dict[str, Json]:
-    """A row by its columns' names, flags as flags."""
-    return {
-        column.name: bool(value) if column.kind == "flag" and value is not None else value
-        for column, value in zip(columns, row, strict=True)
-    }
+    """A row by its columns' names."""
+    return {column.name: _cell_json(column, value) for column, value in zip(columns, row, strict=True)}
+
+
+def _cell_json(column: Column, value: Json) -> Json:
+    """A value of a column, a flag as a flag."""
+    return bool(value) if column.kind == "flag" and value is not None else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from distil.errors import ToolError, TraceError
+from distil.errors import ToolError, TraceError, error_text
 from distil.pictures import ResizeRule, encode_sent, picture_facts
 from distil.records import Frame, Json, PictureFacts, Sample, SentPicture, ToolCall
 from distil.store.trace_file import StoredTrace
@@ -106,7 +106,7 @@ def sent_of(data: bytes) -> SentPicture:
             image.load()
             kind, size = str(image.format), image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise TraceError(f"it is no JPEG or PNG that can be read: {error}") from None
+        raise TraceError(f"it is no JPEG or PNG that can be read: {error_text(error)}") from None
     return SentPicture(_MEDIA_TYPES[kind], size, data, len(data), hashlib.sha256(data).hexdigest())
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +50,7 @@ from distil.replay.imported import imported_pictures, photo_of
 from distil.replay.recipe import FAILURES
 from distil.replay.replay import Sources
 from distil.sandbox.bounds import MEMORY_BYTES
+from distil.sandbox.exchange import ExecResult
 from distil.sandbox.sandbox import REMEDY, Sandbox
 from distil.source.rows import Source, open_source
 from distil.source.saved import HUB
@@ -125,7 +127,12 @@ class _Made:
 
 
 class Pictures:
-    """The pictures of traces, made on demand and kept while there is room; safe to ask from many threads."""
+    """The pictures of traces, made on demand and kept while there is room; safe to ask from many threads.
+
+    It is what their code runs in, too: in the sandbox alone.
+    """
+
+    workers = 1
 
     def __init__(
         self,
@@ -138,7 +145,7 @@ class Pictures:
 
         Raises SandboxUnavailable for one that contains nothing.
         """
-        self._sandbox = sandbox or Sandbox(_CODE_SECONDS, MEMORY_BYTES, workers=1)
+        self._sandbox = sandbox or Sandbox(_CODE_SECONDS, MEMORY_BYTES, workers=self.workers)
         if self._sandbox.unsafe:
             raise SandboxUnavailable("the viewer runs no code outside the sandbox")
         self._override = dataset_override
@@ -160,6 +167,21 @@ class Pictures:
         """End what runs code."""
         self._sandbox.close()
 
+    def run(self, code: str, picture: Image.Image) -> ExecResult:
+        """Run code in the sandbox; raises SandboxUnavailable."""
+        if self._no_sandbox:
+            raise SandboxUnavailable(self._no_sandbox)
+        return self._sandbox.run(code, picture)
+
+    @cached_property
+    def _no_sandbox(self) -> str:
+        """What keeps the sandbox from starting, empty for nothing; found out once, for it takes its time."""
+        try:
+            self._sandbox.start()
+        except SandboxUnavailable as error:
+            return str(error)
+        return ""
+
     def marks(self, path: Path) -> Iterator[ShownPicture]:
         """What can be said of each of a trace's pictures, one by one as they are made."""
         for shown in self._shown(path).values():
@@ -175,7 +197,7 @@ class Pictures:
                 value, trace = load_json(path), read_trace(path)
                 for _ in self._replayed(path, value):
                     pass
-                return work(trace, self._source(path, trace), self._sandbox)
+                return work(trace, self._source(path, trace), self)
         except _FAILURES as error:
             raise _as_ours(error) from None
 
@@ -293,7 +315,7 @@ class Pictures:
                 facts = picture_facts(picture.scene.current)
                 yield _Made(picture.number, picture.scene, facts, picture.sent)
             return
-        toolbox = trace.settings.toolbox(self._sandbox)
+        toolbox = trace.settings.toolbox(self)
         _check_rule(toolbox.rule)
         photo = _photo(sample, encode_sent(sample.picture.image, toolbox.rule, sample.picture))
         yield photo
@@ -328,7 +350,7 @@ class Pictures:
             name, arguments = call_name(call), call_arguments(call)
             try:
                 _check_time(until)
-                tool = find_tool(name, self._sandbox)
+                tool = find_tool(name, self)
                 if tool is None:
                     raise ToolError(f"there is no tool called {name[:80]!r} here")
                 _check_action(name, arguments, Scene.start(image))
