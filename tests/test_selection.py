@@ -151,6 +151,15 @@ def test_a_row_is_taken_by_the_share_of_all_its_rollouts_that_pass(tmp_path: Pat
     assert rows_in("0.2..0.2") == {"00001"}
 
 
+def test_the_ends_of_a_band_of_shares_are_as_exact_as_they_are_given(tmp_path: Path) -> None:
+    for rollout in range(3):
+        write(tmp_path, 0, rollout, score=1.0 if rollout == 0 else 0.1)  # passes 1 of 3
+        write(tmp_path, 1, rollout, score=0.1 if rollout == 0 else 1.0)  # passes 2 of 3
+    for band, index in ((f"..{1 / 3}", 0), (f"{2 / 3}..", 1)):
+        found = chosen(tmp_path, pass_rate=_band(band), accept="score > 0.8")
+        assert {path.name for path in found.picks} == {trace_name(SampleId(index, each)) for each in range(3)}
+
+
 def test_repeats_of_a_row_are_dropped_and_those_of_other_rows_stay(tmp_path: Path) -> None:
     for index in (0, 1):
         for rollout, text in enumerate(["A", "B", "A"]):

@@ -208,7 +208,8 @@ def _shares(text: str) -> str:
     first, last = float(low or 0), float(high or 1)
     if not dots or not 0 <= first <= last <= 1:
         raise ValueError(text)
-    return f"{first:.12g}..{last:.12g}"
+    # To the last digit: a row of which a third passes is in `..0.3333333333333333`.
+    return "..".join(repr(end).removesuffix(".0") for end in (first, last))
 
 
 _whole = _reader(int, "must be a whole number")
