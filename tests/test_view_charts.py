@@ -118,6 +118,13 @@ def test_charts_of_traces_that_say_little_are_left_out(tmp_path: Path) -> None:
     found = by_id(charts_of(TraceIndex.open([tmp_path]), ["a"]))
     assert "score" not in found and "distance_km" not in found and found["shares"]
     assert found["stop_reason"]["rows"] == [{"label": "not stated", "counts": [1]}]
+    for number, reason in ((1, ""), (2, ""), (3, "answered")):
+        trace = {"sample_index": number, "conversation_history": [], "metadata": {"stop_reason": reason}}
+        (tmp_path / f"trace_{number:05d}.json").write_text(json.dumps(trace))
+    assert by_id(charts_of(TraceIndex.open([tmp_path]), ["a"]))["stop_reason"]["rows"] == [
+        {"label": "not stated", "counts": [3]},
+        {"label": "answered", "counts": [1]},
+    ]
 
 
 @pytest.mark.parametrize(("count", "num"), [(0, 10), (3, 10), (10, 10), (1, 1), (0, 1), (999, 1000)])

@@ -196,7 +196,7 @@ def _counts(name: str, title: str, runs: Sequence[RunColumns]) -> Chart | None:
 
 
 def _bars(name: str, title: str, runs: Sequence[RunColumns]) -> Chart:
-    counts = [Counter({text or "not stated": num for text, num in run.texts[name].items()}) for run in runs]
+    counts = [Counter(text or "not stated" for text in run.texts[name].elements()) for run in runs]
     total: Counter[str] = sum(counts, Counter())
     rows = [(text, [of_run[text] for of_run in counts]) for text, _ in total.most_common(_MAX_BARS)]
     return _bar_chart("bars", name, title, runs, rows)
