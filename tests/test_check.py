@@ -23,6 +23,7 @@ from test_exports import CODE, FORMATS, ROTATE, ZOOM, export, run
 
 from distil.cli import main
 from distil.exports.check import KEPT_FINDINGS, REMEDIES, ExportFinding, Findings
+from distil.exports.export import FORMAT, MANIFEST
 from distil.exports.written import WrittenPicture
 
 NATIVE = [name for name in FORMATS if name != "hf"]
@@ -629,3 +630,15 @@ def test_the_folder_for_the_hub_has_a_card_that_can_be_pushed_as_it_is(made: Cal
     assert found == set(out.rglob("*.parquet")) and found
     rows = load_dataset(str(out), split="train")
     assert len(rows) == 3 and rows[0]["images"][0].size == (640, 480)
+
+
+@pytest.mark.parametrize("name", ["format", "coordinates", "student", "errors"])
+def test_an_export_that_says_what_nobody_knows_is_refused_in_a_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"format": "openai", "coordinates": "pixel", "student": "qwen3-vl", "errors": "mask"}
+    manifest = {"format": FORMAT, "files": {}, "options": options | {name: "of later"}}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text("{}\n", encoding="utf-8")
+    assert main(["check", str(tmp_path)]) == 2
+    assert f"{MANIFEST}: {name} is 'of later', which this version does not know" in capsys.readouterr().err

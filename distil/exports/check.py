@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from distil.commands.flags import CheckFlags
+from distil.commands.flags import CheckFlags, ExportFlags, stated_flags
 from distil.errors import UsageError, error_text
 from distil.exports.export import FORMAT, MANIFEST
 from distil.exports.files import PICTURES, file_sha256
@@ -91,6 +91,7 @@ def check_export(
     """
     folder, files = find_row_files(asked.path)
     manifest = _manifest(asked.path)
+    _check_known(asked, manifest.get("options", {}))
     stated = manifest.get("options", {}).get("format")
     if asked.format is None and stated is None:
         raise UsageError(f"{asked.path} has no {MANIFEST} that says who reads it: name the --format")
@@ -118,6 +119,17 @@ def _manifest(path: Path) -> Mapping[str, Json]:
         return {}
     is_ours = isinstance(found, dict) and found.get("format") == FORMAT
     return found if is_ours and (path.is_dir() or path.name in found["files"]) else {}
+
+
+def _check_known(asked: CheckFlags, options: Mapping[str, Json]) -> None:
+    """Raise UsageError where an export says of itself what no flag of this version makes it."""
+    for name, flag, *_ in stated_flags(ExportFlags()):
+        stated = None if getattr(asked, name, None) is not None else options.get(name)
+        if stated is not None and flag.choices is not None and stated not in map(str, flag.choices):
+            raise UsageError(
+                f"{asked.path} has a {MANIFEST}: {name} is {stated!r}, which this version does not know; "
+                "check it with the one that wrote it"
+            )
 
 
 def _changed_files(subject: Subject) -> Iterator[ExportFinding]:
