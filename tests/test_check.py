@@ -629,3 +629,31 @@ def test_the_folder_for_the_hub_has_a_card_that_can_be_pushed_as_it_is(made: Cal
     assert found == set(out.rglob("*.parquet")) and found
     rows = load_dataset(str(out), split="train")
     assert len(rows) == 3 and rows[0]["images"][0].size == (640, 480)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"student": "qwen4"}, "options.student is 'qwen4', none of qwen3-vl, qwen2.5-vl"),
+        ({"errors": ["mask"]}, "options.errors is ['mask'], none of mask, train, drop"),
+        ({"coordinates": "rel1"}, "options.coordinates is 'rel1', none of rel1000, pixel"),
+        ({"format": None}, "options.format is None, none of trl, "),
+        (None, "lacks the options or the files of an export"),
+    ],
+)
+def test_what_an_export_cannot_say_of_itself_is_one_clear_line(
+    change: dict[str, Any] | None,
+    words: str,
+    broken: Callable[..., Broken],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = broken("openai")
+    path = copy.folder / "export.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    options = None if change is None else manifest["options"] | change
+    path.write_text(json.dumps(manifest | {"options": options}), encoding="utf-8")
+    assert main(["check", str(copy.folder)]) == 2
+    assert f"distil: {path}" in (said := capsys.readouterr().err) and words in said
+    if options is not None:  # of another file it says nothing
+        shutil.copy(copy.file, other := copy.folder / "other.jsonl")
+        assert main(["check", str(other), "--format", "openai"]) == 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
@@ -22,9 +23,15 @@ from distil.exports.pictures import MAX_STUDENT_RATIO
 from distil.exports.row_checks import ROW_CHECKS, Problem, Subject, leaks_of, truths_of
 from distil.exports.tokens import TOKENS_A_MESSAGE, picture_tokens, text_tokens
 from distil.exports.written import WrittenPicture, WrittenRow, find_row_files, read_rows
-from distil.records import ExportFormat, Json, Size
+from distil.records import ExportFormat, FailedCalls, Frame, Json, Size, Student
 
 KEPT_FINDINGS = 1000  # of a kind; more are only counted
+_STATED: Mapping[str, tuple[str, ...]] = {  # by an export of itself, with what each may be
+    "format": tuple(ExportFormat),
+    "coordinates": (Frame.REL1000, Frame.PIXEL),
+    "errors": get_args(FailedCalls),
+    "student": get_args(Student),
+}
 _KEPT_SIZES = 4096  # of pictures: split rows have the same ones
 
 
@@ -116,8 +123,19 @@ def _manifest(path: Path) -> Mapping[str, Json]:
         found = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
-    is_ours = isinstance(found, dict) and found.get("format") == FORMAT
-    return found if is_ours and (path.is_dir() or path.name in found["files"]) else {}
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return {}
+    options, listed = found.get("options"), found.get("files")
+    if not isinstance(options, dict) or not isinstance(listed, dict):
+        raise UsageError(f"{folder / MANIFEST} lacks the options or the files of an export")
+    if path.is_file() and path.name not in listed:
+        return {}
+    for name, values in _STATED.items():
+        if name in options and options[name] not in values:
+            raise UsageError(
+                f"{folder / MANIFEST}: options.{name} is {options[name]!r}, none of {', '.join(values)}"
+            )
+    return found
 
 
 def _changed_files(subject: Subject) -> Iterator[ExportFinding]:
