@@ -23,7 +23,6 @@ from test_exports import CODE, FORMATS, ROTATE, ZOOM, export, run
 
 from distil.cli import main
 from distil.exports.check import KEPT_FINDINGS, REMEDIES, ExportFinding, Findings
-from distil.exports.export import FORMAT, MANIFEST
 from distil.exports.written import WrittenPicture
 
 NATIVE = [name for name in FORMATS if name != "hf"]
@@ -632,13 +631,29 @@ def test_the_folder_for_the_hub_has_a_card_that_can_be_pushed_as_it_is(made: Cal
     assert len(rows) == 3 and rows[0]["images"][0].size == (640, 480)
 
 
-@pytest.mark.parametrize("name", ["format", "coordinates", "student", "errors"])
-def test_an_export_that_says_what_nobody_knows_is_refused_in_a_line(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"student": "qwen4"}, "options.student is 'qwen4', none of qwen3-vl, qwen2.5-vl"),
+        ({"errors": ["mask"]}, "options.errors is ['mask'], none of mask, train, drop"),
+        ({"coordinates": "rel1"}, "options.coordinates is 'rel1', none of rel1000, pixel"),
+        ({"format": None}, "options.format is None, none of trl, "),
+        (None, "lacks the options or the files of an export"),
+    ],
+)
+def test_what_an_export_cannot_say_of_itself_is_one_clear_line(
+    change: dict[str, Any] | None,
+    words: str,
+    broken: Callable[..., Broken],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = {"format": "openai", "coordinates": "pixel", "student": "qwen3-vl", "errors": "mask"}
-    manifest = {"format": FORMAT, "files": {}, "options": options | {name: "of later"}}
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    (tmp_path / "train.jsonl").write_text("{}\n", encoding="utf-8")
-    assert main(["check", str(tmp_path)]) == 2
-    assert f"{MANIFEST}: {name} is 'of later', which this version does not know" in capsys.readouterr().err
+    copy = broken("openai")
+    path = copy.folder / "export.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    options = None if change is None else manifest["options"] | change
+    path.write_text(json.dumps(manifest | {"options": options}), encoding="utf-8")
+    assert main(["check", str(copy.folder)]) == 2
+    assert f"distil: {path}" in (said := capsys.readouterr().err) and words in said
+    if options is not None:  # of another file it says nothing
+        shutil.copy(copy.file, other := copy.folder / "other.jsonl")
+        assert main(["check", str(other), "--format", "openai"]) == 0

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
-from distil.commands.flags import CheckFlags, ExportFlags, stated_flags
+from distil.commands.flags import CheckFlags
 from distil.errors import UsageError, error_text
 from distil.exports.export import FORMAT, MANIFEST
 from distil.exports.files import PICTURES, file_sha256
@@ -22,9 +23,15 @@ from distil.exports.pictures import MAX_STUDENT_RATIO
 from distil.exports.row_checks import ROW_CHECKS, Problem, Subject, leaks_of, truths_of
 from distil.exports.tokens import TOKENS_A_MESSAGE, picture_tokens, text_tokens
 from distil.exports.written import WrittenPicture, WrittenRow, find_row_files, read_rows
-from distil.records import ExportFormat, Json, Size
+from distil.records import ExportFormat, FailedCalls, Frame, Json, Size, Student
 
 KEPT_FINDINGS = 1000  # of a kind; more are only counted
+_STATED: Mapping[str, tuple[str, ...]] = {  # by an export of itself, with what each may be
+    "format": tuple(ExportFormat),
+    "coordinates": (Frame.REL1000, Frame.PIXEL),
+    "errors": get_args(FailedCalls),
+    "student": get_args(Student),
+}
 _KEPT_SIZES = 4096  # of pictures: split rows have the same ones
 
 
@@ -91,7 +98,6 @@ def check_export(
     """
     folder, files = find_row_files(asked.path)
     manifest = _manifest(asked.path)
-    _check_known(asked, manifest.get("options", {}))
     stated = manifest.get("options", {}).get("format")
     if asked.format is None and stated is None:
         raise UsageError(f"{asked.path} has no {MANIFEST} that says who reads it: name the --format")
@@ -117,19 +123,19 @@ def _manifest(path: Path) -> Mapping[str, Json]:
         found = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
-    is_ours = isinstance(found, dict) and found.get("format") == FORMAT
-    return found if is_ours and (path.is_dir() or path.name in found["files"]) else {}
-
-
-def _check_known(asked: CheckFlags, options: Mapping[str, Json]) -> None:
-    """Raise UsageError where an export says of itself what no flag of this version makes it."""
-    for name, flag, *_ in stated_flags(ExportFlags()):
-        stated = None if getattr(asked, name, None) is not None else options.get(name)
-        if stated is not None and flag.choices is not None and stated not in map(str, flag.choices):
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return {}
+    options, listed = found.get("options"), found.get("files")
+    if not isinstance(options, dict) or not isinstance(listed, dict):
+        raise UsageError(f"{folder / MANIFEST} lacks the options or the files of an export")
+    if path.is_file() and path.name not in listed:
+        return {}
+    for name, values in _STATED.items():
+        if name in options and options[name] not in values:
             raise UsageError(
-                f"{asked.path} has a {MANIFEST}: {name} is {stated!r}, which this version does not know; "
-                "check it with the one that wrote it"
+                f"{folder / MANIFEST}: options.{name} is {options[name]!r}, none of {', '.join(values)}"
             )
+    return found
 
 
 def _changed_files(subject: Subject) -> Iterator[ExportFinding]:
