@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 from scripted_teacher import ScriptedTeacher, is_probe, says
 
-from distil.cli import main
+from distil.cli import main, read_command
 from distil.commands.flags import ExportFlags, SelectionFlags, _band
 from distil.errors import UsageError
 from distil.exports.filters import Candidate, balanced, best, first
@@ -403,6 +403,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run(tmp_path_factory.mktemp("seen"), photos(), country=["x", "x", "y", "y", "z"])
     add_rollout(folder / "trace_00000.json", 1, 0.25)
     return folder
+
+
+@pytest.mark.parametrize(("text", "bits"), [("4", 4), ("4.0", 4), ("1e1", 10), ("32", 32)])
+def test_a_number_of_bits_may_be_written_in_any_way(text: str, bits: int) -> None:
+    _, flags = read_command(["export", "traces", "--format", "trl", "--near_bits", text])
+    assert repr(flags.selection.near_bits) == str(bits)
 
 
 def test_of_near_duplicates_the_largest_photo_stays_with_all_its_rollouts(seen: Path) -> None:

@@ -220,7 +220,7 @@ _share = _reader(_finite, "must be a number from 0 to 1", lambda value: 0 <= val
 _temperature = _reader(_finite, "must be a number from 0 to 2", lambda value: 0 <= value <= 2)
 _seconds = _reader(_finite, "must be a number of seconds above 0", lambda value: value > 0)
 _grace = _reader(_finite, "must be a number of seconds, 0 or more", lambda value: value >= 0)
-_bits = _reader(int, "must be a whole number from 0 to 32", lambda value: value in range(33))
+_bits = _reader(lambda text: list[float](range(33)).index(float(text)), "must be a whole number from 0 to 32")
 _band = _reader(_shares, "use LOW..HIGH, two shares from 0 to 1, as 0.2..0.8")
 _prices = _reader(parse_prices, "use IN,OUT or IN,OUT,CACHED_IN, USD per million tokens")
 
