@@ -236,6 +236,8 @@ class OwnTool:
     file: str
 
     def __getattr__(self, name: str) -> Any:
+        if name == "tool":
+            raise AttributeError(name)  # while a copy is made, which has nothing yet
         found = getattr(self.tool, name)
         if name in ("resolve", "apply", "restate"):
             return partial(self._or_fail, found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import shutil
 import sys
@@ -514,3 +516,8 @@ def test_what_an_own_tool_raises_where_it_is_only_asked_of_a_call_is_no_answer(
 ) -> None:
     monkeypatch.setattr(ZoomTool, asked, lambda self, call: call["nothing"])
     assert getattr(OwnTool(ZoomTool(), "own.py"), asked)({}) is None
+
+
+def test_an_own_tool_can_be_copied_and_sent_to_another_process() -> None:
+    own = OwnTool(ZoomTool(), "own.py")
+    assert copy.deepcopy(own) == own == pickle.loads(pickle.dumps(own))
