@@ -40,9 +40,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def run(server: ScriptedTeacher, photos: Path, out: Path, run_door: RunDoor) -> Any:
+def run(server: ScriptedTeacher, photos: Path, out: Path, run_door: RunDoor, *others: object) -> Any:
     flags = ("--api_base", server.api_base, "--dataset_path", photos, "--num_samples", 3)
-    return run_door("demo_concurrent.py", *flags, "--output_dir", out)
+    return run_door("demo_concurrent.py", *flags, "--output_dir", out, *others)
 
 
 def with_record(out: Path, change: Any) -> None:
@@ -84,6 +84,20 @@ def test_turns_that_are_used_again_are_no_warning(photos: Path, tmp_path: Path, 
         result = run(server, photos, out, run_door)
     assert "no more" not in result.stdout and "turns made by" not in result.stdout
     assert not [text for text in last_run(out)["warnings"] if "no more" in text]
+
+
+def test_turns_that_other_settings_made_are_told_and_not_used(
+    photos: Path, tmp_path: Path, run_door: RunDoor
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedTeacher(breaks_at_the_answer) as server:
+        run(server, photos, out, run_door)
+    with ScriptedTeacher(three_turns) as server:
+        result = run(server, photos, out, run_door, "--max_turns", 7, "--on_change", "keep")
+        asked = [request for request in server.requests if not is_probe(request)]
+    assert result.returncode == 0, result.stderr
+    assert "Paid turns that other settings made, not used: 6." in result.stdout.splitlines()
+    assert "paid turns kept" not in result.stdout and len(asked) == 3 * 3
 
 
 @pytest.mark.parametrize("name", ["distil", "pillow"])
