@@ -23,7 +23,7 @@ from distil.records import SampleId
 from distil.rollout import turn_seed
 from distil.store.journal import FOLDER
 
-NUM_SAMPLES, NUM_TURNS, NUM_WORKERS, NUM_KILLS = 48, 3, 3, 32
+NUM_SAMPLES, NUM_TURNS, NUM_WORKERS, NUM_KILLS = 72, 3, 3, 32
 Turn = tuple[int, int]  # a row and the number of its turn, from 1
 TURN_OF_SEED = {
     turn_seed(0, SampleId(row), turn): (row, turn)
