@@ -20,7 +20,7 @@ from scripted_teacher import ScriptedTeacher, calls, completion, is_probe, num_t
 from distil.errors import BudgetExceeded, FolderError, UsageError
 from distil.spending.budget import Bill, Budget, calls_of, cost_of, tokens_of
 from distil.spending.prices import FixedPrices, Tokens, find_prices, parse_prices, read_tokens, stored_tokens
-from distil.store.claim import SPENDING, SpendingFile
+from distil.store.spending import SPENDING, SpendingFile
 
 PRICES = FixedPrices(input_usd=2.0, output_usd=10.0, cached_usd=0.5)
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 200}

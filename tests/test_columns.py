@@ -177,6 +177,13 @@ def test_a_name_that_only_holds_the_letters_is_no_place(name: str) -> None:
         GEOLOCATION.choose_columns(["image", name, "lon"], {})
 
 
+def test_a_tag_of_exif_may_be_asked_for_where_the_dataset_does_not_tell_of_it() -> None:
+    tags = {"lat": "exif:GPSLatitude", "lon": "exif:GPSLongitude"}
+    assert GEOLOCATION.choose_columns(["image"], tags) == tags
+    with pytest.raises(SourceError, match="there is no such column"):
+        GEOLOCATION.choose_columns(["image"], tags | {"lat": "exif:GPSAltitude"})
+
+
 def test_a_column_that_is_not_there_is_named_with_its_flag(tmp_path: Path) -> None:
     path = save(tmp_path / "ds", image=None, lat=1.0, lon=2.0)
     with pytest.raises(SourceError, match=r"--image_column 'foto': .* columns image, lat, lon"):

@@ -23,9 +23,9 @@ from distil.records import Outcome, SampleId
 from distil.spending.budget import Budget, calls_of, tokens_of
 from distil.store import folder as folder_module
 from distil.store.atomic import write_json
-from distil.store.claim import SPENDING, SpendingFile
 from distil.store.folder import RunFolder
 from distil.store.journal import Journal
+from distil.store.spending import SPENDING, SpendingFile
 
 BODIES = [
     json.dumps(calls(("image_rotate_tool", {"angle": 90}))).encode(),

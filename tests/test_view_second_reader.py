@@ -20,10 +20,11 @@ from distil.errors import FolderError
 from distil.index.index import TraceIndex
 from distil.index.query import Query
 from distil.records import SampleId
-from distil.store.claim import RUN_RECORD, SPENDING
+from distil.store.claim import RUN_RECORD
 from distil.store.folder import FAILED_SAMPLES, TIMINGS
 from distil.store.marks import MARKS, append_mark
 from distil.store.scores import SCORES
+from distil.store.spending import SPENDING
 from distil.viewer import run_page
 from distil.viewer.charts import charts
 from distil.viewer.charts import pairs as map_pairs

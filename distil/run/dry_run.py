@@ -14,7 +14,7 @@ from distil.run.plan import Plan
 from distil.run.schedule import Rollouts
 from distil.run.solver import open_budget, rollout_settings
 from distil.source.rows import Source
-from distil.store.claim import SpendingFile
+from distil.store.spending import SpendingFile
 from distil.store.trace_file import trace_name
 from distil.teacher.client import request_body
 

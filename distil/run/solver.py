@@ -22,8 +22,9 @@ from distil.source.rows import Source, open_source
 from distil.source.saved import IMAGE_COLUMN
 from distil.spending.budget import Budget, Measure, calls_of, cost_of, tokens_of
 from distil.spending.prices import find_prices
-from distil.store.claim import Claim, SpendingFile
+from distil.store.claim import Claim
 from distil.store.folder import WITHOUT_TOOLS, RunFolder
+from distil.store.spending import SpendingFile
 from distil.store.summary import TraceSummary
 from distil.store.trace_settings import TraceSettings
 from distil.tasks import TASKS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -11,18 +11,15 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from distil.errors import TraceError, UsageError
 from distil.records import Json, SampleId, mapping_of
-from distil.spending.budget import RequestState
 from distil.store.atomic import folder_errors, sync_files
 from distil.store.journal import FOLDER, Journal, unfinished_samples
-from distil.store.json_lines import LineFile, open_regular, read_lines
+from distil.store.json_lines import open_regular
+from distil.store.spending import SpendingFile
 from distil.store.trace_file import TRACE_FILES, find_trace_files, load_json, sample_of_name, trace_name
 from distil.store.trace_settings import TraceSettings, short_json
 
 RUN_RECORD = "run_record.json"
 LOCK = ".lock"
-SPENDING = "spending.jsonl"
-_STATES = frozenset(RequestState)
-_MAX_COST_USD = 1e12  # of a request: what says more, or no number, is no entry of ours
 
 
 def lock_folder(folder: Path) -> BaseFileLock | None:
@@ -69,34 +66,6 @@ def read_runs(folder: Path) -> list[Json]:
         raise UsageError(
             f"{path} cannot be read ({error}); move it away, or choose another --output_dir"
         ) from None
-
-
-class SpendingFile(LineFile):
-    """A line as a request is sent and a line as it ends, over all runs into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / SPENDING)
-
-    def record(self, entry: Mapping[str, Json]) -> None:
-        """Add an entry; raises FolderError.
-
-        The kernel has that of a request that leaves when this returns, so that a killed process loses none.
-        That of an answered one goes with its turn into the journal, or with another entry before.
-        """
-        if entry["state"] == RequestState.ANSWERED:
-            self.append_later(entry)
-        else:
-            self.append(entry)
-
-    def entries(self) -> Iterator[Mapping[str, Json]]:
-        """The whole entries; a line that a crash cut off is passed over, as its request has another line."""
-        return (entry for entry, _ in read_lines(self._path) if entry is not None and _is_entry(entry))
-
-
-def _is_entry(entry: Mapping[str, Json]) -> bool:
-    state, cost_usd = entry.get("state"), entry.get("cost_usd")
-    is_number = cost_usd is None or (type(cost_usd) in (int, float) and abs(cost_usd) < _MAX_COST_USD)
-    return type(entry.get("request")) is int and isinstance(state, str) and state in _STATES and is_number
 
 
 class Claim:

@@ -14,9 +14,10 @@ from distil.errors import UsageError
 from distil.records import Json, SampleId
 from distil.spending.budget import RequestState, Spent
 from distil.spending.prices import Tokens, stored_tokens
-from distil.store.claim import LOCK, RUN_RECORD, SPENDING, SpendingFile, read_runs
+from distil.store.claim import LOCK, RUN_RECORD, read_runs
 from distil.store.folder import FAILED_SAMPLES, TIMINGS, WITHOUT_TOOLS, read_failures
 from distil.store.journal import unfinished_samples
+from distil.store.spending import SPENDING, SpendingFile
 from distil.store.trace_file import sample_of_name
 
 _TRIES = 5  # files are replaced and removed while a run goes on

@@ -16,7 +16,8 @@ from distil import process
 from distil.commands.flags import REPORT_TRACES, VIEW_PORT, ViewFlags
 from distil.errors import UsageError
 from distil.records import SampleId
-from distil.store.claim import LOCK, RUN_RECORD, SPENDING
+from distil.store.claim import LOCK, RUN_RECORD
+from distil.store.spending import SPENDING
 from distil.store.trace_file import find_trace_files
 from distil.terminal.bar import telling_bar
 from distil.terminal.terminal import Terminal
